@@ -1,0 +1,135 @@
+"""Every bound of Holdfast, in one place, with the relations between them asserted.
+
+Why one file: a bound that lives beside its use is a bound that nobody can compare with the next one. The C program has
+the same names in ``lbpod/bpf/limits.h`` (prefixed ``HF_``); a tidy test keeps the two equal. Times are nanoseconds,
+sizes are bytes, counts are plain integers; the last part of each name says which.
+"""
+
+from typing import Final
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+SLOT_COUNT: Final = 65_536
+"""Slots of one VIP's lookup table. A power of two, so that ``slot = hash >> 16``."""
+
+VIPS_MAX: Final = 4_096
+"""VIPs (address + port + protocol) of one cluster; ids are 1..VIPS_MAX-1."""
+
+VIP_INDEX_COUNT: Final = 8_192
+"""Entries of the direct-mapped VIP index: first half by hash, second half for chained collisions."""
+
+VIP_CHAIN_MAX: Final = 8
+"""Entries that the fast path visits for one VIP look-up at most (a longer chain is refused at configuration time)."""
+
+BACKENDS_MAX: Final = 65_536
+"""Backends of one cluster at one time, over all VIPs."""
+
+BACKEND_IDS_MAX: Final = 131_072
+"""Size of the id space. Twice BACKENDS_MAX, so that an id rests for many changes before it is used again."""
+
+NODES_MAX: Final = 4_096
+"""Nodes (hosts of backends or of LBs)."""
+
+MEMBERS_MAX: Final = 1_024
+"""Ring members (LBs); ids are 0..MEMBERS_MAX-1."""
+
+MEMBER_NONE: Final = 0xFFFF
+"""'No member' in the ownership arrays."""
+
+REPLICAS_MAX: Final = 6
+"""Replicas of one slot: owner and backup in each of own, next and prev."""
+
+RELAY_HOPS_MAX: Final = 3
+"""Times that a packet may be relayed before it is decided where it is."""
+
+# --- Flow maps --------------------------------------------------------------------------------------------------------
+CACHE_MAX: Final = 262_144
+"""Leases that one LB holds about flows of slots that it does not own (LRU)."""
+
+RECORDS_MAX: Final = 1_048_576
+"""Authoritative flow records at one replica (hash; never evicts)."""
+
+EMBRYONIC_MAX: Final = 65_536
+"""Records made by a SYN alone (LRU)."""
+
+PENDING_MAX: Final = 65_536
+"""Flows waiting to be asked about (LRU)."""
+
+NAT_MAX: Final = 1_048_576
+"""Flows that a host agent translates (LRU)."""
+
+BATCH_MAX: Final = 4_096
+"""Flows in one resolve request, and in one batched system call."""
+
+LOOKUP_BATCH_MAX: Final = 1_024
+"""Keys that the look-up program walks in one call."""
+
+# --- Wire -------------------------------------------------------------------------------------------------------------
+GENEVE_PORT: Final = 6_081
+VNI_MAX: Final = 0xFFFFFF
+BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Largest HTTP body accepted (a snapshot of BACKENDS_MAX backends fits)."""
+
+FORWARD_OVERHEAD_BYTES: Final = 60
+"""Outer IPv4 20 + UDP 8 + Geneve 8 + FORWARD option 24."""
+
+RELAY_OVERHEAD_BYTES: Final = 48
+"""Outer IPv4 20 + UDP 8 + Geneve 8 + RELAY option 12."""
+
+CHAIN_OVERHEAD_BYTES: Final = 64
+"""Outer IPv4 20 + UDP 8 + Geneve 8 + CHAIN option 28."""
+
+UNDERLAY_EXTRA_BYTES: Final = 64
+"""How much larger the underlay's MTU has to be than the clients' for packets of full size to pass."""
+
+# --- Times ------------------------------------------------------------------------------------------------------------
+MARGIN_NS: Final = 1_000_000_000
+"""Longest life of a packet in the cluster (DESIGN: section 3)."""
+
+LEASE_DIVISOR: Final = 4
+"""A lease is idle / LEASE_DIVISOR ..."""
+
+LEASE_NS_MAX: Final = 30_000_000_000
+"""... but never longer than this: below the 60 s of TIME_WAIT, so that a five-tuple used again cannot meet an answer
+that was given about its predecessor."""
+
+IDLE_TIMEOUT_SECONDS_DEFAULT: Final = 3_600
+UDP_IDLE_TIMEOUT_SECONDS_DEFAULT: Final = 60
+IDLE_TIMEOUT_SECONDS_MIN: Final = 4
+IDLE_TIMEOUT_SECONDS_MAX: Final = 7 * 24 * 3_600
+DRAIN_TIMEOUT_SECONDS_DEFAULT: Final = 3_600
+CHANGE_GATHER_NS: Final = 5_000_000
+"""What arrives within this time of the first event becomes part of the same change."""
+
+PEER_TIMEOUT_NS: Final = 2_000_000_000
+"""A call to a peer that is not answered within this time has failed."""
+
+RETRY_NS: Final = 500_000_000
+"""Pause before a failed effect is tried again."""
+
+TICK_NS: Final = 100_000_000
+"""The shell sends a Tick event this often."""
+
+FORGET_SCAN_NS: Final = 10_000_000_000
+"""The owner looks for records to forget this often."""
+
+EARLY_ASK_NS: Final = 500_000_000
+"""Pause between two questions to host agents about the same slots."""
+
+OUTSTANDING_MAX: Final = 64
+"""Requests that one Keeper may have under way to one peer."""
+
+QUEUE_MAX: Final = 1_024
+"""Events waiting in a shell's queue; beyond it HTTP answers 503 and the pending map keeps its flows."""
+
+WEIGHT_MAX: Final = 1_000
+"""Largest weight of a backend."""
+
+assert SLOT_COUNT == 1 << 16, "slot = hash >> 16 needs 2^16 slots"
+assert VIP_INDEX_COUNT == 2 * VIPS_MAX, "half of the VIP index is direct-mapped, half for chains"
+assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
+assert BACKEND_IDS_MAX < 1 << 24, "a slot holds its current backend in 24 bits"
+assert MEMBERS_MAX <= MEMBER_NONE, "member ids must differ from MEMBER_NONE"
+assert LOOKUP_BATCH_MAX <= BATCH_MAX <= PENDING_MAX, "a batch must fit where it comes from"
+assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to be promoted"
+assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
+assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
