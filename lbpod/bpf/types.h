@@ -56,7 +56,7 @@ struct hf_node {
 	__u32 csum;	 /* sum of the outer IPv4 header's 16-bit words without total length, as read in memory */
 	__u16 mtu;	 /* of the path there, 0: unknown */
 	__u16 flags;
-	__u32 pad;
+	__u32 pad[2];
 };
 
 #define HF_MEMBER_PRESENT 0x01

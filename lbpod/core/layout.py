@@ -40,7 +40,7 @@ NODE: Final = np.dtype(
         ("csum", "<u4"),
         ("mtu", "<u2"),
         ("flags", "<u2"),
-        ("pad", "<u4"),
+        ("pad", "<u4", (2,)),
     ]
 )
 MEMBER: Final = np.dtype([("addr", "u1", (16,)), ("node", "<u4"), ("flags", "<u4")])
