@@ -1,0 +1,528 @@
+"""What is said: the bodies on the wire, and the events and effects of the two brains.
+
+Why one file: these are the whole interface of ``Planner.step`` and ``Keeper.step`` and of the HTTP calls between the
+parts, so a shell can be written, and a simulator, without reading how anything is decided. Bodies are msgspec structs
+(``lbpod.core.wire`` puts them into versioned MessagePack); events and effects are plain frozen dataclasses.
+
+How a shell runs a brain: feed one event, then carry out the effects *in their order*. An effect that touches the datapath
+and fails ends the list: the rest is not carried out, and ``EffectsFailed`` (the failed one, the rest, why) is the
+next event. Questions (``Ask``, ``Look*``) carry a token and are answered later by exactly one event with the same token.
+Flows, records and slots travel as NumPy arrays of ``lbpod.core.layout``; on the wire as their bytes.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.model import Snapshot, World
+
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.void]
+
+
+# --- Bodies: controller and LB ----------------------------------------------------------------------------------------
+class LbStatus(msgspec.Struct, frozen=True):
+    """Answer to every call of the controller, and of GET /v1/state: where this LB stands.
+
+    Invariant: committed <= prepared <= staged where the latter are not 0.
+    """
+
+    node: str
+    member: int
+    committed: int
+    """Generation in force; 0: none yet."""
+    prepared: int
+    """Generation prepared and not yet committed; 0: none."""
+    staged: int
+    """Generation of the snapshot last accepted; 0: none."""
+    digest: bytes
+    """Of the snapshot that `staged` names (snapshot.digest_of)."""
+    ring_epoch: int
+    tracking_slots: int
+    problem: str = ""
+    """One sentence where something is wrong, else empty."""
+    snapshot: Snapshot | None = None
+    """The newest snapshot known, where the caller asked for it (a controller that starts)."""
+
+
+class PrepareCall(msgspec.Struct, frozen=True):
+    """POST /v1/prepare. The snapshot must have been staged; digest: that of the snapshot."""
+
+    generation: int
+    digest: bytes
+
+
+class CommitCall(msgspec.Struct, frozen=True):
+    """POST /v1/commit. Must have been prepared."""
+
+    generation: int
+    digest: bytes
+
+
+# --- Bodies: LB and LB, LB and host agent -----------------------------------------------------------------------------
+class ResolveCall(msgspec.Struct, frozen=True):
+    """POST /v1/flows/resolve: up to BATCH_MAX flows, as bytes of layout.FLOW."""
+
+    member: int
+    flows: bytes
+
+
+class ResolveAnswer(msgspec.Struct, frozen=True):
+    """For each flow, in order: backend id (u32, 0: cannot tell) and lease (u32 ms, 0: do not keep)."""
+
+    backends: bytes
+    leases_ms: bytes
+
+
+class SettleStep(Enum):
+    """ASK: owner to backup, may this settle? TELL: owner to everyone, it has settled."""
+
+    ASK = "ask"
+    TELL = "tell"
+
+
+class SettleKind(Enum):
+    """SETTLE ends tracking; REBASE (UDP) moves base to current and goes on tracking."""
+
+    SETTLE = "settle"
+    REBASE = "rebase"
+
+
+class SettleCall(msgspec.Struct, frozen=True):
+    """POST /v1/slots/settle. slots: bytes of u16; epoch: generation committed; early_backends: bytes of u32, the backends
+    whose host agents (or whose death) vouch that no live flow is left, empty where the quiet time itself has passed."""
+
+    member: int
+    step: SettleStep
+    kind: SettleKind
+    vip: int
+    epoch: int
+    slots: bytes
+    early_backends: bytes = b""
+
+
+class SettleAnswer(msgspec.Struct, frozen=True):
+    """Slots that the backup agrees to (bytes of u16) and the backend it has made their base (bytes of u32)."""
+
+    slots: bytes
+    bases: bytes
+
+
+class ForgetCall(msgspec.Struct, frozen=True):
+    """POST /v1/flows/forget: records that the owner has not seen for longer than idle, bytes of layout.FLOW."""
+
+    member: int
+    flows: bytes
+
+
+class ForgetAnswer(msgspec.Struct, frozen=True):
+    """For each flow one byte: 1: nothing seen of it here either, forgotten."""
+
+    agreed: bytes
+
+
+class QuietCall(msgspec.Struct, frozen=True):
+    """POST /v1/slots/quiet, to a host agent: which of these slots (bytes of u16) of this VIP still have a live flow to one
+    of these backends (bytes of u32) on your node?"""
+
+    vip: int
+    slots: bytes
+    backends: bytes
+
+
+class QuietAnswer(msgspec.Struct, frozen=True):
+    """can_tell False: nothing is known. quiet: one byte for each slot, 1: no live flow."""
+
+    can_tell: bool
+    quiet: bytes
+
+
+PeerCall = ResolveCall | SettleCall | ForgetCall | QuietCall
+PeerAnswer = ResolveAnswer | SettleAnswer | ForgetAnswer | QuietAnswer
+ControlCall = PrepareCall | CommitCall | Snapshot
+
+
+# --- Keeper: events ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Restored:
+    """First event after a restart on pinned maps: the snapshots that the agent had kept, and the slots as found."""
+
+    committed: Snapshot | None
+    prepared: Snapshot | None
+    slots: dict[int, U64]
+
+
+@dataclass(frozen=True)
+class Called:
+    """The controller or a peer calls; to be answered by Reply or Refuse with the same request number."""
+
+    request: int
+    body: Snapshot | PrepareCall | CommitCall | PeerCall
+    with_snapshot: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer to an Ask."""
+
+    token: int
+    body: PeerAnswer
+
+
+@dataclass(frozen=True)
+class AskFailed:
+    """An Ask that failed: refused, timed out, or could not be sent."""
+
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PendingDrained:
+    """Flows that the fast path relayed without knowing: FLOW keys and PENDING values."""
+
+    flows: Rows
+    values: Rows
+
+
+@dataclass(frozen=True)
+class RecordsLooked:
+    """Answer to LookRecords: RECORD for each flow (flags RECORD_MISSING: none)."""
+
+    token: int
+    records: Rows
+
+
+@dataclass(frozen=True)
+class RecordsDumped:
+    """Answer to DumpRecords: all of records and embryonic."""
+
+    token: int
+    flows: Rows
+    records: Rows
+
+
+@dataclass(frozen=True)
+class NatDumped:
+    """Answer to DumpNat: NAT_KEY and NAT rows; full: entries may have been evicted."""
+
+    token: int
+    keys: Rows
+    values: Rows
+    full: bool
+
+
+@dataclass(frozen=True)
+class SeenRead:
+    """Answer to LookSeen: other_seen of the VIP (u64[SLOT_COUNT]) and vip_stats.unrecorded_ns."""
+
+    token: int
+    other_seen: U64
+    unrecorded_ns: int
+
+
+@dataclass(frozen=True)
+class MemberSeen:
+    """The shell's belief about a member changed."""
+
+    member: int
+    up: bool
+
+
+@dataclass(frozen=True)
+class EffectsFailed:
+    """A datapath effect failed; `rest` was not carried out."""
+
+    failed: "KeeperEffect"
+    rest: tuple["KeeperEffect", ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed (about every TICK_NS)."""
+
+
+KeeperEvent = (
+    Restored
+    | Called
+    | Answered
+    | AskFailed
+    | PendingDrained
+    | RecordsLooked
+    | RecordsDumped
+    | NatDumped
+    | SeenRead
+    | MemberSeen
+    | EffectsFailed
+    | Tick
+)
+
+
+# --- Keeper: effects --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Configure:
+    """Write everything but slots that a snapshot (or two: committed and prepared) says: config, VIP index, backends, nodes,
+    members, the tunnel's door. The shell turns it into rows; alive: ids of backends that may be chosen."""
+
+    committed: Snapshot | None
+    prepared: Snapshot | None
+    alive: frozenset[int]
+    members_up: frozenset[int]
+
+
+@dataclass(frozen=True)
+class WriteOwnership:
+    """u32[SLOT_COUNT] each; None: all MEMBER_NONE."""
+
+    own: U32
+    next: U32 | None = None
+    prev: U32 | None = None
+
+
+@dataclass(frozen=True)
+class CreateVip:
+    """Slots of this VIP are needed from now on."""
+
+    vip: int
+
+
+@dataclass(frozen=True)
+class DeleteVip:
+    """They are not needed any more."""
+
+    vip: int
+
+
+@dataclass(frozen=True)
+class WriteSlots:
+    """Slot words (layout.SLOT_*) at these slots."""
+
+    vip: int
+    slots: U32
+    words: U64
+
+
+@dataclass(frozen=True)
+class PutCache:
+    """Leases: FLOW keys, LEASE values."""
+
+    flows: Rows
+    leases: Rows
+
+
+@dataclass(frozen=True)
+class DropRecords:
+    """Delete these flows from records and embryonic."""
+
+    flows: Rows
+
+
+@dataclass(frozen=True)
+class LookRecords:
+    """Ask for the records of these flows: RecordsLooked."""
+
+    token: int
+    flows: Rows
+
+
+@dataclass(frozen=True)
+class DumpRecords:
+    """Ask for all records: RecordsDumped."""
+
+    token: int
+
+
+@dataclass(frozen=True)
+class DumpNat:
+    """Ask for all translated flows: NatDumped."""
+
+    token: int
+
+
+@dataclass(frozen=True)
+class LookSeen:
+    """Ask for the stamps of a VIP: SeenRead."""
+
+    token: int
+    vip: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Call a node's agent (node id of the newest snapshot): Answered or AskFailed with this token."""
+
+    token: int
+    node: int
+    body: PeerCall
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Call a node's agent and do not care for the answer (a lost one only costs needless tracking)."""
+
+    node: int
+    body: PeerCall
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer a call with 200."""
+
+    request: int
+    body: LbStatus | PeerAnswer
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Answer a call with a 4xx (their mistake) or 503 (not now) and one sentence."""
+
+    request: int
+    status: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Keep these on disk, so that a restarted agent can go on (committed and prepared snapshots)."""
+
+    committed: Snapshot | None
+    prepared: Snapshot | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One line for people (/v1/trace, log): what happened and why. Never needed for correctness."""
+
+    what: str
+    vip: int = 0
+    slots: int = 0
+    detail: str = ""
+
+
+DatapathEffect = (
+    Configure
+    | WriteOwnership
+    | CreateVip
+    | DeleteVip
+    | WriteSlots
+    | PutCache
+    | DropRecords
+    | LookRecords
+    | DumpRecords
+    | DumpNat
+    | LookSeen
+)
+KeeperEffect = DatapathEffect | Ask | Tell | Reply | Refuse | Remember | Trace
+
+
+# --- Planner: events --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class WorldSeen:
+    """What is wanted, whole."""
+
+    world: World
+
+
+@dataclass(frozen=True)
+class LbAnswered:
+    """A node's agent answered a call (generation: the one the call was about, 0 for AskStatus)."""
+
+    node: str
+    generation: int
+    status: LbStatus
+
+
+@dataclass(frozen=True)
+class LbFailed:
+    """A call failed. refused: it answered 4xx (`reason` is its sentence), else it was silent or unreachable."""
+
+    node: str
+    generation: int
+    refused: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Persisted:
+    """The generation is written down; it may be pushed now."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class PersistFailed:
+    """It is not. highest: what was found instead, where somebody else wrote (0: unknown)."""
+
+    generation: int
+    highest: int
+    reason: str
+
+
+PlannerEvent = WorldSeen | LbAnswered | LbFailed | Persisted | PersistFailed | Tick
+
+
+# --- Planner: effects -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Persist:
+    """Write this generation down (compare-and-swap) before anything of it is pushed."""
+
+    generation: int
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class AskStatus:
+    """GET /v1/state?snapshot=1."""
+
+    node: str
+    control: str
+
+
+@dataclass(frozen=True)
+class Push:
+    """PUT /v1/snapshot, POST /v1/prepare or /v1/commit, by the body's type."""
+
+    node: str
+    control: str
+    generation: int
+    body: ControlCall
+
+
+@dataclass(frozen=True)
+class VipStatus:
+    """What people want to know about one VIP."""
+
+    name: str
+    epoch: int
+    ready: int
+    draining: int
+
+
+@dataclass(frozen=True)
+class PlannerStatus:
+    """Where the controller stands. phase: idle, starting, persisting, staging, preparing, committing."""
+
+    phase: str
+    generation: int
+    lbs: int
+    lbs_at_generation: int
+    lagging: tuple[str, ...]
+    problem: str
+    changes: int
+    vips: tuple[VipStatus, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The status has changed."""
+
+    status: PlannerStatus
+
+
+PlannerEffect = Persist | AskStatus | Push | Report
