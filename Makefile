@@ -1,0 +1,60 @@
+# Two lines to remember: `make demo` and `make test`. Each does all the set-up on a fresh Debian 12 machine, as root.
+# ARGS is passed on to what a target runs: make demo ARGS="--json result.json", make test ARGS="-k settle".
+#
+# What must be done once per machine is in tools/setup.sh; what make is good at (objects from sources) is here.
+
+ARGS ?=
+PY := .venv/bin/python
+# `check` compiles and reads; the others move packets, and so ask more of the machine.
+LEVEL := $(if $(filter-out check objects,$(MAKECMDGOALS)),machine,tools)
+
+SOURCES := $(wildcard lbpod/bpf/*.bpf.c lbpod/lab/bpf/*.bpf.c tests/*/*.bpf.c)
+HEADERS := $(wildcard lbpod/bpf/*.h lbpod/lab/bpf/*.h tests/*/*.h)
+OBJECTS := $(SOURCES:.c=.o)
+BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter /usr/include/$(shell uname -m)-linux-gnu
+
+# The ladder, cheapest first. `simulation` comes with the ring changes; a rung that is not there yet is stepped over.
+LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench soak objects setup lint clean
+
+help: ## this list
+	@echo 'make TARGET [ARGS="..."]'
+	@sed -n 's/^\([a-z]*\):[^#]*## /  \1\t/p' Makefile | expand -t 12
+
+demo: setup objects ## real connections while everything changes: Holdfast beside two baselines, about a minute
+	@.venv/bin/holdfast demo $(ARGS)
+
+test: setup lint objects ## check, then every test, cheapest first
+	@$(PY) -m pytest $(LADDER) $(ARGS)
+
+check: setup lint objects ## format, lint, types, contracts, BPF warnings, tidy tests: seconds
+	@$(PY) -m pytest -q tests/tidy $(ARGS)
+
+bench: setup objects ## what a packet, a table, a commit cost on this machine
+	@$(PY) -m tests.bench $(ARGS)
+
+soak: setup objects ## the random tests with a hundred times as many cases
+	@HOLDFAST_SOAK=1 $(PY) -m pytest tests/property tests/scenarios tests/bpf $(ARGS)
+
+objects: $(OBJECTS) ## the compiled BPF programs, beside their sources
+
+setup: ## packages, .venv, bpffs; the other targets do this by themselves
+	@tools/setup.sh $(LEVEL)
+
+lint: setup
+	@echo "==> format, lint, types, contracts"
+	@.venv/bin/ruff format --quiet --check --diff .
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy --no-error-summary
+	@.venv/bin/lint-imports --no-logo > build/contracts.log || { cat build/contracts.log; exit 1; }
+
+# Every object depends on every header: a second too much now and then, and never a stale program in the kernel.
+$(OBJECTS): %.o: %.c $(HEADERS) Makefile | setup
+	@echo "==> $@"
+	@$$(tools/find-clang.sh) $(BPF_CFLAGS) -c $< -o $@
+
+clean: ## objects and caches; .venv stays (it is keyed by pyproject.toml)
+	@rm -rf $(OBJECTS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find lbpod operator tests -name __pycache__ -type d -prune -exec rm -rf {} +

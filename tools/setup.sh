@@ -1,0 +1,176 @@
+#!/bin/bash
+# Make this machine ready: apt packages, the virtual environment, bpffs. `make` calls it before every target.
+#
+#   tools/setup.sh tools      what `make check` needs: a compiler for BPF, Python packages
+#   tools/setup.sh machine    that, and what moves packets: root, a kernel with BPF and namespaces, nginx, wrk, ...
+#
+# Written for a fresh Debian 12; it asks for facts (is there an `nginx`?), not for package names, so that any machine
+# that has them will do. Where it cannot go on it says so in one sentence and exits 1. The second run takes a fraction
+# of a second: facts are looked at again, and the Python packages are keyed by the content of pyproject.toml.
+#
+# Tried and dropped: a stamp file for the apt packages (it lies after an `apt remove`); apt's own output (400 lines that
+# hide the one that matters; it goes to build/setup.log, and its tail is shown if it fails).
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+level=${1:?usage: tools/setup.sh tools|machine}
+log=build/setup.log
+
+cannot() {
+	echo "holdfast: cannot go on: $*" >&2
+	exit 1
+}
+
+# step SENTENCE COMMAND...: run it with its output in the log, and show that time passes.
+step() {
+	local sentence=$1 started=$SECONDS said=$SECONDS pid
+	shift
+	printf '==> %s' "$sentence"
+	"$@" >>"$log" 2>&1 </dev/null &
+	pid=$!
+	# A background job does not see Ctrl-C. pip is told to stop; apt finishes the package in hand, and its clean-up runs.
+	trap 'kill "$pid"; wait "$pid"; exit 130' INT TERM
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.2
+		if ((SECONDS - said >= 2)); then
+			printf ' .'
+			said=$SECONDS
+		fi
+	done
+	if ! wait "$pid"; then
+		printf ' failed\n'
+		tail -n 20 "$log" >&2
+		cannot "\"$sentence\" failed; the lines above are the end of $log"
+	fi
+	trap - INT TERM
+	printf ' (%d s)\n' $((SECONDS - started))
+}
+
+# ------------------------------------------------------------------------------------------------------ the kernel
+
+check_kernel() {
+	[ "$(id -u)" = 0 ] || cannot "this needs root (it makes network namespaces and loads BPF programs); run it again with sudo."
+	local major minor
+	IFS=.- read -r major minor _ < <(uname -r)
+	((major > 5 || (major == 5 && minor >= 15))) ||
+		cannot "the kernel is $(uname -r), and Holdfast needs 5.15 or newer."
+	[ -e /proc/sys/kernel/unprivileged_bpf_disabled ] ||
+		cannot "this kernel has no bpf() system call (CONFIG_BPF_SYSCALL); boot a distribution kernel."
+	unshare --net true 2>/dev/null ||
+		cannot "this root may not make network namespaces (a container?); run it on a machine or in a VM, or with --privileged."
+	if [ "$(stat -f -c %T /sys/fs/bpf 2>/dev/null)" != bpf_fs ]; then
+		mount -t bpf bpf /sys/fs/bpf 2>/dev/null ||
+			cannot "/sys/fs/bpf is not a BPF file system and cannot be mounted as one (mount -t bpf bpf /sys/fs/bpf)."
+	fi
+}
+
+# bpf() may be there and yet be refused (seccomp, lockdown): ask it for the smallest map there is.
+check_bpf_allowed() {
+	.venv/bin/python - <<-'PY' || cannot "bpf() is refused here although we are root (a container, seccomp or kernel lockdown?)."
+		import ctypes, os, platform, struct, sys
+		number = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}.get(platform.machine())
+		if number is None:
+		    sys.exit(0)  # an unknown machine: the loader will tell
+		array = struct.pack("=IIII", 2, 4, 8, 1).ljust(72, b"\0")  # BPF_MAP_TYPE_ARRAY, key, value, entries
+		fd = ctypes.CDLL(None, use_errno=True).syscall(number, 0, array, len(array))
+		sys.exit(fd < 0 or os.close(fd))
+	PY
+}
+
+# ---------------------------------------------------------------------------------------------------- apt packages
+
+missing=()
+# need PACKAGE COMMAND...: the fact that must hold, and the package that makes it hold.
+need() {
+	local package=$1
+	shift
+	"$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+has_library() { ldconfig -p | grep -q "$1"; }
+has_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+find_python() {
+	local python
+	for python in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
+		if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+			command -v "$python"
+			return
+		fi
+	done
+	return 1
+}
+
+look_for_missing() {
+	missing=()
+	need clang-16 tools/find-clang.sh
+	need libbpf-dev test -e /usr/include/bpf/bpf_helpers.h
+	need linux-libc-dev test -e "/usr/include/$(uname -m)-linux-gnu/asm/types.h"
+	need python3-venv find_python
+	[ "$level" = machine ] || return 0
+	need libbpf1 has_library libbpf.so.1
+	need bpftool command -v bpftool
+	need iproute2 command -v tc
+	need ethtool command -v ethtool
+	need nginx-light command -v nginx
+	need curl command -v curl
+	need wrk command -v wrk
+	need tcpdump command -v tcpdump
+	need procps command -v sysctl
+}
+
+apt_install() (
+	export DEBIAN_FRONTEND=noninteractive
+	# nginx must not start here, neither now nor at the next boot: the tests start their own, in namespaces. policy-rc.d is
+	# Debian's way to say so; the machine's own is put back, also after Ctrl-C.
+	local policy=/usr/sbin/policy-rc.d had_nginx=no
+	! command -v nginx >/dev/null || had_nginx=yes
+	if [ ! -e $policy ]; then
+		trap 'rm -f $policy' EXIT INT TERM
+		printf '#!/bin/sh\n# while holdfast installs packages; removed afterwards\nexit 101\n' >$policy
+		chmod 755 $policy
+	fi
+	apt-get -q -o DPkg::Lock::Timeout=120 update
+	apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@"
+	if [ $had_nginx = no ] && command -v nginx >/dev/null && command -v systemctl >/dev/null; then
+		systemctl disable --quiet nginx || true # no systemd running: nothing to disable
+	fi
+)
+
+install_missing() {
+	PATH=$PATH:/usr/sbin:/sbin
+	look_for_missing
+	((${#missing[@]})) || return 0
+	command -v apt-get >/dev/null ||
+		cannot "this is not a Debian-like system (no apt-get); install what Debian calls ${missing[*]} and run it again."
+	[ "$(id -u)" = 0 ] || cannot "${missing[*]} must be installed, and that needs root; run it again with sudo."
+	step "installing ${missing[*]} (a minute or two)" apt_install "${missing[@]}"
+	look_for_missing
+	((${#missing[@]} == 0)) || cannot "${missing[*]} was installed but is still not usable; is this older than Debian 12?"
+}
+
+# --------------------------------------------------------------------------------------------------- Python packages
+
+install_python_packages() {
+	local python stamp=.venv/.holdfast-setup key
+	if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+		python=$(find_python)
+		step "making .venv with $("$python" --version)" "$python" -m venv --clear .venv
+	fi
+	key=$({ pwd -P; .venv/bin/python --version; cat pyproject.toml; } | sha256sum)
+	[ "$(cat $stamp 2>/dev/null)" != "$key" ] || return 0
+	step "installing the Python packages of pyproject.toml into .venv (a minute)" \
+		.venv/bin/python -m pip install --disable-pip-version-check --prefer-binary -e '.[test,dev]'
+	echo "$key" >$stamp
+}
+
+# ---------------------------------------------------------------------------------------------------------------
+
+mkdir -p build
+exec 9>build/setup.lock
+flock -w 600 9 || cannot "another set-up has been running here for ten minutes (it holds build/setup.lock)."
+: >"$log"
+[ "$level" = tools ] || check_kernel
+install_missing
+install_python_packages
+[ "$level" = tools ] || check_bpf_allowed
