@@ -23,7 +23,7 @@ struct hf_slot {
 
 /* struct hf_vip.flags */
 #define HF_VIP_CLIENT_IP 0x01 /* affinity: the client's port is not part of the flow */
-/* Direct-mapped: index = hf_vip_hash(address, port, protocol) < VIPS_MAX; collisions through `next` (0: end), which
+/* Direct-mapped: index = hf_vip_index(address, port, protocol) < VIPS_MAX; collisions through `next` (0: end), which
  * points into the upper half. An entry with protocol ICMP, port 0 and id 0 says "this address is a VIP". */
 struct hf_vip {
 	__u8 addr[16];
