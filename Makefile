@@ -45,10 +45,12 @@ setup: ## packages, .venv, bpffs; the other targets do this by themselves
 
 lint: setup
 	@echo "==> format, lint, types, contracts"
-	@.venv/bin/ruff format --quiet --check --diff .
-	@.venv/bin/ruff check --quiet .
-	@.venv/bin/mypy --no-error-summary
-	@.venv/bin/lint-imports --no-logo > build/contracts.log || { cat build/contracts.log; exit 1; }
+	@failed=0; \
+	.venv/bin/ruff format --quiet --check --diff . || failed=1; \
+	.venv/bin/ruff check --quiet --output-format concise . || failed=1; \
+	.venv/bin/mypy --no-error-summary || failed=1; \
+	.venv/bin/lint-imports --no-logo > build/contracts.log || { cat build/contracts.log; failed=1; }; \
+	exit $$failed
 
 # Every object depends on every header: a second too much now and then, and never a stale program in the kernel.
 $(OBJECTS): %.o: %.c $(HEADERS) Makefile | setup
