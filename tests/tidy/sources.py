@@ -6,6 +6,7 @@ one); a real parser would be a dependency for the sake of counting lines.
 """
 
 import ast
+import fnmatch
 import re
 import subprocess
 from collections.abc import Iterator
@@ -17,18 +18,34 @@ ROOT = Path(__file__).resolve().parents[2]
 # A file is named with an extension that we use, or as a folder with a closing slash; no spaces, stars or braces.
 NAMED_FILE = re.compile(r"`(?P<name>[\w./-]+(?:\.(?:py|c|h|md|toml|txt|yaml|yml|json|sh)|/))`")
 
+# What an unpacked archive may hold besides the sources.
+NOT_OURS = re.compile(r"\..+|build|dist|__pycache__|.*\.(?:o|pyc|egg-info)")
+
 
 @cache
+def _files() -> list[str]:
+    """Every file that counts, relative to the root; without git (an unpacked archive) whatever is not built or hidden."""
+    listing = [
+        "git",
+        "-c",
+        "safe.directory=*",
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "--deduplicate",
+    ]
+    try:
+        listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        everything = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
+        listed = [str(path) for path in everything if not any(NOT_OURS.fullmatch(part) for part in path.parts)]
+    return sorted(file for file in listed if (ROOT / file).is_file())
+
+
 def tracked(*patterns: str) -> list[Path]:
-    """Files that git knows or would add, and that exist, sorted."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return sorted(ROOT / name for name in listed if (ROOT / name).is_file())
+    """Files that git knows or would add, and that exist, sorted; a star matches slashes, too."""
+    return [ROOT / file for file in _files() if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)]
 
 
 def name(path: Path) -> str:
