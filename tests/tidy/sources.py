@@ -24,7 +24,7 @@ NOT_OURS = re.compile(r"\..+|build|dist|__pycache__|.*\.(?:o|pyc|egg-info)")
 
 @cache
 def _files() -> list[str]:
-    """Every file that counts, relative to the root; without git (an unpacked archive) whatever is not built or hidden."""
+    """Every file that counts, from the root; without git (an unpacked archive) whatever is not built or hidden."""
     listing = [
         "git",
         "-c",
