@@ -36,7 +36,7 @@ bench: setup objects ## what a packet, a table, a commit cost on this machine
 	@$(PY) -m tests.bench $(ARGS)
 
 soak: setup objects ## the random tests with a hundred times as many cases
-	@HOLDFAST_SOAK=1 $(PY) -m pytest tests/property tests/scenarios tests/bpf $(ARGS)
+	@HOLDFAST_SOAK=1 $(PY) -m pytest -o faulthandler_timeout=0 $(filter %/property %/scenarios %/simulation %/bpf,$(LADDER)) $(ARGS)
 
 objects: $(OBJECTS) ## the compiled BPF programs, beside their sources
 
