@@ -124,6 +124,61 @@ QUEUE_MAX: Final = 1_024
 WEIGHT_MAX: Final = 1_000
 """Largest weight of a backend."""
 
+TABLE_CANDIDATES_MAX: Final = 16
+"""Nearest backends that a table's builder keeps for each slot, 8 bytes each: 8.5 MiB per VIP in all."""
+
+TABLE_INCREMENTAL_MIN: Final = 64
+"""Backends from which a builder keeps anything at all; below, a table built anew is as quick."""
+
+# --- Datapath ---------------------------------------------------------------------------------------------------------
+KERNEL_LOG_LINES_MAX: Final = 20
+"""Last lines of libbpf's and the verifier's log that an error message quotes."""
+
+KERNEL_LOG_BYTES_MAX: Final = 1 << 20
+"""Largest single message of libbpf that is read (the verifier's log comes as one)."""
+
+DUMP_CHUNK: Final = 16_384
+"""Entries that one batched system call takes out of a map."""
+
+KERNEL_BUSY_RETRIES_MAX: Final = 8
+"""Times that a batched call is repeated because another CPU held the bucket."""
+
+NAT_FULL_RESERVE: Final = 256
+"""Free entries per CPU below which an LRU map may already evict: its free list is kept in stocks of 128 per CPU."""
+
+# --- Controller -------------------------------------------------------------------------------------------------------
+GENERATION_MAX: Final = 0xFFFF_FFFF
+"""Generations are 32 bits wide in the tunnel's options; at one change a second they last 136 years."""
+
+NAME_BYTES_MAX: Final = 253
+"""Names of nodes, and each part of a VIP's name (a DNS name, as in Kubernetes)."""
+
+DRAIN_TIMEOUT_SECONDS_MAX: Final = 7 * 24 * 3_600
+
+BUILDERS_MAX: Final = 32
+"""Table builders that a Planner keeps (8.5 MiB each); the table of a VIP beyond them is built anew when it changes."""
+
+RETRY_NS_MAX: Final = 4_000_000_000
+"""The pause after a failed call doubles from RETRY_NS up to this."""
+
+REFUSED_RETRY_NS: Final = 5_000_000_000
+"""Pause after a refusal (4xx): asking again seldom helps, but what was wrong may have been put right."""
+
+PROBE_NS: Final = 1_000_000_000
+"""A ring member that has nothing to do is asked for its state this often: one that restarted empty is found by it."""
+
+HOST_PROBE_NS: Final = 10_000_000_000
+"""The same for a node that runs no LB."""
+
+START_WAIT_NS: Final = 5_000_000_000
+"""How long a Planner that starts waits for ring members that do not say what they know."""
+
+HOST_WAIT_NS: Final = 3_000_000_000
+"""How long a change waits for nodes that run no LB."""
+
+CALL_LOST_NS: Final = 10_000_000_000
+"""A call of the Planner that its shell has not answered within this time counts as failed."""
+
 assert SLOT_COUNT == 1 << 16, "slot = hash >> 16 needs 2^16 slots"
 assert VIP_INDEX_COUNT == 2 * VIPS_MAX, "half of the VIP index is direct-mapped, half for chains"
 assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
@@ -133,3 +188,6 @@ assert LOOKUP_BATCH_MAX <= BATCH_MAX <= PENDING_MAX, "a batch must fit where it 
 assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to be promoted"
 assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
 assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
+assert PEER_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
+assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
+assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS

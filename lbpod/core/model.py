@@ -153,11 +153,28 @@ class Ring(msgspec.Struct, frozen=True):
     members: tuple[int, ...] = ()
 
 
+class NextIds(msgspec.Struct, frozen=True):
+    """Where the search for a free id of each kind goes on: after the one given last, round and round.
+
+    It travels in the snapshot, so that a controller that has lost everything still lets an id rest as long as it can.
+    """
+
+    vip: int = 1
+    node: int = 1
+    member: int = 0
+    backend: int = 1
+
+
 class Snapshot(msgspec.Struct, frozen=True):
-    """The whole desired state at one generation. What is equal but for its generation is the same state."""
+    """The whole desired state at one generation. What is equal but for its generation is the same state.
+
+    Invariants: ``lbpod.core.snapshot.check`` (nodes, vips and each VIP's backends ascend by id, so equal states have equal
+    bytes).
+    """
 
     cluster: Cluster
     generation: int
     ring: Ring
     nodes: tuple[Node, ...] = ()
     vips: tuple[Vip, ...] = ()
+    next_ids: NextIds = NextIds()
