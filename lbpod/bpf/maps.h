@@ -45,7 +45,7 @@
 	} NAME SEC(".maps")
 
 HF_ARRAY(vips, struct hf_vip, HF_VIP_INDEX_COUNT, BPF_F_MMAPABLE);
-HF_PER_VIP(slots, struct hf_slot);
+HF_PER_VIP(slots, __u64); /* a word per slot: HF_SLOT_* in types.h */
 HF_PER_VIP(other_seen, __u64); /* ns of the last packet that a replica sent elsewhere than to `current` */
 HF_ARRAY(backends, struct hf_backend, HF_BACKEND_IDS_MAX, BPF_F_MMAPABLE);
 HF_ARRAY(nodes, struct hf_node, HF_NODES_MAX, BPF_F_MMAPABLE);

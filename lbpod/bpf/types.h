@@ -12,14 +12,11 @@
 #include <linux/types.h>
 #include "limits.h"
 
-/* A slot is one aligned 64-bit word: current:24 | phase and flags:8 | base:32. All zero: no backend. */
+/* A slot is one aligned 64-bit word, read and written whole: current | flags | base << 32. All zero: no backend. */
 #define HF_SLOT_CURRENT_MASK 0x00FFFFFFu
 #define HF_SLOT_TRACKING 0x01000000u /* clear: steady, use current and look no further */
 #define HF_SLOT_SETTLING 0x02000000u /* an answer to a settle is outstanding */
-struct hf_slot {
-	__u32 current_flags;
-	__u32 base;
-};
+#define HF_SLOT_BASE_SHIFT 32
 
 /* struct hf_vip.flags */
 #define HF_VIP_CLIENT_IP 0x01 /* affinity: the client's port is not part of the flow */
@@ -142,7 +139,6 @@ struct hf_vip_stat {
 	__u64 pad;
 };
 
-_Static_assert(sizeof(struct hf_slot) == 8, "slot");
 _Static_assert(sizeof(struct hf_vip) == 32, "vip");
 _Static_assert(sizeof(struct hf_backend) == 32, "backend");
 _Static_assert(sizeof(struct hf_node) == 48, "node");

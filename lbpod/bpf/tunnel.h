@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The tunnel's way in: who may send, what a Geneve packet of ours looks like, and what its option asks for. */
+#ifndef HF_TUNNEL_H
+#define HF_TUNNEL_H
+
+#include "deliver.h"
+#include "encap.h"
+#include "vip.h"
+
+/* For us as tunnel end? Looks at the frame itself, for the packet may be one that the common parser refused. */
+HF_INLINE int hf_is_tunnel(void *data, void *data_end, const struct hf_config *config)
+{
+	void *ip = data + HF_ETH_BYTES, *udp = ip + HF_IP_BYTES;
+
+	return udp + HF_UDP_BYTES <= data_end && HF_U16(data + 12) == bpf_htons(0x0800) && HF_U8(ip) == 0x45 &&
+	       HF_U8(ip + 9) == HF_PROTOCOL_UDP && HF_U16(udp + 2) == bpf_htons(HF_GENEVE_PORT) &&
+	       HF_U32(ip + 16) == hf_unmapped(config->node_addr) && !(HF_U16(ip + 6) & bpf_htons(0x3fff));
+}
+
+struct hf_geneve {
+	__u32 type;	/* of the option */
+	__u32 overhead; /* bytes from the outer to the inner IPv4 header */
+	__u32 there;	/* bytes from the inner IPv4 header to the end of the UDP payload */
+	__u32 vni;
+};
+
+HF_INLINE __u32 hf_overhead_of(__u32 type)
+{
+	switch (type) {
+	case HF_OPTION_FORWARD:
+		return HF_FORWARD_OVERHEAD_BYTES;
+	case HF_OPTION_RELAY:
+		return HF_RELAY_OVERHEAD_BYTES;
+	case HF_OPTION_CHAIN:
+		return HF_CHAIN_OVERHEAD_BYTES;
+	}
+	return 0;
+}
+
+/* 0 where the outer headers are sound. Every length is compared with the one around it. */
+HF_INLINE int hf_geneve_parse(void *data, void *data_end, struct hf_geneve *geneve)
+{
+	void *ip = data + HF_ETH_BYTES, *udp = ip + HF_IP_BYTES, *head = udp + HF_UDP_BYTES;
+	__u32 tot_len;
+
+	if (head + 8 + 4 > data_end)
+		return -1;
+	tot_len = bpf_ntohs(HF_U16(ip + 2));
+	if (ip + tot_len > data_end || tot_len != bpf_ntohs(HF_U16(udp + 4)) + HF_IP_BYTES)
+		return -1;
+	geneve->type = HF_U8(head + 10);
+	geneve->overhead = hf_overhead_of(geneve->type);
+	if (!geneve->overhead || tot_len < geneve->overhead)
+		return -1;
+	geneve->there = tot_len - geneve->overhead;
+	geneve->vni = bpf_ntohl(HF_U32(head + 4)) >> 8;
+	if (HF_U8(head) != HF_OPTION_BYTES(geneve->overhead) / 4 || HF_U8(head + 1) & 0x80 ||
+	    HF_U16(head + 2) != bpf_htons(0x0800))
+		return -1;
+	if (HF_U16(head + 8) != bpf_htons(HF_OPTION_CLASS) ||
+	    (HF_U8(head + 11) & 0x1f) != (HF_OPTION_BYTES(geneve->overhead) - 4) / 4)
+		return -1;
+	return 0;
+}
+
+HF_INLINE __u32 hf_tunnel_forward(struct xdp_md *ctx)
+{
+	void *option = hf_data(ctx) + HF_OPTION_AT + 4;
+
+	if (option + 20 > hf_data_end(ctx) || !hf_is_mapped(option))
+		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
+	return hf_deliver(ctx, hf_unmapped(option), HF_U16(option + 16), HF_FORWARD_OVERHEAD_BYTES, HF_DELIVERED);
+}
+
+HF_COLD __u32 hf_tunnel(struct xdp_md *ctx)
+{
+	void *data = hf_data(ctx), *data_end = hf_data_end(ctx);
+	const struct hf_config *config = hf_config();
+	struct hf_geneve geneve;
+	struct hf_packet packet;
+	__u8 source[16];
+
+	if (!config || data + HF_GENEVE_AT > data_end)
+		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
+	hf_mapped(source, HF_U32(data + HF_ETH_BYTES + 12));
+	if (!bpf_map_lookup_elem(&member_by_addr, source))
+		return HF_DROP(HF_DROP_GENEVE_SOURCE);
+	if (hf_geneve_parse(data, data_end, &geneve))
+		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
+	if (geneve.vni != config->vni)
+		return HF_DROP(HF_DROP_GENEVE_VNI);
+	if (hf_parse(ctx, geneve.overhead, geneve.there, &packet) != HF_KIND_FLOW)
+		return HF_DROP(HF_DROP_GENEVE_INNER);
+	if (!hf_vip_find(packet.daddr, HF_DPORT(&packet), packet.protocol))
+		return HF_DROP(HF_DROP_GENEVE_INNER);
+	if (geneve.type == HF_OPTION_FORWARD)
+		return hf_tunnel_forward(ctx);
+	return HF_DROP(HF_DROP_GENEVE_INNER);
+}
+
+#endif
