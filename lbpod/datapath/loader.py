@@ -1,0 +1,185 @@
+"""From an object file to maps and programs in the kernel, without losing what is there already.
+
+What this file decides: which pinned maps are taken over, which are made new, and in which order things become visible,
+so that a crash between any two steps leaves a folder that the next start can use: the object is proven and verified
+first (nothing is pinned if the verifier refuses), ``config`` with its version is pinned before any other map, programs
+before anything is attached. What it leaves to others: where pins lie (``pins``), attaching (``attach``), what goes into
+the maps (``kernel``).
+
+A pinned map keeps its size even where another one is asked for: its content is worth more, and a resize would have to
+stop forwarding. ``counters`` and the look-up desk hold nothing that is missed, so they are made anew when they change.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from lbpod.core.layout import CONFIG, LAYOUT_VERSION
+from lbpod.datapath import layout, libbpf
+from lbpod.datapath.libbpf import BpfObject, MapInfo
+from lbpod.datapath.pins import PinFolder
+from lbpod.datapath.port import DatapathError
+
+PACKAGED_OBJECT: Final = Path(str(files("lbpod.bpf"))) / "lb.bpf.o"
+PIN_FOLDER: Final = Path("/sys/fs/bpf/holdfast")
+
+_REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values"})
+"""Maps that are made anew when their size changes. No verdict may go uncounted because an older agent had fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """What to load, and where to pin it."""
+
+    pin_folder: Path = PIN_FOLDER
+    """A folder in a BPF file system (the root mount's, where network namespaces come and go)."""
+
+    object_file: Path = PACKAGED_OBJECT
+    """The compiled programs."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Entries of maps that are to be larger or smaller than in the source. Only for maps that are made new."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedMap:
+    """A map that the programs use."""
+
+    fd: int
+    info: MapInfo
+    taken_over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """A program that the verifier has accepted."""
+
+    fd: int
+    id: int
+    name: str
+
+
+class FastPath:
+    """Maps and programs of one node, loaded and pinned, attached or not. Owns the descriptors and the folder's lock.
+
+    Invariants: every program in `programs` has a pin; every map in `maps` is the one that these programs use.
+    """
+
+    def __init__(self, pins: PinFolder, maps: dict[str, LoadedMap], programs: dict[str, LoadedProgram]) -> None:
+        self.pins: Final = pins
+        self.maps: Final[Mapping[str, LoadedMap]] = maps
+        self.programs: Final[Mapping[str, LoadedProgram]] = programs
+
+    def map(self, name: str) -> LoadedMap:
+        """A map by name; DatapathError where the object has none."""
+        if name not in self.maps:
+            raise DatapathError(f"the loaded programs have no map {name!r}")
+        return self.maps[name]
+
+    def program(self, name: str) -> LoadedProgram:
+        """A program by name; DatapathError where the object has none."""
+        if name not in self.programs:
+            raise DatapathError(f"the loaded object has no program {name!r}")
+        return self.programs[name]
+
+    def test_run(
+        self, name: str, data: bytes, repeat: int = 1, ifindex: int | None = None
+    ) -> libbpf.TestRun:
+        """Runs a program on a frame without a network: see libbpf.prog_test_run."""
+        return libbpf.prog_test_run(self.program(name).fd, data, repeat, ifindex)
+
+    def close(self) -> None:
+        """Closes descriptors and gives up the lock. Pins and attachments stay: forwarding goes on."""
+        for fd in [each.fd for each in self.maps.values()] + [each.fd for each in self.programs.values()]:
+            os.close(fd)
+        self.pins.close()
+
+
+def load(settings: LoadSettings) -> FastPath:
+    """Loads and pins, taking over what is pinned already. Attaches nothing.
+
+    Raises DatapathError with one sentence where it cannot; then nothing that was there has changed.
+    """
+    try:
+        image = settings.object_file.read_bytes()
+    except OSError as error:
+        raise DatapathError(f"cannot read {settings.object_file} ({error.strerror}): run `make objects`") from error
+    layout.prove(image, str(settings.object_file))
+    pins = PinFolder(settings.pin_folder)
+    opened: BpfObject | None = None
+    found: dict[str, int] = {}
+    try:
+        found = pins.maps()
+        opened = BpfObject(str(settings.object_file))
+        reused = _reuse(opened, found, settings)
+        opened.load()
+        maps = _pin_maps(opened, pins, reused, found)
+        programs = _pin_programs(opened, pins)
+        return FastPath(pins, maps, programs)
+    except DatapathError:
+        pins.close()
+        raise
+    finally:
+        for fd in found.values():
+            os.close(fd)
+        if opened is not None:
+            opened.close()
+
+
+def _reuse(opened: BpfObject, found: Mapping[str, int], settings: LoadSettings) -> frozenset[str]:
+    """Puts pinned maps in the place of the declared ones, sizes the others; names of the maps taken over."""
+    names = opened.map_names()
+    for name, size in sorted(settings.sizes.items()):
+        opened.resize(name, size)
+    reused: set[str] = set()
+    for name in names:
+        if name not in found:
+            continue
+        there, wanted = libbpf.map_info(found[name]), opened.declared(name)
+        if name in _REMADE and _shape(there) + (there.max_entries,) != _shape(wanted) + (wanted.max_entries,):
+            continue
+        if _shape(there) != _shape(wanted):
+            raise DatapathError(
+                f"the pinned map {name} in {settings.pin_folder} has another shape (type, key, value, flags"
+                f" {_shape(there)}) than the programs need {_shape(wanted)}: detach and unpin to start anew"
+            )
+        opened.reuse(name, found[name])
+        reused.add(name)
+    return frozenset(reused)
+
+
+def _shape(info: MapInfo) -> tuple[int, int, int, int]:
+    return info.type, info.key_size, info.value_size, info.flags
+
+
+def _pin_maps(
+    opened: BpfObject, pins: PinFolder, reused: frozenset[str], found: Mapping[str, int]
+) -> dict[str, LoadedMap]:
+    """Descriptors of all maps; pins the new ones, `config` and its version first."""
+    names = sorted(opened.map_names(), key=lambda name: (name != "config", name))
+    maps: dict[str, LoadedMap] = {}
+    for name in names:
+        fd = opened.map_fd(name)
+        maps[name] = LoadedMap(fd, libbpf.map_info(fd), name in reused)
+        if name in reused:
+            continue
+        if name == "config":
+            row = np.zeros(1, CONFIG)
+            row["version"] = LAYOUT_VERSION
+            libbpf.map_update(fd, name, bytes(4), row.tobytes())
+        pins.pin_map(name, fd, replace=name in found)
+    return maps
+
+
+def _pin_programs(opened: BpfObject, pins: PinFolder) -> dict[str, LoadedProgram]:
+    programs: dict[str, LoadedProgram] = {}
+    for name in opened.program_names():
+        fd = opened.program_fd(name)
+        programs[name] = LoadedProgram(fd, libbpf.program_info(fd).id, name)
+        pins.pin_program(name, programs[name].id, fd)
+    return programs

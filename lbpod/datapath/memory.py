@@ -1,0 +1,170 @@
+"""The port on maps in memory: a fast path without a kernel, for scenarios, the simulator and unit tests.
+
+What this file decides: how batches of the port become changes of ``lbpod.core.maps.Maps``, and what is refused, with the
+same behaviour as the kernel's maker: writes out of range and VIPs that do not exist raise DatapathError, a hash map that
+refuses ends a batch where it refused, deleting what is not there is no error. Packets are then decided on the same
+``maps`` by ``lbpod.core.oracle``.
+
+What it leaves to others: faults by seed (``faulty``), and the rules (``oracle``). The per-row loops here are for
+thousands of flows in a test; nothing of this runs in production.
+"""
+
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core import layout, limits, oracle
+from lbpod.core.maps import FlowTable, Lease, Maps, Nat, Pending, Record
+from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, Rows
+
+_VALUE_DTYPES: Final = {
+    FlowMap.CACHE: layout.LEASE,
+    FlowMap.RECORDS: layout.RECORD,
+    FlowMap.EMBRYONIC: layout.RECORD,
+    FlowMap.PENDING: layout.PENDING,
+}
+_KEY_BYTES: Final = layout.FLOW.itemsize
+
+NAT_FULL_NUMERATOR: Final = 7
+NAT_FULL_DENOMINATOR: Final = 8
+"""`nat` counts as nearly full from 7/8 on: the kernel's LRU begins to evict before its last free entry is gone."""
+
+V = TypeVar("V")
+
+
+class MemoryDatapath:
+    """Implements ``port.Datapath`` on ``maps``, which may be read and written (by the oracle, by a test) at any time."""
+
+    def __init__(self, maps: Maps | None = None) -> None:
+        self.maps: Final = Maps() if maps is None else maps
+        self._nat_was_full = False
+
+    def _array(self, name: ArrayName) -> npt.NDArray[np.generic]:
+        array: npt.NDArray[np.generic] = getattr(self.maps, name.value)
+        return array
+
+    def _table(self, name: FlowMap) -> FlowTable[Lease] | FlowTable[Record] | FlowTable[Pending]:
+        return {
+            FlowMap.CACHE: self.maps.cache,
+            FlowMap.RECORDS: self.maps.records,
+            FlowMap.EMBRYONIC: self.maps.embryonic,
+            FlowMap.PENDING: self.maps.pending,
+        }[name]
+
+    # --- Arrays ---
+    def write(self, name: ArrayName, indices: U32, rows: npt.NDArray[np.generic]) -> None:
+        array = self._array(name)
+        if len(indices) != len(rows):
+            raise DatapathError(f"cannot write {name.value}: {len(indices)} indices for {len(rows)} rows")
+        if len(indices) and int(indices.max()) >= len(array):
+            raise DatapathError(f"cannot write {name.value}[{int(indices.max())}]: it has {len(array)} entries")
+        array[indices] = rows
+
+    def read(self, name: ArrayName) -> npt.NDArray[np.generic]:
+        return self._array(name).copy()
+
+    # --- VIPs ---
+    def vip_create(self, vip: int) -> None:
+        if not 0 < vip < limits.VIPS_MAX:
+            raise DatapathError(f"cannot create VIP {vip}: ids are 1..{limits.VIPS_MAX - 1}")
+        if vip not in self.maps.slots:
+            self.maps.other_seen[vip] = np.zeros(limits.SLOT_COUNT, dtype=np.uint64)
+            self.maps.slots[vip] = np.zeros(limits.SLOT_COUNT, dtype=np.uint64)
+
+    def vip_delete(self, vip: int) -> None:
+        self.maps.slots.pop(vip, None)
+        self.maps.other_seen.pop(vip, None)
+
+    def vip_ids(self) -> Sequence[int]:
+        return sorted(self.maps.slots)
+
+    def _of_vip(self, arrays: dict[int, U64], vip: int) -> U64:
+        if vip not in arrays:
+            raise DatapathError(f"VIP {vip} has no slots: create it first")
+        return arrays[vip]
+
+    def write_slots(self, vip: int, slots: U32, words: U64) -> None:
+        self._of_vip(self.maps.slots, vip)[slots] = words
+
+    def read_slots(self, vip: int) -> U64:
+        return self._of_vip(self.maps.slots, vip).copy()
+
+    def read_other_seen(self, vip: int) -> U64:
+        return self._of_vip(self.maps.other_seen, vip).copy()
+
+    # --- Flows ---
+    def flows_put(self, name: FlowMap, keys: Rows, values: Rows) -> int:
+        wanted = {
+            FlowMap.CACHE: lambda row: self.maps.cache.put(key, Lease(*row)),
+            FlowMap.RECORDS: lambda row: self.maps.records.put(key, Record(*row)),
+            FlowMap.EMBRYONIC: lambda row: self.maps.embryonic.put(key, Record(*row)),
+            FlowMap.PENDING: lambda row: self.maps.pending.put(key, Pending(*row)),
+        }[name]
+        for count, (key, row) in enumerate(zip(_split(keys), values.tolist(), strict=True)):
+            if not wanted(row):
+                return count
+        return len(keys)
+
+    def flows_delete(self, name: FlowMap, keys: Rows) -> None:
+        table = self._table(name)
+        for key in _split(keys):
+            table.delete(key)
+
+    def flows_dump(self, name: FlowMap) -> tuple[Rows, Rows]:
+        rows = self._table(name).rows
+        return _join(list(rows)), np.array(list(rows.values()), dtype=_VALUE_DTYPES[name])
+
+    def records_lookup(self, keys: Rows) -> Rows:
+        return np.array(oracle.lookup(self.maps, _split(keys)), dtype=layout.RECORD)
+
+    def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
+        rows = self.maps.pending.rows
+        taken = list(rows)[: max(count_max, 0)]
+        values = [rows.pop(key) for key in taken]
+        return _join(taken), np.array(values, dtype=layout.PENDING)
+
+    # --- Host agent ---
+    def nat_dump(self) -> tuple[Rows, Rows]:
+        rows = self.maps.nat.rows
+        keys = np.frombuffer(b"".join(rows), dtype=layout.NAT_KEY).copy()
+        values = np.zeros(len(rows), dtype=layout.NAT)
+        for at, entry in enumerate(rows.values()):
+            values[at] = _nat_row(entry)
+        return keys, values
+
+    def nat_full(self) -> bool:
+        nat = self.maps.nat
+        if len(nat) * NAT_FULL_DENOMINATOR >= nat.count_max * NAT_FULL_NUMERATOR:
+            self._nat_was_full = True
+        return self._nat_was_full
+
+    # --- The rest ---
+    def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:
+        if len(addresses) > limits.MEMBERS_MAX:
+            raise DatapathError(f"member_by_addr has room for {limits.MEMBERS_MAX} members, not for {len(addresses)}")
+        self.maps.member_by_addr.clear()
+        self.maps.member_by_addr.update(zip(addresses, ids, strict=True))
+
+    def counters(self) -> U64:
+        return self.maps.counters.copy()
+
+
+def _split(keys: Rows) -> list[bytes]:
+    """FLOW rows as the bytes that they are in the kernel."""
+    data = keys.tobytes()
+    return [data[at : at + _KEY_BYTES] for at in range(0, len(data), _KEY_BYTES)]
+
+
+def _join(keys: Sequence[bytes]) -> Rows:
+    return np.frombuffer(b"".join(keys), dtype=layout.FLOW).copy()
+
+
+def _nat_row(entry: Nat) -> Rows:
+    row = np.zeros((), dtype=layout.NAT)
+    row["vip"] = np.frombuffer(entry.vip, dtype=np.uint8)
+    row["vip_port_be"] = entry.vip_port
+    row["flags"] = entry.flags
+    row["seen_ns"] = entry.seen_ns
+    return row
