@@ -78,6 +78,10 @@ CHECK_ANSWER_BYTES_MAX: Final = 16_384
 CHECK_UDP_LOSSES_MAX: Final = 3
 """Unanswered datagrams in a row that make a UDP flow broken; fewer are only counted as lost."""
 
+CHECK_UDP_GIVEN_UP_MAX: Final = 16
+"""Requests given up that a UDP flow remembers, so that a late answer is not taken for a wrong one."""
+
 assert XDP_VETH_MTU_MAX >= UNDERLAY_MTU >= CLIENT_MTU + 60, "an encapsulated full-size packet must fit the underlay"
 assert CHECK_GRACE_NS < CHECK_TIMEOUT_NS
 assert CHECK_REOPEN_NS <= CHECK_REOPEN_MAX_NS
+assert CHECK_UDP_LOSSES_MAX <= CHECK_UDP_GIVEN_UP_MAX
