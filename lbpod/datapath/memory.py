@@ -1,8 +1,8 @@
 """The port on maps in memory: a fast path without a kernel, for scenarios, the simulator and unit tests.
 
-What this file decides: how batches of the port become changes of ``lbpod.core.maps.Maps``, and what is refused, with the
-same behaviour as the kernel's maker: writes out of range and VIPs that do not exist raise DatapathError, a hash map that
-refuses ends a batch where it refused, deleting what is not there is no error. Packets are then decided on the same
+What this file decides: how batches of the port become changes of ``lbpod.core.maps.Maps``, and what is refused, with
+the same behaviour as the kernel's maker: writes out of range and VIPs that do not exist raise DatapathError, a hash map
+that refuses ends a batch where it refused, deleting what is not there is no error. Packets are then decided on the same
 ``maps`` by ``lbpod.core.oracle``.
 
 What it leaves to others: faults by seed (``faulty``), and the rules (``oracle``). The per-row loops here are for
@@ -10,7 +10,7 @@ thousands of flows in a test; nothing of this runs in production.
 """
 
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ V = TypeVar("V")
 
 
 class MemoryDatapath:
-    """Implements ``port.Datapath`` on ``maps``, which may be read and written (by the oracle, by a test) at any time."""
+    """Implements ``port.Datapath`` on ``maps``, which oracle and tests may read and write at any time."""
 
     def __init__(self, maps: Maps | None = None) -> None:
         self.maps: Final = Maps() if maps is None else maps
@@ -46,21 +46,25 @@ class MemoryDatapath:
         return array
 
     def _table(self, name: FlowMap) -> FlowTable[Lease] | FlowTable[Record] | FlowTable[Pending]:
-        return {
-            FlowMap.CACHE: self.maps.cache,
-            FlowMap.RECORDS: self.maps.records,
-            FlowMap.EMBRYONIC: self.maps.embryonic,
-            FlowMap.PENDING: self.maps.pending,
-        }[name]
+        match name:
+            case FlowMap.CACHE:
+                return self.maps.cache
+            case FlowMap.RECORDS:
+                return self.maps.records
+            case FlowMap.EMBRYONIC:
+                return self.maps.embryonic
+            case FlowMap.PENDING:
+                return self.maps.pending
+        assert_never(name)
 
     # --- Arrays ---
     def write(self, name: ArrayName, indices: U32, rows: npt.NDArray[np.generic]) -> None:
         array = self._array(name)
-        if len(indices) != len(rows):
-            raise DatapathError(f"cannot write {name.value}: {len(indices)} indices for {len(rows)} rows")
-        if len(indices) and int(indices.max()) >= len(array):
-            raise DatapathError(f"cannot write {name.value}[{int(indices.max())}]: it has {len(array)} entries")
+        _check(name.value, rows, array.dtype, len(indices))
+        _check_range(name.value, indices, len(array))
         array[indices] = rows
+        if name is ArrayName.CONFIG:
+            self.maps.config["version"] = layout.LAYOUT_VERSION
 
     def read(self, name: ArrayName) -> npt.NDArray[np.generic]:
         return self._array(name).copy()
@@ -86,7 +90,10 @@ class MemoryDatapath:
         return arrays[vip]
 
     def write_slots(self, vip: int, slots: U32, words: U64) -> None:
-        self._of_vip(self.maps.slots, vip)[slots] = words
+        array = self._of_vip(self.maps.slots, vip)
+        _check(f"slots of VIP {vip}", words, array.dtype, len(slots))
+        _check_range(f"slots of VIP {vip}", slots, len(array))
+        array[slots] = words
 
     def read_slots(self, vip: int) -> U64:
         return self._of_vip(self.maps.slots, vip).copy()
@@ -96,16 +103,18 @@ class MemoryDatapath:
 
     # --- Flows ---
     def flows_put(self, name: FlowMap, keys: Rows, values: Rows) -> int:
-        wanted = {
-            FlowMap.CACHE: lambda row: self.maps.cache.put(key, Lease(*row)),
-            FlowMap.RECORDS: lambda row: self.maps.records.put(key, Record(*row)),
-            FlowMap.EMBRYONIC: lambda row: self.maps.embryonic.put(key, Record(*row)),
-            FlowMap.PENDING: lambda row: self.maps.pending.put(key, Pending(*row)),
-        }[name]
-        for count, (key, row) in enumerate(zip(_split(keys), values.tolist(), strict=True)):
-            if not wanted(row):
-                return count
-        return len(keys)
+        _check(name.value, values, _VALUE_DTYPES[name], len(keys))
+        rows = values.tolist()
+        match name:
+            case FlowMap.CACHE:
+                return _put(self.maps.cache, keys, [Lease(*row) for row in rows])
+            case FlowMap.RECORDS:
+                return _put(self.maps.records, keys, [Record(*row) for row in rows])
+            case FlowMap.EMBRYONIC:
+                return _put(self.maps.embryonic, keys, [Record(*row) for row in rows])
+            case FlowMap.PENDING:
+                return _put(self.maps.pending, keys, [Pending(*row) for row in rows])
+        assert_never(name)
 
     def flows_delete(self, name: FlowMap, keys: Rows) -> None:
         table = self._table(name)
@@ -142,13 +151,31 @@ class MemoryDatapath:
 
     # --- The rest ---
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:
-        if len(addresses) > limits.MEMBERS_MAX:
-            raise DatapathError(f"member_by_addr has room for {limits.MEMBERS_MAX} members, not for {len(addresses)}")
+        if len(set(addresses)) > limits.MEMBERS_MAX:
+            raise DatapathError(f"the map member_by_addr has no room for {len(addresses)} members")
         self.maps.member_by_addr.clear()
         self.maps.member_by_addr.update(zip(addresses, ids, strict=True))
 
     def counters(self) -> U64:
         return self.maps.counters.copy()
+
+
+def _check(what: str, rows: npt.NDArray[np.generic], dtype: np.dtype[Any], count: int) -> None:
+    assert rows.dtype == dtype, f"rows of {what} have the dtype {dtype}"
+    assert len(rows) == count, f"as many rows as indices or keys for {what}"
+
+
+def _check_range(what: str, indices: U32, count: int) -> None:
+    if len(indices) and int(indices.max()) >= count:
+        raise DatapathError(f"cannot write {what} at {int(indices.max())}: it has {count} entries")
+
+
+def _put(table: FlowTable[V], keys: Rows, values: Sequence[V]) -> int:
+    """Put in order until the table refuses; how many found room."""
+    for count, (key, value) in enumerate(zip(_split(keys), values, strict=True)):
+        if not table.put(key, value):
+            return count
+    return len(values)
 
 
 def _split(keys: Rows) -> list[bytes]:

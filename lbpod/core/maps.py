@@ -1,0 +1,269 @@
+"""The maps of one node as plain Python: what the oracle reads and writes, and what the memory datapath hands out.
+
+Why apart from ``oracle.py``: state and rules are two things, and the simulator owns many of the former. Arrays are
+NumPy arrays with the dtypes of ``layout.py`` (so that a test can copy them to and from the kernel's maps as they are);
+hash maps are dicts keyed by the very bytes that the kernel uses as key. Each hash map has a bound that a test can make
+tiny.
+
+Left to others: what is written when (``oracle.py``), batches and errors (``lbpod/datapath/memory.py``). An LRU map is
+approximated: it never refuses, and gives up what was put or read longest ago (the kernel's LRU is approximate as well,
+in its own way, so nothing may depend on which entry goes).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core import layout, limits
+from lbpod.core.hashing import MAPPED_PREFIX
+from lbpod.core.verdicts import Verdict
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.void]
+
+
+class Record(NamedTuple):
+    """Value of ``records`` and ``embryonic``; field by field layout.RECORD."""
+
+    backend: int
+    flags: int
+    seen_ns: int
+
+
+class Lease(NamedTuple):
+    """Value of ``cache``; field by field layout.LEASE."""
+
+    backend: int
+    pad: int
+    until_ns: int
+
+
+class Pending(NamedTuple):
+    """Value of ``pending``; field by field layout.PENDING."""
+
+    slot: int
+    pad: int
+    seen_ns: int
+
+
+class Nat(NamedTuple):
+    """Value of ``nat``: the VIP (16 bytes, host port) that a translated flow belongs to, and what was seen of it."""
+
+    vip: bytes
+    vip_port: int
+    flags: int
+    seen_ns: int
+
+
+class Vip(NamedTuple):
+    """One entry of ``vips`` that was found. address: 16 bytes, port: host order."""
+
+    id: int
+    address: bytes
+    port: int
+    protocol: int
+    client_ip: bool
+
+
+class Node(NamedTuple):
+    """A REACHABLE entry of ``nodes``. address: 4 bytes."""
+
+    address: bytes
+    dst_mac: bytes
+    src_mac: bytes
+    ifindex: int
+    mtu: int
+
+
+class Backend(NamedTuple):
+    """An ALIVE entry of ``backends``. address: 16 bytes, port: host order."""
+
+    address: bytes
+    port: int
+    node: int
+    local: bool
+
+
+class Config(NamedTuple):
+    """The one entry of ``config``. node_addr: 16 bytes."""
+
+    node_addr: bytes
+    self: int
+    vni: int
+    seed: int
+    epoch: int
+    ring_change: bool
+    mss_max: int
+
+
+V = TypeVar("V")
+
+
+class FlowTable(Generic[V]):
+    """A bounded hash map. evicts: LRU, makes room by itself; otherwise a new key is refused when the map is full."""
+
+    def __init__(self, count_max: int, evicts: bool) -> None:
+        self.count_max = count_max
+        self.evicts = evicts
+        self.rows: dict[bytes, V] = {}
+        """Least recently used first, where ``evicts``. Invariant: len(rows) <= count_max (checked by ``put``)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.rows)
+
+    def get(self, key: bytes) -> V | None:
+        value = self.rows.get(key)
+        if value is not None and self.evicts:
+            self.rows[key] = self.rows.pop(key)
+        return value
+
+    def put(self, key: bytes, value: V) -> bool:
+        """Insert or replace; False where there is no room."""
+        if key in self.rows:
+            if self.evicts:
+                del self.rows[key]
+        elif len(self.rows) >= self.count_max:
+            if not self.evicts or not self.rows:
+                return False
+            del self.rows[next(iter(self.rows))]
+        self.rows[key] = value
+        return True
+
+    def delete(self, key: bytes) -> None:
+        self.rows.pop(key, None)
+
+
+def _array(dtype: np.dtype[np.void], count: int) -> Rows:
+    return np.zeros(count, dtype=dtype)
+
+
+def _owners() -> U32:
+    return np.zeros(limits.SLOT_COUNT, dtype=np.uint32)
+
+
+@dataclass(slots=True)
+class Maps:
+    """Every map of one node, all zero, as the kernel makes them. Arrays keep their identity; write into them."""
+
+    vips: Rows = field(default_factory=lambda: _array(layout.VIP, limits.VIP_INDEX_COUNT))
+    slots: dict[int, U64] = field(default_factory=dict)
+    """VIP id -> (SLOT_COUNT,) words."""
+    other_seen: dict[int, U64] = field(default_factory=dict)
+    """VIP id -> (SLOT_COUNT,) ns. Invariant: the same keys as ``slots``."""
+    backends: Rows = field(default_factory=lambda: _array(layout.BACKEND, limits.BACKEND_IDS_MAX))
+    nodes: Rows = field(default_factory=lambda: _array(layout.NODE, limits.NODES_MAX))
+    members: Rows = field(default_factory=lambda: _array(layout.MEMBER, limits.MEMBERS_MAX))
+    own: U32 = field(default_factory=_owners)
+    next: U32 = field(default_factory=_owners)
+    prev: U32 = field(default_factory=_owners)
+    vip_stats: Rows = field(default_factory=lambda: _array(layout.VIP_STAT, limits.VIPS_MAX))
+    config: Rows = field(default_factory=lambda: _array(layout.CONFIG, 1))
+    cache: FlowTable[Lease] = field(default_factory=lambda: FlowTable(limits.CACHE_MAX, evicts=True))
+    records: FlowTable[Record] = field(default_factory=lambda: FlowTable(limits.RECORDS_MAX, evicts=False))
+    embryonic: FlowTable[Record] = field(default_factory=lambda: FlowTable(limits.EMBRYONIC_MAX, evicts=True))
+    pending: FlowTable[Pending] = field(default_factory=lambda: FlowTable(limits.PENDING_MAX, evicts=True))
+    nat: FlowTable[Nat] = field(default_factory=lambda: FlowTable(limits.NAT_MAX, evicts=True))
+    member_by_addr: dict[bytes, int] = field(default_factory=dict)
+    """16-byte outer source address -> member id."""
+    counters: U64 = field(default_factory=lambda: np.zeros((len(Verdict), 2), dtype=np.uint64))
+    headroom_bytes: int = 256
+    """Room that the driver leaves in front of a frame (XDP_PACKET_HEADROOM)."""
+
+    def settings(self) -> Config:
+        row = self.config[0]
+        return Config(
+            node_addr=row["node_addr"].tobytes(),
+            self=int(row["self"]),
+            vni=int(row["vni"]),
+            seed=int(row["seed"]),
+            epoch=int(row["epoch"]),
+            ring_change=bool(row["ring_change"]),
+            mss_max=int(row["mss_max"]),
+        )
+
+    def vip(self, address: bytes, port: int, protocol: int) -> Vip | None:
+        """Look a VIP up. address: 16 bytes; port: host order. (address, 0, ICMP) says whether it is a VIP's address."""
+        at = layout.vip_index(address, port, protocol)
+        for _ in range(limits.VIP_CHAIN_MAX):
+            row = self.vips[at]
+            named = (row["addr"].tobytes(), int(row["port_be"]), int(row["protocol"]))
+            if row["used"] and named == (address, port, protocol):
+                return Vip(int(row["id"]), *named, client_ip=bool(row["flags"] & layout.VIP_CLIENT_IP))
+            at = int(row["next"])
+            if at == 0 or at >= limits.VIP_INDEX_COUNT:
+                return None
+        return None
+
+    def backend(self, backend: int) -> Backend | None:
+        """Give the backend where it is ALIVE. 0 and ids outside the array are nobody."""
+        if not 0 < backend < len(self.backends):
+            return None
+        row = self.backends[backend]
+        flags = int(row["flags"])
+        if not flags & layout.BACKEND_ALIVE:
+            return None
+        return Backend(
+            row["addr"].tobytes(), int(row["port_be"]), int(row["node"]), local=bool(flags & layout.BACKEND_LOCAL)
+        )
+
+    def node(self, node: int) -> Node | None:
+        """Give the node where it is REACHABLE."""
+        if node >= len(self.nodes):
+            return None
+        row = self.nodes[node]
+        if not row["flags"] & layout.NODE_REACHABLE:
+            return None
+        return Node(
+            address=row["addr"].tobytes()[12:],
+            dst_mac=row["dst_mac"].tobytes(),
+            src_mac=row["src_mac"].tobytes(),
+            ifindex=int(row["ifindex"]),
+            mtu=int(row["mtu"]),
+        )
+
+    def member_node(self, member: int) -> int | None:
+        """Give the node index of a member that is PRESENT and UP, and whose node is REACHABLE: that can be sent to."""
+        if member >= len(self.members):
+            return None
+        row = self.members[member]
+        wanted = layout.MEMBER_PRESENT | layout.MEMBER_UP
+        if int(row["flags"]) & wanted != wanted or self.node(int(row["node"])) is None:
+            return None
+        return int(row["node"])
+
+    def replicas(self, slot: int) -> list[int]:
+        """Replicas of a slot, each once, in the order of the chain: own, then next and prev during a ring change."""
+        words = [int(self.own[slot])]
+        if self.config[0]["ring_change"]:
+            words += [int(self.next[slot]), int(self.prev[slot])]
+        listed: list[int] = []
+        for member in (half for word in words for half in (word & 0xFFFF, word >> 16)):
+            if member != limits.MEMBER_NONE and member not in listed:
+                listed.append(member)
+        return listed
+
+    def count(self, verdict: Verdict, frame_bytes: int) -> None:
+        self.counters[verdict, 0] += np.uint64(1)
+        self.counters[verdict, 1] += np.uint64(frame_bytes)
+
+
+def flow_key(address: bytes, port: int, vip: int) -> bytes:
+    """Bytes of layout.FLOW. address: 16 bytes; port: host order, 0 with ClientIP affinity."""
+    return address + port.to_bytes(2, "big") + b"\x00\x00" + vip.to_bytes(4, "little")
+
+
+def nat_key(client: bytes, pod: bytes, client_port: int, pod_port: int, protocol: int) -> bytes:
+    """Bytes of layout.NAT_KEY. Addresses: 16 bytes; ports: host order."""
+    return client + pod + client_port.to_bytes(2, "big") + pod_port.to_bytes(2, "big") + bytes([protocol, 0, 0, 0])
+
+
+def mapped(address: bytes) -> bytes:
+    """16 bytes of an IPv4 address."""
+    return MAPPED_PREFIX + address
