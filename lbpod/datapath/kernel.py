@@ -38,12 +38,13 @@ from lbpod.core.limits import (
     KERNEL_BUSY_RETRIES_MAX,
     LOOKUP_BATCH_MAX,
     NAT_FULL_RESERVE,
+    PUBLISH_BATCH_MAX,
     SLOT_COUNT,
     VIPS_MAX,
 )
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath import layout, libbpf
-from lbpod.datapath.libbpf import F_MMAPABLE, KernelRefused, MapType
+from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
 from lbpod.datapath.loader import FastPath
 from lbpod.datapath.mapped import MappedArray
 from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, Rows
@@ -69,7 +70,8 @@ _DOOR_KEY: Final = np.dtype([("addr", "u1", (16,))])
 class KernelDatapath:
     """One node's maps in the kernel. Not thread-safe: one task owns it.
 
-    Invariant: a VIP is in `_slots` exactly if its two inner arrays are pinned, mapped and in the outer maps.
+    Invariants: a VIP is in `_slots` exactly if its two inner arrays are pinned and mapped (`_other_seen` has the same
+    keys); it is in the outer maps, too, unless it is in `_unpublished`; no used row of `vips` leads to one of those.
     """
 
     def __init__(self, fast_path: FastPath) -> None:
@@ -86,10 +88,8 @@ class KernelDatapath:
         self._nat_was_full = False
         self._slots: dict[int, MappedArray] = {}
         self._other_seen: dict[int, MappedArray] = {}
-        for vip in fast_path.pins.vip_ids("slots"):
-            self._vip_restore(vip)
-        for vip in set(fast_path.pins.vip_ids("other_seen")) - set(self._slots):
-            fast_path.pins.vip_unpin("other_seen", vip)
+        self._unpublished: list[int] = []
+        self._vips_restore()
 
     def close(self) -> None:
         """Unmaps everything and closes the descriptors. The kernel goes on with what is there."""
@@ -111,6 +111,8 @@ class KernelDatapath:
         assert rows.dtype == expected, f"rows of {name.value} have the dtype {expected}"
         assert len(indices) == len(rows), f"as many rows as indices for {name.value}"
         array.check(indices)
+        if name is ArrayName.VIPS:
+            self._publish()
         new = np.zeros((len(rows), array.words.shape[1]), np.uint64)
         new.view(np.uint8)[:, : expected.itemsize] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
         if name is ArrayName.CONFIG:
@@ -134,61 +136,96 @@ class KernelDatapath:
     # --- VIPs -----------------------------------------------------------------------------------------------------
 
     def vip_create(self, vip: int) -> None:
-        """Makes, pins, maps and publishes the two inner arrays (all zero). A VIP that exists is left as it is."""
+        """Makes, pins and maps the two inner arrays (all zero). A VIP that exists is left as it is.
+
+        The programs see them at once where a row of `vips` leads there already, otherwise with the next write to
+        `vips`: publishing costs two waits for all CPUs (some 16 ms here), however many VIPs are published together.
+        """
         if not 0 < vip < VIPS_MAX:
             raise DatapathError(f"VIP id {vip} is out of range: 1..{VIPS_MAX - 1}")
         if vip in self._slots:
             return
-        pins, fds, made = self._fast_path.pins, dict[str, int](), dict[str, MappedArray]()
-        try:
-            # other_seen first: the programs look it up only after slots. Pins first: an outer entry without a pin
-            # could not be opened by the next agent.
-            for outer in ("other_seen", "slots"):
-                fds[outer] = libbpf.map_create(MapType.ARRAY, f"{outer}_{vip}", 4, 8, SLOT_COUNT, F_MMAPABLE)
-                pins.vip_unpin(outer, vip)
-                libbpf.pin(fds[outer], pins.vip_path(outer, vip))
-            for outer, fd in fds.items():
-                made[outer] = MappedArray(f"{outer} of VIP {vip}", fd, layout.U64, SLOT_COUNT)
-            for outer, fd in fds.items():
-                libbpf.map_update(self._fds[outer], outer, vip.to_bytes(4, "little"), fd.to_bytes(4, "little"))
-        except DatapathError:
-            for each in made.values():
-                each.close()
-            self._vip_unpublish(vip)
-            raise
-        finally:
-            for fd in fds.values():
-                os.close(fd)
-        self._slots[vip], self._other_seen[vip] = made["slots"], made["other_seen"]
-
-    def _vip_unpublish(self, vip: int) -> None:
-        for outer in ("slots", "other_seen"):
-            libbpf.map_delete(self._fds[outer], outer, vip.to_bytes(4, "little"))
-            self._fast_path.pins.vip_unpin(outer, vip)
-
-    def _vip_restore(self, vip: int) -> None:
-        """Takes over a VIP whose arrays are pinned; one that was left half made (or half deleted) is removed."""
-        pins, fds = self._fast_path.pins, dict[str, int]()
+        pins = self._fast_path.pins
         try:
             for outer in layout.PER_VIP:
-                fd = libbpf.pinned(pins.vip_path(outer, vip))
+                fd = libbpf.map_create(MapType.ARRAY, f"{outer}_{vip}", 4, 8, SLOT_COUNT, F_MMAPABLE)
+                try:
+                    pins.vip_unpin(outer, vip)
+                    libbpf.pin(fd, pins.vip_path(outer, vip))
+                finally:
+                    os.close(fd)
+            self._vip_map(vip)
+        except DatapathError:
+            for outer in layout.PER_VIP:
+                pins.vip_unpin(outer, vip)
+            raise
+        self._unpublished.append(vip)
+        rows = self._arrays[ArrayName.VIPS].values
+        if bool(np.any((rows["id"] == vip) & (rows["used"] != 0))):
+            self._publish()
+
+    def _vip_map(self, vip: int) -> bool:
+        """Maps the pinned inner arrays of a VIP; True where the programs see these very arrays already."""
+        pins, opened, seen = self._fast_path.pins, dict[str, MappedArray](), True
+        for outer in layout.PER_VIP:
+            fd = libbpf.pinned(pins.vip_path(outer, vip))
+            if fd is None:
+                raise DatapathError(f"the pin {pins.vip_path(outer, vip)} has gone")
+            try:
+                opened[outer] = MappedArray(f"{outer} of VIP {vip}", fd, layout.U64, SLOT_COUNT)
                 published = libbpf.map_lookup(self._fds[outer], outer, vip.to_bytes(4, "little"), 4)
-                if fd is not None:
-                    fds[outer] = fd
-                if fd is None or published != libbpf.map_info(fd).id.to_bytes(4, "little"):
-                    self._vip_unpublish(vip)
-                    return
-            self._slots[vip] = MappedArray(f"slots of VIP {vip}", fds["slots"], layout.U64, SLOT_COUNT)
-            self._other_seen[vip] = MappedArray(f"other_seen of VIP {vip}", fds["other_seen"], layout.U64, SLOT_COUNT)
-        finally:
-            for fd in fds.values():
+                seen &= published == libbpf.map_info(fd).id.to_bytes(4, "little")
+            finally:
                 os.close(fd)
+        self._slots[vip], self._other_seen[vip] = opened["slots"], opened["other_seen"]
+        return seen
+
+    def _vips_restore(self) -> None:
+        """Takes over the VIPs whose two arrays are pinned; what was left half made or half deleted is removed."""
+        pins = self._fast_path.pins
+        pinned = {outer: set(pins.vip_ids(outer)) for outer in layout.PER_VIP}
+        for vip in sorted(set.union(*pinned.values())):
+            if all(vip in ids for ids in pinned.values()):
+                if not self._vip_map(vip):
+                    self._unpublished.append(vip)
+            else:
+                self._vip_unpublish(vip)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Has the programs see the VIPs made since the last time. other_seen first: it is read after slots."""
+        if not self._unpublished:
+            return
+        keys = np.array(self._unpublished, np.uint32)
+        for outer in ("other_seen", "slots"):
+            fds: list[int] = []
+            try:
+                for start in range(0, len(keys), PUBLISH_BATCH_MAX):
+                    part = keys[start : start + PUBLISH_BATCH_MAX]
+                    for vip in part:
+                        fd = libbpf.pinned(self._fast_path.pins.vip_path(outer, int(vip)))
+                        assert fd is not None, "a VIP that is to be published is pinned"
+                        fds.append(fd)
+                    if self._put(outer, part, np.array(fds, np.uint32)) < len(part):
+                        raise DatapathError(f"the map {outer} has no room for {len(part)} VIPs")
+                    while fds:
+                        os.close(fds.pop())
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        self._unpublished.clear()
+
+    def _vip_unpublish(self, vip: int) -> None:
+        for outer in layout.PER_VIP:
+            libbpf.map_delete(self._fds[outer], outer, vip.to_bytes(4, "little"))
+            self._fast_path.pins.vip_unpin(outer, vip)
 
     def vip_delete(self, vip: int) -> None:
         """Takes the arrays out of the programs' sight, then out of the world. One that does not exist is no error."""
         if vip not in self._slots:
             return
         self._vip_unpublish(vip)
+        self._unpublished = [other for other in self._unpublished if other != vip]
         self._slots.pop(vip).close()
         self._other_seen.pop(vip).close()
 
@@ -243,7 +280,7 @@ class KernelDatapath:
         if batch.errno in _BUSY and busy < KERNEL_BUSY_RETRIES_MAX:
             return busy + 1
         error = OSError(batch.errno, os.strerror(batch.errno))
-        raise KernelRefused(batch.errno, f"the map {name} refused a batch: {error.strerror}") from error
+        raise KernelError(batch.errno, f"the map {name} refused a batch: {error.strerror}") from error
 
     def flows_delete(self, name: FlowMap, keys: Rows) -> None:
         """Deletes; a missing key is no error."""
@@ -384,7 +421,7 @@ class KernelDatapath:
         values = np.zeros((count, libbpf.possible_cpus(), 2), np.uint64)
         batch, _ = libbpf.map_lookup_batch(self._fds["counters"], None, keys, values)
         if batch.errno not in (0, errno.ENOENT):
-            raise KernelRefused(batch.errno, f"cannot read the counters: {os.strerror(batch.errno)}")
+            raise KernelError(batch.errno, f"cannot read the counters: {os.strerror(batch.errno)}")
         summed = np.zeros((len(Verdict), 2), np.uint64)
         known = keys[: batch.count] < len(Verdict)
         summed[keys[: batch.count][known]] = values[: batch.count][known].sum(axis=1)

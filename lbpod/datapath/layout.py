@@ -12,7 +12,7 @@ because then neither root nor the library is needed to check a build. pyelftools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,7 +26,7 @@ U32: Final = np.dtype("<u4")
 U64: Final = np.dtype("<u8")
 ADDRESS: Final = np.dtype(("u1", (16,)))
 
-STRUCTS: Final[dict[str, np.dtype[np.void]]] = {
+STRUCTS: Final[dict[str, np.dtype[Any]]] = {
     "hf_slot": SLOT,
     "hf_vip": layout.VIP,
     "hf_backend": layout.BACKEND,
@@ -44,7 +44,7 @@ STRUCTS: Final[dict[str, np.dtype[np.void]]] = {
 }
 """Every struct of ``types.h``."""
 
-MAPS: Final[dict[str, tuple[np.dtype[np.generic], np.dtype[np.generic]]]] = {
+MAPS: Final[dict[str, tuple[np.dtype[Any], np.dtype[Any]]]] = {
     "vips": (U32, layout.VIP),
     "slots": (U32, SLOT),
     "other_seen": (U32, U64),
@@ -197,11 +197,16 @@ class Btf:
                 fields = {label: type_id for label, type_id, _ in inner.members}
             if "key" in fields and "value" in fields:
                 key, value = (self._bare(fields[which]).size_or_type for which in ("key", "value"))
-                found[variable.name] = (self._bare(key).name, self._size(key), self._bare(value).name, self._size(value))
+                found[variable.name] = (
+                    self._bare(key).name,
+                    self._size(key),
+                    self._bare(value).name,
+                    self._size(value),
+                )
         return found
 
 
-def _struct_differs(name: str, dtype: np.dtype[np.void], size: int, members: list[Member]) -> str | None:
+def _struct_differs(name: str, dtype: np.dtype[Any], size: int, members: list[Member]) -> str | None:
     """The first difference between a dtype and a struct, as a sentence, or None."""
     assert dtype.fields is not None, "only structured dtypes stand for structs"
     if dtype.itemsize != size:
@@ -255,7 +260,7 @@ def differences(btf: Btf, *, complete: bool) -> list[str]:
 
 
 def prove(image: bytes, path: str, *, complete: bool = False) -> None:
-    """Raises DatapathError where the object at `path` (its contents: `image`) was built from other headers than ours."""
+    """Raises DatapathError where the object (at `path`, contents `image`) was built from other headers than ours."""
     try:
         found = differences(Btf(image), complete=complete)
     except DatapathError as error:

@@ -1,9 +1,9 @@
 """libbpf through ctypes: the calls that this package needs, typed, and every refusal mapped once.
 
 What this file decides: how a C call becomes a Python call, and how a refusal reads. libbpf explains a refusal on its
-log callback (the verifier's last lines, the kernel's extended acknowledgement); those lines are collected per call and
-end up in the one exception that is raised, ``KernelRefused``, beside the errno that callers decide by. What it leaves to
-others: which maps and programs there are (``loader``), what is in them (``kernel``).
+log callback (the verifier's last lines, the kernel's extended acknowledgement); those lines are collected per call
+and end up in the one exception that is raised, ``KernelError``, beside the errno that callers decide by. What it leaves
+to others: which maps and programs there are (``loader``), what is in them (``kernel``).
 
 Why libbpf and ctypes: Debian ships libbpf.so.1, so nothing has to be compiled at install time; bcc needs LLVM at run
 time and pylibbpf calls itself not ready. Why libbpf for XDP and clsact, too, and not pyroute2: its calls are plain
@@ -62,7 +62,7 @@ class XdpFlag(IntEnum):
     NATIVE = 1 << 2
 
 
-class KernelRefused(DatapathError):
+class KernelError(DatapathError):
     """A BPF call failed. ``errno`` says how (callers decide by it), the text says what, why and, if known, where."""
 
     def __init__(self, errno: int, sentence: str) -> None:
@@ -296,7 +296,7 @@ class _Library:
         try:
             self.so = c.CDLL("libbpf.so.1", use_errno=True)
         except OSError as error:
-            raise KernelRefused(errno_names.ENOENT, "libbpf.so.1 is missing: apt-get install libbpf1") from error
+            raise KernelError(errno_names.ENOENT, "libbpf.so.1 is missing: apt-get install libbpf1") from error
         for name, (result, arguments) in _PROTOTYPES.items():
             function = getattr(self.so, name)
             function.restype, function.argtypes = result, arguments
@@ -327,7 +327,7 @@ def _call(name: str, *arguments: Any) -> Any:
     return getattr(library.so, name)(*arguments)
 
 
-def _refused(error: int, what: str) -> KernelRefused:
+def _refused(error: int, what: str) -> KernelError:
     """The exception for a negative result; chained to the OSError that Python would have raised."""
     number = abs(error)
     # libbpf's own errors (4000 and up) have no strerror; its log says what happened.
@@ -335,7 +335,7 @@ def _refused(error: int, what: str) -> KernelRefused:
     text = f"{what}: {cause.strerror}"
     if lines := [line.removeprefix("libbpf: ") for line in _library().lines]:
         text += " (" + " | ".join(lines) + ")"
-    refusal = KernelRefused(number, text)
+    refusal = KernelError(number, text)
     refusal.__cause__ = cause
     return refusal
 
@@ -632,13 +632,14 @@ class BpfObject:
     def declared(self, name: str) -> MapInfo:
         """A map as the source (and `resize`) has it; id 0."""
         at = self._maps[name]
-        numbers = [_call(f"bpf_map__{what}", at) for what in ("key_size", "value_size", "max_entries", "map_flags")]
-        return MapInfo(_call("bpf_map__type", at), 0, *numbers, name)
+        asked = ("type", "key_size", "value_size", "max_entries", "map_flags")
+        kind, key_size, value_size, max_entries, flags = (int(_call(f"bpf_map__{what}", at)) for what in asked)
+        return MapInfo(kind, 0, key_size, value_size, max_entries, flags, name)
 
     def resize(self, name: str, max_entries: int) -> None:
         """Sets a map's size before loading."""
         if name not in self._maps:
-            raise KernelRefused(errno_names.ENOENT, f"{self.path} has no map {name!r} to size")
+            raise KernelError(errno_names.ENOENT, f"{self.path} has no map {name!r} to size")
         _checked(_call("bpf_map__set_max_entries", self._maps[name], max_entries), f"sizing the map {name}")
 
     def reuse(self, name: str, fd: int) -> None:

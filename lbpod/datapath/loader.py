@@ -87,9 +87,7 @@ class FastPath:
             raise DatapathError(f"the loaded object has no program {name!r}")
         return self.programs[name]
 
-    def test_run(
-        self, name: str, data: bytes, repeat: int = 1, ifindex: int | None = None
-    ) -> libbpf.TestRun:
+    def test_run(self, name: str, data: bytes, repeat: int = 1, ifindex: int | None = None) -> libbpf.TestRun:
         """Runs a program on a frame without a network: see libbpf.prog_test_run."""
         return libbpf.prog_test_run(self.program(name).fd, data, repeat, ifindex)
 
@@ -141,9 +139,10 @@ def _reuse(opened: BpfObject, found: Mapping[str, int], settings: LoadSettings) 
         if name not in found:
             continue
         there, wanted = libbpf.map_info(found[name]), opened.declared(name)
-        if name in _REMADE and _shape(there) + (there.max_entries,) != _shape(wanted) + (wanted.max_entries,):
+        same_shape, same_size = _shape(there) == _shape(wanted), there.max_entries == wanted.max_entries
+        if name in _REMADE and not (same_shape and same_size):
             continue
-        if _shape(there) != _shape(wanted):
+        if not same_shape:
             raise DatapathError(
                 f"the pinned map {name} in {settings.pin_folder} has another shape (type, key, value, flags"
                 f" {_shape(there)}) than the programs need {_shape(wanted)}: detach and unpin to start anew"

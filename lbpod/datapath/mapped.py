@@ -45,8 +45,10 @@ class MappedArray:
             error = OSError(ctypes.get_errno(), "mmap")
             raise DatapathError(f"cannot map the array {name} into memory") from error
         self._address: int | None = address
-        memory = (ctypes.c_uint8 * self._length).from_address(address)
-        self.words: npt.NDArray[np.uint64] = np.frombuffer(memory, np.uint64, count * stride // _WORD).reshape(count, -1)
+        memory = memoryview((ctypes.c_uint8 * self._length).from_address(address))
+        self.words: npt.NDArray[np.uint64] = np.frombuffer(memory, np.uint64, count * stride // _WORD).reshape(
+            count, -1
+        )
         """uint64[count, words per entry]: what is written."""
         self.values: npt.NDArray[Any] = np.ndarray((count,), dtype, memory, strides=(stride,))
         """dtype[count], the same memory: what is read."""

@@ -3,8 +3,8 @@
 Why a port: the same Keeper runs on the kernel's maps, on maps in memory (where ``lbpod.core.oracle`` is the fast path)
 and on maps that fail by seed. So scenarios and simulation exercise the very code that runs in production.
 
-Arrays (slots, backends, ...) are written in place: aligned words, so that the fast path never sees half of one. Hash maps
-are written and read in batches. Every call that cannot do its work raises ``DatapathError`` with one sentence; nothing
+Arrays (slots, backends, ...) are written in place: aligned words, so that the fast path never sees half of one. Hash
+maps are written and read in batches. Every call that cannot do its work raises ``DatapathError`` with one sentence; nothing
 is ever half-reported: what was written before the failure is simply written again (all writes are idempotent).
 """
 
@@ -85,7 +85,7 @@ class Datapath(Protocol):
         """All keys and values, in no particular order."""
 
     def records_lookup(self, keys: Rows) -> Rows:
-        """RECORD for each key, from records or else from embryonic; flags = layout.RECORD_MISSING where there is none."""
+        """RECORD for each key, from records or else from embryonic; flags = layout.RECORD_MISSING: there is none."""
 
     def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
         """Takes up to count_max pending flows out of the map: (FLOW keys, PENDING values)."""
