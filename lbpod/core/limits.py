@@ -143,6 +143,9 @@ DUMP_CHUNK: Final = 16_384
 KERNEL_BUSY_RETRIES_MAX: Final = 8
 """Times that a batched call is repeated because another CPU held the bucket."""
 
+PUBLISH_BATCH_MAX: Final = 256
+"""VIPs that are made visible to the fast path in one system call; each takes a file descriptor meanwhile."""
+
 NAT_FULL_RESERVE: Final = 256
 """Free entries per CPU below which an LRU map may already evict: its free list is kept in stocks of 128 per CPU."""
 
