@@ -19,15 +19,11 @@ import numpy as np
 from lbpod.core import layout
 from lbpod.datapath.port import DatapathError
 
-SLOT: Final = np.dtype([("current_flags", "<u4"), ("base", "<u4")])
-"""struct hf_slot as two words; everything else in Python treats it as one little-endian uint64."""
-
 U32: Final = np.dtype("<u4")
 U64: Final = np.dtype("<u8")
 ADDRESS: Final = np.dtype(("u1", (16,)))
 
 STRUCTS: Final[dict[str, np.dtype[Any]]] = {
-    "hf_slot": SLOT,
     "hf_vip": layout.VIP,
     "hf_backend": layout.BACKEND,
     "hf_node": layout.NODE,
@@ -46,7 +42,7 @@ STRUCTS: Final[dict[str, np.dtype[Any]]] = {
 
 MAPS: Final[dict[str, tuple[np.dtype[Any], np.dtype[Any]]]] = {
     "vips": (U32, layout.VIP),
-    "slots": (U32, SLOT),
+    "slots": (U32, U64),
     "other_seen": (U32, U64),
     "backends": (U32, layout.BACKEND),
     "nodes": (U32, layout.NODE),

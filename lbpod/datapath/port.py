@@ -4,8 +4,8 @@ Why a port: the same Keeper runs on the kernel's maps, on maps in memory (where 
 and on maps that fail by seed. So scenarios and simulation exercise the very code that runs in production.
 
 Arrays (slots, backends, ...) are written in place: aligned words, so that the fast path never sees half of one. Hash
-maps are written and read in batches. Every call that cannot do its work raises ``DatapathError`` with one sentence; nothing
-is ever half-reported: what was written before the failure is simply written again (all writes are idempotent).
+maps are written and read in batches. Every call that cannot do its work raises ``DatapathError`` with one sentence;
+nothing is ever half-reported: what was written before the failure is simply written again (writes are idempotent).
 """
 
 from collections.abc import Sequence
