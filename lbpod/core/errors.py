@@ -1,7 +1,7 @@
 """The errors that the core raises, by whose fault they are.
 
-Three families (h11's idea: an error says *whose* it is). Our mistakes are ``assert`` with a sentence and have no class. The
-world's mistakes (a silent peer, a full map) are events, not exceptions. What is left are theirs: something that was
+Three families (h11's idea: an error says *whose* it is). Our mistakes are ``assert`` with a sentence and have no class.
+The world's mistakes (a silent peer, a full map) are events, not exceptions. What is left are theirs: something that was
 handed to us and is wrong. Such an error carries one plain sentence that says what, where, and what to do about it, and
 leaves the state as it was.
 """
@@ -14,8 +14,8 @@ class SnapshotError(ValueError):
 class RemoteError(ValueError):
     """A body or a call of another process is wrong. The server answers with ``status`` and ``sentence``.
 
-    status: 400 malformed or against an invariant, 403 not their role, 404 no such thing, 409 not now that we stand where
-    we stand, 413 too large.
+    status: 400 malformed or against an invariant, 403 not their role, 404 no such thing, 409 not from where we stand,
+    413 too large.
     """
 
     def __init__(self, sentence: str, status: int = 400) -> None:

@@ -182,6 +182,15 @@ HOST_WAIT_NS: Final = 3_000_000_000
 CALL_LOST_NS: Final = 10_000_000_000
 """A call of the Planner that its shell has not answered within this time counts as failed."""
 
+# --- Certificates -----------------------------------------------------------------------------------------------------
+CA_DAYS: Final = 3_650
+CERTIFICATE_DAYS: Final = 730
+CERTIFICATE_RENEW_DAYS: Final = 60
+"""A certificate with less than this left is made anew when `holdfast certs` runs again."""
+
+CLOCK_SKEW_DAYS: Final = 1
+"""A new certificate is valid from this long ago, for machines whose clocks are behind."""
+
 assert SLOT_COUNT == 1 << 16, "slot = hash >> 16 needs 2^16 slots"
 assert VIP_INDEX_COUNT == 2 * VIPS_MAX, "half of the VIP index is direct-mapped, half for chains"
 assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
@@ -193,4 +202,5 @@ assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "
 assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
 assert PEER_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
 assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
+assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
 assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS

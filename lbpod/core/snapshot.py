@@ -1,0 +1,407 @@
+"""From what is wanted to what is pushed: a World (names) becomes a Snapshot (ids, epochs, digests).
+
+Decided here: which number everything gets, when a VIP's epoch moves, what a valid snapshot is (``check``, which the
+border calls for every snapshot that arrives) and its digest. Left to the Planner: when, and at which generation.
+
+**Ids.** What existed in the previous snapshot keeps its id. A new thing gets the next free one after the id that was
+given last, round and round, so that an id rests for a whole turn of its space before it means something else. Where
+the search goes on travels in the snapshot (``next_ids``): a controller that restarts without a disk learns it from any
+LB. "One above the highest in use" was dropped: the highest would be given again at once after its owner left, while
+leases and records that name it may still live.
+
+**Epochs.** A VIP's epoch is the generation of its last change; an LB that compares two snapshots may pass over VIPs of
+equal epoch. Order never matters: a World is a set, written as tuples.
+
+**The ring is fixed** from the first snapshot that has one (ring changes need the handover of DESIGN section 4): members
+stay, and so do their addresses, which ownership is computed from. ``ring_problem`` says where a World disagrees.
+"""
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+
+from lbpod.core.errors import SnapshotError
+from lbpod.core.layout import PROTOCOL_ICMP, vip_index
+from lbpod.core.limits import (
+    BACKEND_IDS_MAX,
+    BACKENDS_MAX,
+    BUILDERS_MAX,
+    DRAIN_TIMEOUT_SECONDS_MAX,
+    GENERATION_MAX,
+    IDLE_TIMEOUT_SECONDS_MAX,
+    IDLE_TIMEOUT_SECONDS_MIN,
+    MEMBER_NONE,
+    MEMBERS_MAX,
+    NAME_BYTES_MAX,
+    NODES_MAX,
+    VIP_CHAIN_MAX,
+    VIPS_MAX,
+    VNI_MAX,
+    WEIGHT_MAX,
+)
+from lbpod.core.model import (
+    Backend,
+    BackendState,
+    Cluster,
+    NextIds,
+    Node,
+    Ring,
+    Snapshot,
+    Vip,
+    World,
+    WorldBackend,
+    WorldNode,
+    WorldVip,
+    format_address,
+    is_v4,
+)
+from lbpod.core.table import Builder, Table, TableBackend
+
+DIGEST_BYTES: Final = 16
+_SECOND_NS: Final = 1_000_000_000
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+VipKey = tuple[bytes, int, int]
+"""Identity of a VIP: address, port, protocol."""
+
+
+def digest_of(snapshot: Snapshot) -> bytes:
+    """blake2b, 16 bytes, over the canonical bytes (fields in the order of the model, ids ascending)."""
+    return hashlib.blake2b(_ENCODER.encode(snapshot), digest_size=DIGEST_BYTES).digest()
+
+
+def eligible(backends: Sequence[Backend]) -> tuple[Backend, ...]:
+    """Backends that the table is built from: those in state READY, or else all."""
+    ready = tuple(backend for backend in backends if backend.state is BackendState.READY)
+    return ready or tuple(backends)
+
+
+class Tables:
+    """Builders of the VIPs that changed last, at most BUILDERS_MAX: a cache, which may be thrown away at any time."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._builders: OrderedDict[VipKey, Builder] = OrderedDict()
+
+    def table(self, key: VipKey, backends: Sequence[Backend]) -> Table:
+        """The table of a VIP with these backends (all of them: who is eligible is decided here)."""
+        builder = self._builders.pop(key, None) or Builder(self._seed)
+        self._builders[key] = builder
+        if len(self._builders) > BUILDERS_MAX:
+            self._builders.popitem(last=False)
+        return builder.update(
+            [TableBackend(one.id, one.address, one.port, one.weight) for one in eligible(backends)],
+        )
+
+
+def next_snapshot(
+    world: World, previous: Snapshot | None, cluster: Cluster, generation: int, tables: Tables
+) -> Snapshot | None:
+    """The snapshot that follows ``previous`` for this World, or None where nothing but the generation would differ.
+
+    Raises SnapshotError where the World cannot be served: over a limit, a thing named twice, a node that is not there.
+    """
+    assert previous is None or previous.cluster == cluster, "a cluster's vni and seed never change"
+    assert previous is None or previous.generation < generation, "generations only grow"
+    _check_world(world)
+    ids = _Ids(previous)
+    nodes = _nodes(world, previous, ids)
+    ring = _ring(previous, nodes)
+    vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
+    snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
+    if previous is not None and msgspec.structs.replace(previous, generation=generation) == snapshot:
+        return None
+    check(snapshot)
+    return snapshot
+
+
+def ring_problem(world: World, previous: Snapshot | None) -> str:
+    """One sentence where the World's LBs differ from the ring, which is fixed; else empty."""
+    if previous is None or not previous.ring.members:
+        return ""
+    members = {node.name: node for node in previous.nodes if node.member in previous.ring.members}
+    wanted = {node.name: node for node in world.nodes if node.lb}
+    for name in sorted(members.keys() - wanted.keys()):
+        return (
+            f"{name} is in the ring but no longer listed as an LB; it stays, for the ring of a running cluster is fixed"
+        )
+    for name in sorted(wanted.keys() - members.keys()):
+        return (
+            f"{name} is listed as an LB but not in the ring; it stays out, for the ring of a running cluster is fixed"
+        )
+    for name in sorted(members):
+        if members[name].address != wanted[name].address:
+            had = format_address(members[name].address)
+            return f"the address of {name} has changed; it stays {had}, for the ring of a running cluster is fixed"
+    return ""
+
+
+# --- The parts of a snapshot ------------------------------------------------------------------------------------------
+class _Space:
+    """Free ids of one kind, from ``first`` to ``end - 1``. Invariant: first <= at < end."""
+
+    def __init__(self, what: str, first: int, end: int, at: int, used: Iterable[int]) -> None:
+        self._what, self._first, self._end = what, first, end
+        self.at = at
+        self._used = set(used)
+
+    def give(self) -> int:
+        for _ in range(self._end - self._first):
+            found = self.at
+            self.at = found + 1 if found + 1 < self._end else self._first
+            if found not in self._used:
+                self._used.add(found)
+                return found
+        raise SnapshotError(f"there are more than {self._end - self._first} {self._what}; remove some")
+
+
+class _Ids:
+    """The four id spaces. Used is what the previous snapshot used: what leaves with this change is not given in it."""
+
+    def __init__(self, previous: Snapshot | None) -> None:
+        at = previous.next_ids if previous is not None else NextIds()
+        vips = previous.vips if previous is not None else ()
+        nodes = previous.nodes if previous is not None else ()
+        self.vip = _Space("VIPs", 1, VIPS_MAX, at.vip, (vip.id for vip in vips))
+        self.node = _Space("nodes", 1, NODES_MAX, at.node, (node.id for node in nodes))
+        self.member = _Space("LBs", 0, MEMBERS_MAX, at.member, (node.member for node in nodes))
+        self.backend = _Space(
+            "backends", 1, BACKEND_IDS_MAX, at.backend, (one.id for vip in vips for one in vip.backends)
+        )
+
+    def next_ids(self) -> NextIds:
+        return NextIds(self.vip.at, self.node.at, self.member.at, self.backend.at)
+
+
+def _nodes(world: World, previous: Snapshot | None, ids: _Ids) -> tuple[Node, ...]:
+    known = {node.name: node for node in previous.nodes} if previous is not None else {}
+    members = previous.ring.members if previous is not None else ()
+    nodes = []
+    for one in sorted(world.nodes):
+        had = known.get(one.name)
+        number = had.id if had is not None else ids.node.give()
+        if had is not None and had.member in members:
+            nodes.append(Node(number, one.name, had.address, one.control, had.member))
+        else:
+            member = ids.member.give() if one.lb and not members else MEMBER_NONE
+            nodes.append(Node(number, one.name, one.address, one.control, member))
+    listed = {node.name for node in nodes}
+    nodes.extend(node for name, node in known.items() if node.member in members and name not in listed)
+    return tuple(sorted(nodes, key=lambda node: node.id))
+
+
+def _ring(previous: Snapshot | None, nodes: Sequence[Node]) -> Ring:
+    if previous is not None and previous.ring.members:
+        return previous.ring
+    members = tuple(sorted(node.member for node in nodes if node.member != MEMBER_NONE))
+    epoch = previous.ring.epoch if previous is not None else 0
+    return Ring(epoch + 1, members) if members or previous is None else previous.ring
+
+
+def _vips(
+    world: World, previous: Snapshot | None, nodes: dict[str, int], generation: int, ids: _Ids, tables: Tables
+) -> tuple[Vip, ...]:
+    known = {_key(vip): vip for vip in previous.vips} if previous is not None else {}
+    vips = []
+    for one in sorted(world.vips, key=_key):
+        had = known.get(_key(one))
+        backends = _backends(one, had, nodes, ids)
+        # Digest and epoch are filled in below, where the VIP has changed; everything else is compared.
+        vip = Vip(
+            id=had.id if had is not None else ids.vip.give(),
+            name=one.name,
+            address=one.address,
+            port=one.port,
+            protocol=one.protocol,
+            affinity=one.affinity,
+            idle_ns=one.idle_ns,
+            drain_ns=one.drain_ns,
+            created=had.created if had is not None else generation,
+            epoch=had.epoch if had is not None else generation,
+            digest=had.digest if had is not None else b"",
+            backends=backends,
+        )
+        if vip != had:
+            digest = tables.table(_key(one), backends).digest
+            vip = msgspec.structs.replace(vip, epoch=generation, digest=digest)
+        vips.append(vip)
+    return tuple(sorted(vips, key=lambda vip: vip.id))
+
+
+def _backends(vip: WorldVip, had: Vip | None, nodes: dict[str, int], ids: _Ids) -> tuple[Backend, ...]:
+    known = {(one.address, one.port): one.id for one in had.backends} if had is not None else {}
+    backends = []
+    for one in sorted(vip.backends):
+        number = known.get((one.address, one.port))
+        if number is None:
+            number = ids.backend.give()
+        backends.append(Backend(number, one.address, one.port, nodes[one.node], one.weight, one.state))
+    return tuple(sorted(backends, key=lambda backend: backend.id))
+
+
+def _key(vip: WorldVip | Vip) -> VipKey:
+    return vip.address, vip.port, int(vip.protocol)
+
+
+def _check_world(world: World) -> None:
+    """What would otherwise show as a missing id or a confusing sentence about ids. ``check`` does the rest."""
+    _unique("node", (node.name for node in world.nodes))
+    _limit("nodes", len(world.nodes), NODES_MAX - 1)
+    _limit("LBs", sum(node.lb for node in world.nodes), MEMBERS_MAX)
+    _limit("VIPs", len(world.vips), VIPS_MAX - 1)
+    _limit("backends", sum(len(vip.backends) for vip in world.vips), BACKENDS_MAX)
+    _unique("VIP", (endpoint(vip) for vip in world.vips))
+    names = {node.name for node in world.nodes}
+    for vip in world.vips:
+        _unique(f"backend of {vip.name}", (endpoint(one) for one in vip.backends))
+        for one in vip.backends:
+            if len(one.address) != 16 or not 0 <= one.weight <= WEIGHT_MAX:
+                what = f"backend {endpoint(one)} of {vip.name}"
+                _address(what, one.address)
+                _range(f"the weight of {what}", one.weight, 0, WEIGHT_MAX)
+            if one.node not in names:
+                raise SnapshotError(
+                    f"backend {endpoint(one)} of {vip.name} runs on node {one.node!r}, which is not listed"
+                )
+
+
+# --- Invariants -------------------------------------------------------------------------------------------------------
+def check(snapshot: Snapshot) -> None:
+    """Raise SnapshotError with one sentence at the first invariant that does not hold."""
+    _range("the VNI", snapshot.cluster.vni, 0, VNI_MAX)
+    _range("the seed", snapshot.cluster.seed, 0, 0xFFFF_FFFF)
+    _range("the generation", snapshot.generation, 1, GENERATION_MAX)
+    _check_nodes(snapshot)
+    at = snapshot.next_ids
+    _range("next_ids.vip", at.vip, 1, VIPS_MAX - 1)
+    _range("next_ids.node", at.node, 1, NODES_MAX - 1)
+    _range("next_ids.member", at.member, 0, MEMBERS_MAX - 1)
+    _range("next_ids.backend", at.backend, 1, BACKEND_IDS_MAX - 1)
+    _ascending("VIPs", [vip.id for vip in snapshot.vips])
+    _limit("backends", sum(len(vip.backends) for vip in snapshot.vips), BACKENDS_MAX)
+    _unique("VIP", (endpoint(vip) for vip in snapshot.vips))
+    _unique("backend id", (one.id for vip in snapshot.vips for one in vip.backends))
+    _check_index(snapshot.vips)
+    nodes = {node.id for node in snapshot.nodes}
+    for vip in snapshot.vips:
+        _check_vip(vip, snapshot.generation)
+        _check_backends(vip, nodes)
+
+
+def _check_nodes(snapshot: Snapshot) -> None:
+    nodes = snapshot.nodes
+    _ascending("nodes", [node.id for node in nodes])
+    _unique("node", (node.name for node in nodes))
+    _unique("node address", (format_address(node.address) for node in nodes if len(node.address) == 16))
+    _unique("member id", (node.member for node in nodes if node.member != MEMBER_NONE))
+    for node in nodes:
+        _name("a node", node.name)
+        _range(f"the id of node {node.name}", node.id, 1, NODES_MAX - 1)
+        _address(f"node {node.name}", node.address)
+        if not 1 <= len(node.control.encode()) <= NAME_BYTES_MAX + len(":65535"):
+            raise SnapshotError(f"node {node.name} has no control address of the form host:port")
+        if node.member != MEMBER_NONE:
+            _range(f"the member id of node {node.name}", node.member, 0, MEMBERS_MAX - 1)
+    _range("the ring's epoch", snapshot.ring.epoch, 0, GENERATION_MAX)
+    _ascending("members of the ring", list(snapshot.ring.members))
+    known = {node.member for node in nodes if node.member != MEMBER_NONE}
+    for member in snapshot.ring.members:
+        if member not in known:
+            raise SnapshotError(f"member {member} of the ring is no node's")
+
+
+def _check_vip(vip: Vip, generation: int) -> None:
+    if not vip.name or any(len(part.encode()) > NAME_BYTES_MAX for part in vip.name.split("/")):
+        raise SnapshotError(f"VIP {vip.id} has no name, or one with a part longer than {NAME_BYTES_MAX} bytes")
+    _range(f"the id of VIP {vip.name}", vip.id, 1, VIPS_MAX - 1)
+    _address(f"VIP {vip.name}", vip.address)
+    _range(f"the port of VIP {vip.name}", vip.port, 1, 65_535)
+    idle_min, idle_max = IDLE_TIMEOUT_SECONDS_MIN * _SECOND_NS, IDLE_TIMEOUT_SECONDS_MAX * _SECOND_NS
+    _range(f"the idle time in ns of VIP {vip.name}", vip.idle_ns, idle_min, idle_max)
+    _range(f"the drain time in ns of VIP {vip.name}", vip.drain_ns, 0, DRAIN_TIMEOUT_SECONDS_MAX * _SECOND_NS)
+    if not 1 <= vip.created <= vip.epoch <= generation:
+        raise SnapshotError(
+            f"VIP {vip.name} breaks 1 <= created <= epoch <= generation: {vip.created}, {vip.epoch}, {generation}"
+        )
+    if len(vip.digest) != DIGEST_BYTES:
+        raise SnapshotError(f"the table digest of VIP {vip.name} has {len(vip.digest)} bytes instead of {DIGEST_BYTES}")
+
+
+def _check_backends(vip: Vip, nodes: set[int]) -> None:
+    _ascending(f"backends of {vip.name}", [one.id for one in vip.backends])
+    if len({(one.address, one.port) for one in vip.backends}) != len(vip.backends):
+        _unique(f"backend of {vip.name}", (endpoint(one) for one in vip.backends))
+    for one in vip.backends:
+        sound = (
+            1 <= one.id < BACKEND_IDS_MAX
+            and len(one.address) == 16
+            and is_v4(one.address)
+            and 1 <= one.port <= 65_535
+            and 0 <= one.weight <= WEIGHT_MAX
+            and one.node in nodes
+        )
+        if sound:
+            continue
+        what = f"backend {one.id} of {vip.name}"
+        _range(f"the id of {what}", one.id, 1, BACKEND_IDS_MAX - 1)
+        _address(what, one.address)
+        _range(f"the port of {what}", one.port, 1, 65_535)
+        _range(f"the weight of {what}", one.weight, 0, WEIGHT_MAX)
+        raise SnapshotError(f"{what} runs on node {one.node}, which is not in the snapshot")
+
+
+def _check_index(vips: Sequence[Vip]) -> None:
+    """The fast path walks VIP_CHAIN_MAX entries at most; each VIP address has an entry of its own for ICMP."""
+    entries = {(vip.address, vip.port, int(vip.protocol)) for vip in vips if len(vip.address) == 16}
+    entries |= {(address, 0, PROTOCOL_ICMP) for address, _, _ in entries}
+    for index, count in Counter(vip_index(*entry) for entry in sorted(entries)).items():
+        if count > VIP_CHAIN_MAX:
+            raise SnapshotError(
+                f"{count} VIPs fall on place {index} of the VIP index, which holds {VIP_CHAIN_MAX}; change one's port"
+            )
+
+
+def endpoint(of: WorldVip | Vip | WorldBackend | Backend | WorldNode) -> str:
+    """Address, port and protocol as people write them: 203.0.113.10:80/TCP."""
+    address = format_address(of.address) if len(of.address) == 16 else of.address.hex()
+    if isinstance(of, WorldNode):
+        return address
+    return f"{address}:{of.port}" + (f"/{of.protocol.name}" if isinstance(of, WorldVip | Vip) else "")
+
+
+def _unique(what: str, values: Iterable[object]) -> None:
+    counts = Counter(values)
+    if counts and (most := max(counts.values())) > 1:
+        twice = next(value for value, count in counts.items() if count == most)
+        raise SnapshotError(f"{what} {twice} is there {most} times; it may be there once")
+
+
+def _limit(what: str, count: int, count_max: int) -> None:
+    if count > count_max:
+        raise SnapshotError(f"there are {count} {what}; the most is {count_max}")
+
+
+def _range(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise SnapshotError(f"{what} is {value}; it must be from {low} to {high}")
+
+
+def _name(what: str, name: str) -> None:
+    if not 1 <= len(name.encode()) <= NAME_BYTES_MAX:
+        raise SnapshotError(f"{what} has no name, or one longer than {NAME_BYTES_MAX} bytes")
+
+
+def _address(what: str, address: bytes) -> None:
+    if len(address) != 16:
+        raise SnapshotError(f"the address of {what} has {len(address)} bytes instead of 16")
+    if not is_v4(address):
+        raise SnapshotError(f"the address of {what} is {format_address(address)}; IPv6 is not supported yet, use IPv4")
+
+
+def _ascending(what: str, ids: list[int]) -> None:
+    if any(left >= right for left, right in pairwise(ids)):
+        raise SnapshotError(f"the ids of the {what} do not ascend")

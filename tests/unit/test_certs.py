@@ -1,0 +1,141 @@
+"""Certificates: what is minted, what is kept, and who gets through a real TLS handshake with whom."""
+
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+
+from lbpod.certs import (
+    Caller,
+    CertsError,
+    Role,
+    client_context,
+    files_in,
+    mint,
+    role_of,
+    server_context,
+    server_name,
+)
+from lbpod.core.errors import RemoteError
+
+
+@pytest.fixture(scope="module")
+def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("certs")
+    mint(directory, ["n1", "n2"])
+    return directory
+
+
+def shake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """A handshake in memory: the two ends, once a byte has passed each way. Raises ssl.SSLError as OpenSSL does."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(down, up, server_hostname=name)
+    far = server.wrap_bio(up, down, server_side=True)
+    for _ in range(4):
+        for end in (near, far):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    near.write(b"x")
+    assert b"x" == far.read(1)
+    return near, far
+
+
+def test_mint_makes_a_ca_and_one_pair_for_each(minted: Path) -> None:
+    names = {"ca", "controller", "viewer", "n1", "n2"}
+    assert {f"{name}.{kind}" for name in names for kind in ("crt", "key")} == {path.name for path in minted.iterdir()}
+    for name in sorted(names):
+        assert 0o600 == stat.S_IMODE((minted / f"{name}.key").stat().st_mode)
+
+
+def test_mint_keeps_what_is_valid_and_mends_what_is_not(tmp_path: Path) -> None:
+    mint(tmp_path, ["n1", "n2"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert [] == mint(tmp_path, ["n1", "n2"])
+    (tmp_path / "n1.key").unlink()
+    (tmp_path / "n2.crt").write_bytes(b"nonsense")
+    assert {"n1.crt", "n1.key", "n2.crt", "n2.key", "n3.crt", "n3.key"} == {
+        p.name for p in mint(tmp_path, ["n1", "n2", "n3"])
+    }
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert [] == [name for name in before if not name.startswith("n") and before[name] != after[name]]
+
+
+def test_a_certificate_of_another_role_or_ca_is_made_anew(tmp_path: Path, minted: Path) -> None:
+    mint(tmp_path, ["n1"])
+    for kind in ("crt", "key"):
+        (tmp_path / f"n1.{kind}").write_bytes((minted / f"n1.{kind}").read_bytes())
+    assert ["n1.key", "n1.crt"] == [path.name for path in mint(tmp_path, ["n1"])]
+    for kind in ("crt", "key"):
+        (tmp_path / f"n1.{kind}").write_bytes((tmp_path / f"viewer.{kind}").read_bytes())
+    assert ["n1.key", "n1.crt"] == [path.name for path in mint(tmp_path, ["n1"])]
+
+
+def test_a_ca_is_never_replaced(tmp_path: Path) -> None:
+    mint(tmp_path, [])
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(CertsError, match="restore both, or remove both"):
+        mint(tmp_path, [])
+
+
+@pytest.mark.parametrize("name", ["../n1", "ca", "controller", "", "N1", "a b", "-"])
+def test_names_that_would_be_trouble_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CertsError, match="cannot be the name"):
+        mint(tmp_path, [name])
+
+
+@pytest.mark.parametrize(("name", "role"), [("controller", Role.CONTROLLER), ("viewer", Role.VIEWER), ("n2", Role.LB)])
+def test_a_server_knows_its_caller(minted: Path, name: str, role: Role) -> None:
+    client, server = client_context(files_in(minted, name)), server_context(files_in(minted, "n1"))
+    near, far = shake(client, server, server_name("n1"))
+    assert Caller(role, name) == role_of(far)
+    assert Caller(Role.LB, "n1") == role_of(near)
+    assert "TLSv1.3" == far.version()
+
+
+def test_a_client_reaches_the_node_it_means_and_no_other(minted: Path) -> None:
+    client, server = client_context(files_in(minted, "controller")), server_context(files_in(minted, "n2"))
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"n1\.lb\.holdfast"):
+        shake(client, server, server_name("n1"))
+
+
+def test_a_viewer_cannot_pose_as_a_server(minted: Path) -> None:
+    client, server = client_context(files_in(minted, "controller")), server_context(files_in(minted, "viewer"))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(client, server, server_name("viewer", Role.VIEWER))
+
+
+def test_another_cluster_is_a_stranger(tmp_path: Path, minted: Path) -> None:
+    mint(tmp_path, ["n1"])
+    for client, server in ((tmp_path, minted), (minted, tmp_path)):
+        with pytest.raises(ssl.SSLError):
+            shake(client_context(files_in(client, "n1")), server_context(files_in(server, "n1")), server_name("n1"))
+
+
+def test_no_certificate_no_entry(minted: Path) -> None:
+    bare = ssl.create_default_context(cafile=minted / "ca.crt")
+    with pytest.raises(ssl.SSLError):
+        shake(bare, server_context(files_in(minted, "n1")), server_name("n1"))
+    with pytest.raises(RemoteError) as caught:
+        role_of(None)
+    assert 403 == caught.value.status
+
+
+def test_older_tls_is_not_spoken(minted: Path) -> None:
+    old = client_context(files_in(minted, "controller"))
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        shake(old, server_context(files_in(minted, "n1")), server_name("n1"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path, minted: Path) -> None:
+    with pytest.raises(CertsError, match=r"n9\.crt is not there"):
+        server_context(files_in(minted, "n9"))
+    (tmp_path / "ca.crt").write_text("nonsense")
+    files = files_in(tmp_path, "n1")
+    for path in (files.certificate, files.key):
+        path.write_text("nonsense")
+    with pytest.raises(CertsError, match="cannot be used"):
+        client_context(files)
