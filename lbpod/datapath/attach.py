@@ -1,7 +1,7 @@
 """Attaching the programs to an interface, replacing our own in place, and never touching anybody else's.
 
 What this file decides: native or generic XDP (and says why), what counts as ours (a pin with the program's id, see
-``pins``), and that a replacement is atomic: netlink's IFLA_XDP_EXPECTED_FD names the program that is to be replaced, and
+``pins``), and that a replacement is atomic: netlink's IFLA_XDP_EXPECTED_FD names the program to be replaced, and
 a clsact filter is swapped under the same handle and priority. So an agent's restart, upgrade or downgrade loses no
 packet. What it leaves to others: loading (``loader``), and the question whether the interface suits us (``features``).
 
