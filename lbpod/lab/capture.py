@@ -1,9 +1,11 @@
 """A bounded packet capture on one interface of a host: frames for tests, a pcap file for people.
 
-AF_PACKET in a thread of its own. What a capture cannot see, on veth with native XDP: a frame that XDP takes (drops,
-sends back, redirects) is not seen on that interface; look at the other end of the link. With GRO, frames may be longer
-than the MTU. ``Frame.checksum_pending`` is the kernel's own word that the checksum is still to be made: on a link of
-the lab that must never be (offloads are off), and native XDP would have seen the half-made packet.
+AF_PACKET in a thread of its own. What to know before believing a capture on veth:
+
+- A frame that native XDP takes (drops, sends back, redirects) is not seen on that interface; look at the other end.
+- Attaching native XDP to a veth turns GRO on there. A *received* frame may then be several joined by GRO: longer than
+  the MTU, and ``checksum_pending`` (the kernel will make the checksum again when it splits it). What XDP itself saw is
+  what the other end *sent*: judge checksums by outgoing frames. An outgoing frame of the lab must never be pending.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ FORWARDER_SWITCHES: Final[Mapping[str, int | str]] = {
     "ipv4/conf/default/send_redirects": 0,
 }
 
+_XDP_FLAGS_DRV_MODE: Final = 1 << 2
 _NO_OFFLOADS: Final = {kernel.ETHTOOL_STSO: 0, kernel.ETHTOOL_SGSO: 0, kernel.ETHTOOL_STXCSUM: 0}
 
 
@@ -135,6 +136,12 @@ class Host:
         """No segmentation and no checksum offload; GRO as asked (it is what lets XDP_REDIRECT deliver to a veth)."""
         with self.in_netns():
             kernel.ethtool_set(interface, {**_NO_OFFLOADS, kernel.ETHTOOL_SGRO: int(gro)})
+
+    def attach_xdp(self, interface: str, program_fd: int) -> None:
+        """Attach a loaded XDP program in native mode, replacing whatever is there. Worker only."""
+        xdp = {"attrs": [["IFLA_XDP_FD", program_fd], ["IFLA_XDP_FLAGS", _XDP_FLAGS_DRV_MODE]]}
+        with self.netlink() as ip:
+            ip.link("set", index=index_of(ip, interface), xdp=xdp)
 
     def mac(self, interface: str = "eth0") -> str:
         """Link address of an interface, ``02:...``."""

@@ -4,7 +4,7 @@ Why by hand: spawning ``ip``, ``ethtool``, ``nsenter`` costs a process each (a t
 two busy cores), and pyroute2 opens one socket per *thread*, in whatever namespace that thread happens to be, so the
 caller must own the namespace question anyway. Everything here acts on the calling thread only.
 
-The XDP program is two instructions (``r0 = XDP_PASS; exit``) given to the kernel as bytes: no compiler and no libbpf at
+The XDP program is two instructions (``r0 = action; exit``) given to the kernel as bytes: no compiler and no libbpf at
 run time. A C file was tried first; it gave the same two instructions.
 """
 
@@ -39,6 +39,9 @@ ETHTOOL_STXCSUM: Final = 0x17
 ETHTOOL_STSO: Final = 0x1F
 ETHTOOL_SGSO: Final = 0x24
 ETHTOOL_SGRO: Final = 0x2C
+
+XDP_PASS: Final = 2
+XDP_TX: Final = 3
 
 _BPF_PROG_LOAD: Final = 5
 _BPF_PROG_TYPE_XDP: Final = 6
@@ -147,15 +150,15 @@ def ethtool_set(interface: str, settings: dict[int, int]) -> None:
             fcntl.ioctl(control, _SIOCETHTOOL, request)
 
 
-def xdp_pass_load(name: str) -> int:
-    """Load an XDP program that passes everything; returns its descriptor, which the caller closes.
+def xdp_return_load(action: int, name: str) -> int:
+    """Load an XDP program that does ``action`` with every frame; returns its descriptor, which the caller closes.
 
     ``name`` (15 characters at most) is what ``bpftool prog`` shows.
     """
     number = _SYS_BPF.get(platform.machine())
     if number is None:
         raise LabError(f"the lab does not know the number of bpf(2) on {platform.machine()}; add it to kernel.py")
-    instructions = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0), 16)
+    instructions = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, action, 0x95, 0, 0, 0), 16)
     licence = ctypes.create_string_buffer(b"Dual BSD/GPL")
     head = struct.pack("=IIQQ", _BPF_PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence))
     attributes = head + struct.pack("=IIQII16s", 0, 0, 0, 0, 0, name.encode()[:15])

@@ -47,7 +47,6 @@ from lbpod.lab.worker import Worker
 
 T = TypeVar("T")
 
-_XDP_FLAGS_DRV_MODE: Final = 1 << 2
 _POD_GATEWAY: Final = "169.254.1.1"
 """Next hop of every pod: the node's end of its link, whichever that is."""
 
@@ -83,6 +82,14 @@ class Node(Host):
         self.router_interface = self.name
         self.pods: dict[int, Pod] = {}  # last byte of the address -> pod; len <= PODS_PER_NODE_MAX
         self.last_pod_number: int = 0
+        self._blackholes: set[str] = set()
+
+    def blackhole(self, prefix: str) -> None:
+        """Drop what the node's stack would otherwise send back to the router. Worker only."""
+        if prefix not in self._blackholes:
+            with self.netlink() as ip:
+                ip.route("replace", dst=prefix, type="blackhole")
+            self._blackholes.add(prefix)
 
     def free_pod_number(self) -> int:
         """Numbers go up until they run out, so that an address is not given to the next pod at once."""
@@ -115,7 +122,11 @@ class Router(Host):
         self.ecmp: dict[str, tuple[NextHop[Node], ...]] = {}  # prefix -> what the kernel has now
 
     def set_ecmp(self, prefix: str, hops: Sequence[Node | tuple[Node, int]]) -> None:
-        """Route ``prefix`` over these nodes, in this order, weight 1 where none is given. Atomic: no packet is lost."""
+        """Route ``prefix`` over these nodes, in this order, weight 1 where none is given. Atomic: no packet is lost.
+
+        The nodes themselves get a blackhole for it: what no load balancer takes ends there, instead of travelling
+        between node and router until its TTL does.
+        """
         wanted = tuple(NextHop(*hop) if isinstance(hop, tuple) else NextHop(hop, 1) for hop in hops)
         if not wanted:
             raise ValueError(f"no next hop for {prefix}; use clear_ecmp to take the route away")
@@ -132,6 +143,8 @@ class Router(Host):
                 ]
                 ip.route("replace", dst=prefix, multipath=paths)
             self.ecmp[prefix] = wanted
+            for hop in wanted:
+                hop.node.blackhole(prefix)
 
         self.run_context.worker.call(job)
 
@@ -142,6 +155,7 @@ class Router(Host):
             if self.ecmp.pop(prefix, None) is not None:
                 with self.netlink() as ip:
                     ip.route("del", dst=prefix)
+                # The nodes keep their blackhole: an LB may still be taking packets that are on their way.
 
         self.run_context.worker.call(job)
 
@@ -237,7 +251,7 @@ class Lab:
         log_dir.mkdir(parents=True, exist_ok=True)
         registry.run_dir(self.prefix).mkdir(parents=True, exist_ok=True)
         self.run = Run(self.prefix, self._worker, log_dir)
-        self._pass_fd = kernel.xdp_pass_load(f"{self.prefix}_pass")
+        self._pass_fd = kernel.xdp_return_load(kernel.XDP_PASS, f"{self.prefix}_pass")
         self.router = Router(self.run)
         self.router.create(ROUTER_SWITCHES)
         for _ in range(self.options.clients):
@@ -365,18 +379,14 @@ class Lab:
         self.nodes.append(node)
         node.create(FORWARDER_SWITCHES)
         self._join_router(node, mtu=self.options.underlay_mtu, gro=True)
+        self.router.attach_xdp(node.router_interface, self._pass_fd)
         with self.router.netlink() as ip:
-            index = index_of(ip, node.router_interface)
-            xdp = {"attrs": [["IFLA_XDP_FD", self._pass_fd], ["IFLA_XDP_FLAGS", _XDP_FLAGS_DRV_MODE]]}
-            ip.link("set", index=index, xdp=xdp)
             ip.route("add", dst=node.pod_network, gateway=node.address)
-        with node.netlink() as ip:
-            # Without it a packet to a pod that is gone would travel between node and router until its TTL ends.
-            ip.route("add", dst=node.pod_network, type="blackhole")
+        node.blackhole(node.pod_network)  # pods that are gone; those that are there have routes of their own
         return node
 
     def _join_router(self, host: Client | Node, *, mtu: int, gro: bool) -> None:
-        join(self.router, host.router_interface, host, "eth0", mtu=mtu, gro=(gro, gro))
+        join(self.router, host.router_interface, host, "eth0", mtu=mtu, gro=(gro, False))
         with self.router.netlink() as ip:
             ip.addr("add", index=index_of(ip, host.router_interface), address=host.gateway, prefixlen=24)
         with host.netlink() as ip:
@@ -388,7 +398,7 @@ class Lab:
         node.pods[pod.number] = pod
         node.last_pod_number = pod.number
         pod.create({})
-        join(node, pod.node_interface, pod, "eth0", mtu=self.options.client_mtu, gro=(False, True))
+        join(node, pod.node_interface, pod, "eth0", mtu=self.options.client_mtu, gro=(False, False))
         with pod.netlink() as ip:
             index = index_of(ip, "eth0")
             ip.addr("add", index=index, address=pod.address, prefixlen=32)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -153,7 +155,7 @@ class CheckerRun:
         argv += ["--short-rate", str(short_rate), "--interval-ms", str(interval_ms), "--stats-file", str(stats)]
         argv += ["--timeout-ms", str(timeout_ms)] if timeout_ms is not None else []
         argv += ["--udp"] if udp else []
-        return cls(host.popen(argv, name="checker", stdin=-1), stats)
+        return cls(host.popen(argv, name="checker", stdin=subprocess.PIPE), stats)
 
     def gone(self, name: str) -> None:
         """Tell it that backend ``name`` is about to be removed. Call it *before* the removal."""
@@ -180,6 +182,19 @@ class CheckerRun:
             for line in whole.splitlines():
                 self._take(json.loads(line))
         return self.final or (self.ticks[-1] if self.ticks else None)
+
+    def wait_until(self, wanted: Callable[[dict[str, Any]], bool], *, seconds: float = 10) -> dict[str, Any]:
+        """The first counters that are ``wanted`` (new ones come once a second); ``LabError`` after ``seconds``."""
+        deadline_ns = time.monotonic_ns() + int(seconds * SECOND_NS)
+        while True:
+            counters = self.poll()
+            if counters is not None and wanted(counters):
+                return counters
+            if not self.program.alive or time.monotonic_ns() > deadline_ns:
+                raise LabError(
+                    f"the checker did not get there in {seconds} s: {counters} {self.program.log_text()[-500:]}"
+                )
+            time.sleep(POLL_NS / SECOND_NS)
 
     def _take(self, line: dict[str, Any]) -> None:
         match line["kind"]:

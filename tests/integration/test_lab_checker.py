@@ -1,0 +1,85 @@
+"""The checking client counts what happens, and blames the right one: on a quiet target nothing, else who did it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lbpod.lab import CheckerRun, Lab, start_nginx, start_udp_echo
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="missing feature: root"),
+]
+
+LONG_COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(nodes=1) as lab:
+        yield lab
+
+
+def test_nothing_is_broken_on_a_quiet_target_and_a_told_removal_is_nobodys_fault(lab: Lab) -> None:
+    pod = lab.add_pod(lab.nodes[0])
+    backend = start_nginx(lab, pod)
+    checker = CheckerRun.start(
+        lab, f"{pod.address}:{backend.port}", long_count=LONG_COUNT, short_rate=50, interval_ms=100
+    )
+    quiet = checker.wait_until(lambda c: c["long_lived"] == LONG_COUNT and c["short_done"] >= 60)
+    assert (0, 0, 0) == (quiet["broken"], quiet["broken_backend_gone"], quiet["broken_unattributed"])
+    assert {backend.name: LONG_COUNT} == quiet["backends"]
+    assert quiet["connections"] >= LONG_COUNT + quiet["short_done"]
+    assert 0 < quiet["latency_ns"]["p50"] <= quiet["latency_ns"]["p99"] <= quiet["latency_ns"]["max"]
+
+    checker.gone(backend.name)
+    backend.program.kill()
+    final = checker.wait_until(lambda c: c["broken_backend_gone"] >= LONG_COUNT) and checker.stop()
+    assert 0 == final["broken"]
+    assert LONG_COUNT == final["broken_backend_gone"]
+    assert 0 == final["long_lived"]
+    assert {"closed", "reset"} >= final["by_reason"]["broken_backend_gone"].keys()
+    assert final["broken_unattributed"] > 0, "short flows that were refused: no backend had named itself"
+
+
+def test_a_backend_that_dies_untold_has_broken_its_flows(lab: Lab) -> None:
+    pod = lab.add_pod(lab.nodes[0])
+    backend = start_nginx(lab, pod)
+    checker = CheckerRun.start(lab, f"{pod.address}:{backend.port}", long_count=LONG_COUNT, interval_ms=100)
+    checker.wait_until(lambda c: c["long_lived"] == LONG_COUNT)
+    backend.program.kill()
+    checker.wait_until(lambda c: c["broken"] >= LONG_COUNT)
+    again = start_nginx(lab, pod, name="successor")
+    checker.wait_until(lambda c: c["backends"] == {again.name: LONG_COUNT})
+    final = checker.stop()
+    assert 0 == final["broken_backend_gone"]
+    assert final["broken"] >= LONG_COUNT
+    assert LONG_COUNT == len([one for one in checker.failures if one["backend"] == backend.name])
+    assert all(one["local_port"] > 0 for one in checker.failures if one["answers"])
+
+
+def test_silence_breaks_a_flow_by_timeout(lab: Lab) -> None:
+    pod = lab.add_pod(lab.nodes[0])
+    backend = start_nginx(lab, pod)
+    checker = CheckerRun.start(lab, f"{pod.address}:{backend.port}", long_count=5, interval_ms=100, timeout_ms=300)
+    checker.wait_until(lambda c: c["long_lived"] == 5)
+    lab.remove_pod(pod, silent=True)
+    counters = checker.wait_until(lambda c: c["broken"] >= 5)
+    assert 5 == counters["by_reason"]["broken"]["timeout"]
+    checker.stop()
+
+
+def test_udp_flows_notice_another_backend(lab: Lab) -> None:
+    pod = lab.add_pod(lab.nodes[0])
+    backend = start_udp_echo(pod, name="before")
+    checker = CheckerRun.start(
+        lab, f"{pod.address}:{backend.port}", long_count=LONG_COUNT, short_rate=20, interval_ms=300, udp=True
+    )
+    quiet = checker.wait_until(lambda c: c["long_lived"] == LONG_COUNT and c["short_done"] >= 20)
+    assert 0 == quiet["broken"] == quiet["lost"]
+    backend.program.kill()
+    start_udp_echo(pod, name="after")
+    final = checker.wait_until(lambda c: c["backends"] == {"after": LONG_COUNT}) and checker.stop()
+    assert {"other_backend", "refused"} >= final["by_reason"]["broken"].keys()
+    assert final["broken"] >= LONG_COUNT
