@@ -121,6 +121,31 @@ OUTSTANDING_MAX: Final = 64
 QUEUE_MAX: Final = 1_024
 """Events waiting in a shell's queue; beyond it HTTP answers 503 and the pending map keeps its flows."""
 
+EARLIER_MAX: Final = 4
+"""Backends besides base and current that a tracking slot remembers its flows may have; beyond, any of the VIP's may be."""
+
+NAT_DUMP_AGE_NS: Final = 200_000_000
+"""A host agent answers from a list of its translated flows that is no older than this."""
+
+EARLY_FRESH_NS: Final = 1_000_000_000
+"""What host agents said may be used for an early settle for so long, counted from the question."""
+
+EARLY_AFTER_NS: Final = MARGIN_NS + EARLY_FRESH_NS + PEER_TIMEOUT_NS + NAT_DUMP_AGE_NS
+"""A backup agrees to an early settle no sooner than this after its own commit: however old the host agents' answers are
+when it hears of them, they looked later than the margin after it."""
+
+EARLY_CALLS_MAX: Final = 1_024
+"""Questions to host agents about one VIP at one time; slots that need more wait out the quiet time."""
+
+SETTLE_PAUSE_NS_MAX: Final = 8_000_000_000
+"""The pause between two attempts to settle slots of one VIP doubles up to this while none succeeds."""
+
+STEADY_ASK_NS: Final = 5_000_000_000
+"""Pause before an LB asks the owner whether slots that it still tracks have settled without it."""
+
+PURGE_NS: Final = 1_000_000_000
+"""Pause between two lists of all records made to drop those of settled slots."""
+
 WEIGHT_MAX: Final = 1_000
 """Largest weight of a backend."""
 
@@ -129,6 +154,40 @@ TABLE_CANDIDATES_MAX: Final = 16
 
 TABLE_INCREMENTAL_MIN: Final = 64
 """Backends from which a builder keeps anything at all; below, a table built anew is as quick."""
+
+# --- Agent ------------------------------------------------------------------------------------------------------------
+PEER_CONNECTIONS_MAX: Final = 4
+"""Keep-alive connections of one agent to one peer; calls beyond wait for one of them, within their own time."""
+
+PEER_PROBE_NS: Final = 1_000_000_000
+"""A peer that is believed to be down is asked this often whether it is back."""
+
+SILENT_CALLS_MAX: Final = 3
+"""Calls in a row that find nobody, after which a peer is believed to be down."""
+
+SENTENCE_BYTES_MAX: Final = 500
+"""How much of a refusal's text is passed on."""
+
+TRACE_LINES_MAX: Final = 1_024
+"""Trace lines that an agent keeps for people."""
+
+DRAIN_PAUSE_NS_MIN: Final = 2_000_000
+"""Pause between two looks into `pending` while flows are found there ..."""
+
+DRAIN_PAUSE_NS_MAX: Final = 50_000_000
+"""... and the longest one while none are: a look at an empty map costs some hundred microseconds."""
+
+EVENTS_PER_TURN_MAX: Final = 256
+"""Events that an agent handles before it looks at its clock and its sockets again."""
+
+CASCADE_MAX: Final = 4_096
+"""Events that may follow one from the other without the world's doing; more would be a Keeper that asks in circles."""
+
+NEXT_HOP_GRACE_NS: Final = 10_000_000_000
+"""How long the next hop that an earlier agent wrote is believed, while this one does not know one yet."""
+
+CLOSE_NS_MAX: Final = 3_000_000_000
+"""How long a server that stops waits for calls under way."""
 
 # --- Datapath ---------------------------------------------------------------------------------------------------------
 KERNEL_LOG_LINES_MAX: Final = 20
@@ -200,7 +259,9 @@ assert LOOKUP_BATCH_MAX <= BATCH_MAX <= PENDING_MAX, "a batch must fit where it 
 assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to be promoted"
 assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
 assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
+assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
 assert PEER_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
 assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
 assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
 assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS
+assert RETRY_NS <= SETTLE_PAUSE_NS_MAX and EARLY_ASK_NS <= SETTLE_PAUSE_NS_MAX

@@ -80,10 +80,12 @@ class ResolveAnswer(msgspec.Struct, frozen=True):
 
 
 class SettleStep(Enum):
-    """ASK: owner to backup, may this settle? TELL: owner to everyone, it has settled."""
+    """ASK: owner to backup, may this settle? TELL: owner to everyone, it has settled. LOOK: an LB that still tracks to the
+    owner (the owner to the backup), has it settled already? It repairs what a lost TELL leaves behind."""
 
     ASK = "ask"
     TELL = "tell"
+    LOOK = "look"
 
 
 class SettleKind(Enum):
