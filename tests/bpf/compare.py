@@ -1,0 +1,135 @@
+"""One world through both readings of the rules: what differs, and which frame it was.
+
+Frames are decided by the oracle and by the C program in lockstep, and each outcome is compared at once. Maps and
+counters are compared when the world's last frame is through, because reading them costs more than deciding a frame;
+where they differ, the world is run again with a look at everything after each frame, so that a report always names the
+frame.
+
+Stamps are the clock's: what the kernel stamped a moment before or after the oracle is equal, what one of them stamped
+and the other did not is not (old stamps lie an hour back).
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from lbpod.core import oracle
+from lbpod.core.oracle import Action, Outcome
+from lbpod.core.verdicts import Verdict
+from tests.bpf.frames import Draw
+from tests.bpf.kernel_side import Kernel, Ran
+from tests.bpf.world import HERE_IFINDEX, World, draw_world
+
+FRAMES_PER_WORLD_COUNT: Final = 400
+STAMP_SLACK_NS: Final = 120_000_000_000
+"""Stamps of one world lie this close together on the busiest machine, and an hour away from older ones."""
+TC_PASSES: Final = (0, 0xFFFF_FFFF)
+"""TC_ACT_OK and TC_ACT_UNSPEC: both let the frame leave."""
+CLOCK_MONOTONIC_COARSE: Final = 6
+"""Of Linux; Python's time does not name it."""
+SEED_ENV: Final = "HOLDFAST_ORACLE_SEED"
+
+
+def now_ns() -> int:
+    """The clock that the programs read."""
+    return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a run came across."""
+
+    frames: int = 0
+    verdicts: Counter[Verdict | None] = field(default_factory=Counter)
+
+
+def run_world(kernel: Kernel, seed: int, program: str, seen: Seen) -> None:
+    """Compare one world; AssertionError with everything that one needs to see where they differ."""
+    differs = _run(kernel, seed, program, seen, look_always=False)
+    if differs is not None:
+        precise = _run(kernel, seed, program, Seen(), look_always=True)
+        raise AssertionError(
+            f"{precise or differs}\nreplay: {SEED_ENV}={seed} .venv/bin/python -m pytest -x"
+            f" tests/bpf/test_oracle_differential.py -k {program}"
+        )
+
+
+def _run(kernel: Kernel, seed: int, program: str, seen: Seen, look_always: bool) -> str | None:
+    world = draw_world(seed, now_ns())
+    kernel.load_world(world)
+    draw = Draw(world, seed)
+    frame = b""
+    for number in range(FRAMES_PER_WORLD_COUNT):
+        if program == "xdp":
+            frame = draw.incoming()
+            outcome = oracle.xdp(world.maps, frame, HERE_IFINDEX, now_ns())
+            differs = _xdp_differs(outcome, kernel.xdp(frame))
+        else:
+            frame = draw.outgoing()
+            outcome = oracle.tc(world.maps, frame, now_ns())
+            differs = _tc_differs(outcome, kernel.tc(frame))
+        seen.frames += 1
+        seen.verdicts[outcome.verdict] += 1
+        if differs is None and (look_always or number == FRAMES_PER_WORLD_COUNT - 1):
+            differs = state_differs(kernel, world)
+        if differs is not None:
+            return f"world {seed}, frame {number}, verdict {outcome.verdict!r}: {differs}\nframe: {frame.hex()}"
+    return None
+
+
+def _xdp_differs(outcome: Outcome, ran: Ran) -> str | None:
+    if outcome.action != ran.action:
+        return f"oracle {outcome.action!r}, program returned {ran.action}"
+    if outcome.action is not Action.DROP and outcome.frame != ran.frame:
+        return f"another frame leaves\noracle:  {outcome.frame.hex()}\nprogram: {ran.frame.hex()}"
+    return None
+
+
+def _tc_differs(outcome: Outcome, ran: Ran) -> str | None:
+    if ran.action not in TC_PASSES:
+        return f"program returned {ran.action}"
+    if outcome.frame != ran.frame:
+        return f"another frame leaves\noracle:  {outcome.frame.hex()}\nprogram: {ran.frame.hex()}"
+    return None
+
+
+# --- Maps and counters ------------------------------------------------------------------------------------------------
+def state_differs(kernel: Kernel, world: World) -> str | None:
+    """A sentence about the first map that differs, None where all are equal."""
+    expected, counted = world.maps.counters, kernel.counters()
+    for verdict in Verdict:
+        if (expected[verdict] != counted[verdict]).any():
+            return f"counter {verdict.name}: oracle {expected[verdict].tolist()}, program {counted[verdict].tolist()}"
+    found = kernel.flows()
+    for name, entries in sorted(found.items()):
+        differs = _entries_differ(name, getattr(world.maps, name).rows, entries)
+        if differs is not None:
+            return differs
+    for vip in sorted(world.maps.other_seen):
+        differs = _stamps_differ(f"other_seen of VIP {vip}", world.maps.other_seen[vip], kernel.other_seen(vip))
+        if differs is not None:
+            return differs
+    return _stamps_differ("vip_stats", world.maps.vip_stats["unrecorded_ns"], kernel.unrecorded_ns())
+
+
+def _entries_differ(name: str, expected: dict[bytes, Any], found: dict[bytes, Any]) -> str | None:
+    for key in sorted(expected.keys() | found.keys()):
+        ours, theirs = expected.get(key), found.get(key)
+        if ours is None or theirs is None or not _alike(ours, theirs):
+            return f"{name}[{key.hex()}]: oracle {ours}, program {theirs}"
+    return None
+
+
+def _alike(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
+    """Equal, but for stamps (always the last field) that lie close together."""
+    return ours[:-1] == theirs[:-1] and abs(ours[-1] - theirs[-1]) < STAMP_SLACK_NS
+
+
+def _stamps_differ(name: str, ours: "np.ndarray[Any, Any]", theirs: "np.ndarray[Any, Any]") -> str | None:
+    for at in np.flatnonzero(ours != theirs):
+        if abs(int(ours[at]) - int(theirs[at])) >= STAMP_SLACK_NS:
+            return f"{name}[{at}]: oracle {ours[at]}, program {theirs[at]}"
+    return None

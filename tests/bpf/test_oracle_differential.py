@@ -1,0 +1,66 @@
+"""The C program against the oracle: two readings of one set of rules, on random frames and map states.
+
+This is what makes the oracle worth reading and the C program worth trusting: both were written from
+``lbpod/bpf/README.md`` without looking at each other, so where they agree on everything that a frame does, a rule would
+have to be misread twice in the same way. More than 100,000 frames in ``make test``, a hundred times as many in
+``make soak``; each world is drawn from one number, which a failure prints with the command that replays it.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbpod.core.verdicts import Verdict
+from tests.bpf.compare import FRAMES_PER_WORLD_COUNT, SEED_ENV, Seen, run_world
+from tests.bpf.kernel_side import Kernel, loaded
+
+SOAK_FACTOR = 100 if os.environ.get("HOLDFAST_SOAK") == "1" else 1
+WORLDS_PER_TEST = 50
+XDP_TESTS = 6 * SOAK_FACTOR
+TC_TESTS = 1 * SOAK_FACTOR
+assert XDP_TESTS * WORLDS_PER_TEST * FRAMES_PER_WORLD_COUNT >= 100_000 * SOAK_FACTOR, "as many as the README promises"
+
+OUT_OF_REACH = {
+    Verdict.REPLY: "hf_tc's",
+    Verdict.UNRECORDED_DROP: "embryonic is an LRU map, which makes room by itself",
+    Verdict.DROP_NO_HEADROOM: "BPF_PROG_TEST_RUN leaves 256 bytes of room",
+}
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    if os.geteuid() != 0:
+        pytest.skip("missing feature: root")
+    with loaded(Path(f"/sys/fs/bpf/holdfast-oracle-{os.getpid()}")) as kernel:
+        yield kernel
+
+
+def _worlds(part: int, parts: int) -> range | list[int]:
+    """Seeds of one test; or the one that is to be replayed."""
+    if SEED_ENV in os.environ:
+        return [int(os.environ[SEED_ENV])]
+    assert part < parts
+    return range(part * WORLDS_PER_TEST, (part + 1) * WORLDS_PER_TEST)
+
+
+@pytest.mark.parametrize("part", range(XDP_TESTS))
+def test_xdp(kernel: Kernel, part: int) -> None:
+    seen = Seen()
+    for seed in _worlds(part, XDP_TESTS):
+        run_world(kernel, seed, "xdp", seen)
+    if SEED_ENV not in os.environ:
+        assert set(Verdict) - OUT_OF_REACH.keys() == set(seen.verdicts), "every way out of the program was taken"
+        assert 0.5 > seen.verdicts[Verdict.PASS_OTHER] / seen.frames, "most frames are for us"
+
+
+@pytest.mark.parametrize("part", range(TC_TESTS))
+def test_tc(kernel: Kernel, part: int) -> None:
+    seen = Seen()
+    for seed in _worlds(part, TC_TESTS):
+        run_world(kernel, seed, "tc", seen)
+    if SEED_ENV not in os.environ:
+        assert seen.frames > 4 * seen.verdicts[Verdict.REPLY] / 2 > 0.5 * seen.frames, "some replies, some not"
