@@ -45,11 +45,25 @@
 #define HF_TCP_ACK 0x10
 
 /* How a packet came to be decided here; handed to cold functions in one word. */
-#define HF_ORIGIN_ROOM(ORIGIN) ((ORIGIN)&0xff)	      /* bytes of outer headers before its own: 0, or an overhead */
-#define HF_ORIGIN_HOPS(ORIGIN) ((ORIGIN) >> 8 & 0xff) /* times that it has been relayed */
-#define HF_ORIGIN_RELAY 0x10000			      /* it came by RELAY */
-#define HF_ORIGIN_CLIENT_IP 0x20000		      /* its VIP has ClientIP affinity */
-#define HF_ORIGIN_ICMP 0x40000			      /* it is an ICMP error about the flow */
+#define HF_ORIGIN_ROOM(ORIGIN) ((ORIGIN)&0x7f)	    /* bytes of outer headers before its own: 0, or an overhead */
+#define HF_ORIGIN_HOPS(ORIGIN) ((ORIGIN) >> 7 & 3)  /* times that it has been relayed; HF_RELAY_HOPS_MAX: or more */
+#define HF_ORIGIN_SET_HOPS(HOPS) ((__u32)(HOPS) << 7)
+#define HF_ORIGIN_RELAY 0x200	  /* it came by RELAY */
+#define HF_ORIGIN_CHAIN 0x400	  /* it came by CHAIN */
+#define HF_ORIGIN_CLIENT_IP 0x800 /* its VIP has ClientIP affinity */
+#define HF_ORIGIN_ICMP 0x1000	  /* it is an ICMP error about the flow */
+_Static_assert(HF_RELAY_HOPS_MAX == 3, "hops have two bits");
+
+/*
+ * What a cold parser found, in one word: an exit, or a packet of a flow that is still to be decided. Handed back rather
+ * than decided there, so that calls do not nest: stack is 512 bytes for all frames together.
+ */
+#define HF_FOUND_FLOW 0x8000u
+#define HF_FOUND(HASH, VIP_ID, ORIGIN) ((__u64)(HASH) << 32 | (VIP_ID) << 16 | HF_FOUND_FLOW | (ORIGIN))
+#define HF_FOUND_HASH(FOUND) ((__u32)((FOUND) >> 32))
+#define HF_FOUND_VIP_ID(FOUND) ((__u32)(FOUND) >> 16)
+#define HF_FOUND_ORIGIN(FOUND) ((__u32)(FOUND)&0x7fff)
+_Static_assert(HF_VIPS_MAX <= 0x10000, "a VIP id has 16 bits there");
 
 HF_INLINE void *hf_data(const struct xdp_md *ctx)
 {

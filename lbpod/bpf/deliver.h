@@ -4,7 +4,7 @@
 #define HF_DELIVER_H
 
 #include "csum.h"
-#include "nat.h"
+#include "flow.h"
 
 /* Takes `room` bytes of outer headers off; the Ethernet header moves up. 0, or not 0 where it cannot be. */
 HF_INLINE int hf_strip(struct xdp_md *ctx, __u32 room)
@@ -60,23 +60,50 @@ HF_INLINE int hf_dnat_flow(struct xdp_md *ctx, __u32 protocol, __be32 pod, __be1
 	return 0;
 }
 
-/*
- * The packet has been found sound by whoever calls. pod, port_be: as on the wire. verdict: LOCAL or DELIVERED.
- */
+/* An ICMP error: the pod must recognise its own packet in what is quoted, so the quoted source becomes the pod, too. */
+HF_INLINE int hf_dnat_icmp(struct xdp_md *ctx, __be32 pod, __be16 port_be)
+{
+	void *data = hf_data(ctx), *data_end = hf_data_end(ctx);
+	void *ip = data + HF_ETH_BYTES, *icmp = ip + HF_IP_BYTES, *quoted = icmp + HF_ICMP_BYTES, *l4;
+	__u16 quoted_csum;
+	__u64 diff;
+
+	if (quoted + HF_IP_BYTES > data_end)
+		return -1;
+	l4 = quoted + (HF_U8(quoted) & 0xf) * 4;
+	if (l4 + 8 > data_end)
+		return -1;
+	hf_dnat_ip(ip, pod);
+	diff = hf_csum_diff(HF_U32(quoted + 12), pod);
+	quoted_csum = hf_csum_update(HF_U16(quoted + 10), diff);
+	diff += hf_csum_diff16(HF_U16(quoted + 10), quoted_csum) + hf_csum_diff16(HF_U16(l4), port_be);
+	HF_U16(l4) = port_be;
+	HF_U16(quoted + 10) = quoted_csum;
+	HF_U32(quoted + 12) = pod;
+	HF_U16(icmp + 2) = hf_csum_update(HF_U16(icmp + 2), diff);
+	return 0;
+}
+
+/* The packet has been found sound by whoever calls. pod, port_be: as on the wire. verdict: LOCAL or DELIVERED. */
 HF_COLD __u32 hf_deliver(struct xdp_md *ctx, __u32 pod, __u32 port_be, __u32 room, __u32 verdict)
 {
 	struct hf_packet packet;
-	enum hf_kind kind;
+	int failed = -1;
 
 	if (hf_strip(ctx, room))
 		return HF_DROP(HF_DROP_MALFORMED);
-	kind = hf_parse(ctx, 0, 0xffff, &packet);
-	if (kind != HF_KIND_FLOW)
-		return HF_DROP(HF_DROP_MALFORMED);
-	hf_nat_inbound(&packet, pod, port_be);
-	if (hf_dnat_flow(ctx, packet.protocol, pod, port_be))
-		return HF_DROP(HF_DROP_MALFORMED);
-	return HF_PASS(verdict);
+	switch (hf_parse(ctx, 0, 0xffff, &packet)) {
+	case HF_KIND_FLOW:
+		hf_nat_inbound(&packet, pod, port_be);
+		failed = hf_dnat_flow(ctx, packet.protocol, pod, port_be);
+		break;
+	case HF_KIND_ICMP:
+		failed = hf_dnat_icmp(ctx, pod, port_be);
+		break;
+	default:
+		break;
+	}
+	return failed ? HF_DROP(HF_DROP_MALFORMED) : HF_PASS(verdict);
 }
 
 #endif

@@ -11,6 +11,7 @@
  */
 #include "steady.h"
 #include "reply.h"
+#include "lookup.h"
 
 SEC("xdp")
 int hf_xdp(struct xdp_md *ctx)
@@ -24,6 +25,15 @@ SEC("tc")
 int hf_tc(struct __sk_buff *skb)
 {
 	return hf_reply(skb);
+}
+
+SEC("syscall")
+int hf_lookup(struct hf_lookup_args *args)
+{
+	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
+		if (hf_lookup_one(i))
+			break;
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

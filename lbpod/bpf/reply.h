@@ -13,9 +13,9 @@
 
 #define HF_TCP_OPTIONS_BYTES_MAX 40
 #define HF_TCP_OPTION_MSS 2
+#define HF_L4_AT (HF_ETH_BYTES + HF_IP_BYTES)
 
 struct hf_reply {
-	__u32 l4_at; /* offset of the L4 header in the frame */
 	__u32 protocol;
 	__be32 saddr;
 	__be32 daddr;
@@ -24,29 +24,28 @@ struct hf_reply {
 	__u32 tcp_header; /* bytes */
 };
 
-/* 0 where the frame is an IPv4 TCP or UDP packet and no fragment. Copies: the headers need not be in linear memory. */
+/* 0 where the frame is an IPv4 TCP or UDP packet, without options and no fragment. Copies: the headers need not be in linear memory. */
 HF_INLINE int hf_reply_parse(struct __sk_buff *skb, struct hf_reply *reply)
 {
 	__u8 ip[HF_IP_BYTES] __attribute__((aligned(4)));
-	__u8 l4[16] __attribute__((aligned(4)));
+	__u8 l4[HF_TCP_BYTES] __attribute__((aligned(4)));
 
 	if (skb->protocol != bpf_htons(0x0800) || bpf_skb_load_bytes(skb, HF_ETH_BYTES, ip, sizeof(ip)))
 		return -1;
 	reply->protocol = ip[9];
-	if (ip[0] >> 4 != 4 || (ip[0] & 0xf) < 5 || HF_U16(ip + 6) & bpf_htons(0x3fff))
+	if (ip[0] != 0x45 || HF_U16(ip + 6) & bpf_htons(0x3fff))
 		return -1;
 	if (reply->protocol != HF_PROTOCOL_TCP && reply->protocol != HF_PROTOCOL_UDP)
 		return -1;
-	reply->l4_at = HF_ETH_BYTES + (ip[0] & 0xf) * 4;
 	reply->saddr = HF_U32(ip + 12);
 	reply->daddr = HF_U32(ip + 16);
 	reply->tcp_flags = 0;
-	if (bpf_skb_load_bytes(skb, reply->l4_at, l4, HF_UDP_BYTES))
+	if (bpf_skb_load_bytes(skb, HF_L4_AT, l4, HF_UDP_BYTES))
 		return -1;
 	reply->ports = HF_U32(l4);
 	if (reply->protocol == HF_PROTOCOL_UDP)
 		return 0;
-	if (bpf_skb_load_bytes(skb, reply->l4_at, l4, sizeof(l4)))
+	if (bpf_skb_load_bytes(skb, HF_L4_AT, l4, sizeof(l4)))
 		return -1;
 	reply->tcp_header = (l4[12] >> 4) * 4;
 	reply->tcp_flags = l4[13];
@@ -54,7 +53,7 @@ HF_INLINE int hf_reply_parse(struct __sk_buff *skb, struct hf_reply *reply)
 }
 
 /* An MSS that would not fit the tunnel is lowered; a missing one is left alone. */
-HF_COLD int hf_clamp_mss(struct __sk_buff *skb, __u32 l4_at, __u32 tcp_header, __u32 mss_max)
+HF_COLD int hf_clamp_mss(struct __sk_buff *skb, __u32 tcp_header, __u32 mss_max)
 {
 	__u8 options[HF_TCP_OPTIONS_BYTES_MAX] = {};
 	__u32 length, at = 0;
@@ -62,7 +61,7 @@ HF_COLD int hf_clamp_mss(struct __sk_buff *skb, __u32 l4_at, __u32 tcp_header, _
 	if (tcp_header <= HF_TCP_BYTES || tcp_header > HF_TCP_BYTES + HF_TCP_OPTIONS_BYTES_MAX)
 		return 0;
 	length = tcp_header - HF_TCP_BYTES;
-	if (bpf_skb_load_bytes(skb, l4_at + HF_TCP_BYTES, options, length))
+	if (bpf_skb_load_bytes(skb, HF_L4_AT + HF_TCP_BYTES, options, length))
 		return 0;
 	for (int i = 0; i < HF_TCP_OPTIONS_BYTES_MAX; i++) {
 		__u32 kind, size;
@@ -84,29 +83,29 @@ HF_COLD int hf_clamp_mss(struct __sk_buff *skb, __u32 l4_at, __u32 tcp_header, _
 
 	if (old <= mss_max)
 		return 0;
-	bpf_skb_store_bytes(skb, l4_at + HF_TCP_BYTES + at + 2, &new_be, sizeof(new_be), 0);
+	bpf_skb_store_bytes(skb, HF_L4_AT + HF_TCP_BYTES + at + 2, &new_be, sizeof(new_be), 0);
 	if (at & 1) { /* it straddles two words of the checksum */
 		old_be = old_be << 8 | old_be >> 8;
 		new_be = new_be << 8 | new_be >> 8;
 	}
-	return bpf_l4_csum_replace(skb, l4_at + 16, old_be, new_be, 2);
+	return bpf_l4_csum_replace(skb, HF_L4_AT + 16, old_be, new_be, 2);
 }
 
 HF_INLINE void hf_snat(struct __sk_buff *skb, const struct hf_reply *reply, __be32 vip, __be16 port_be)
 {
 	__be32 addr = vip;
 	__be16 port = port_be;
-	__u32 mangled = 0, csum_at = reply->l4_at + 16;
+	__u32 mangled = 0, csum_at = HF_L4_AT + 16;
 
 	if (reply->protocol == HF_PROTOCOL_UDP) {
-		csum_at = reply->l4_at + 6;
+		csum_at = HF_L4_AT + 6;
 		mangled = BPF_F_MARK_MANGLED_0;
 	}
 	bpf_l4_csum_replace(skb, csum_at, reply->saddr, vip, BPF_F_PSEUDO_HDR | mangled | 4);
 	bpf_l4_csum_replace(skb, csum_at, (__u16)reply->ports, port_be, mangled | 2);
 	bpf_l3_csum_replace(skb, HF_ETH_BYTES + 10, reply->saddr, vip, 4);
 	bpf_skb_store_bytes(skb, HF_ETH_BYTES + 12, &addr, sizeof(addr), 0);
-	bpf_skb_store_bytes(skb, reply->l4_at, &port, sizeof(port), 0);
+	bpf_skb_store_bytes(skb, HF_L4_AT, &port, sizeof(port), 0);
 }
 
 HF_INLINE int hf_reply(struct __sk_buff *skb)
@@ -132,7 +131,7 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 		entry->flags |= flags;
 	hf_snat(skb, &reply, hf_unmapped(entry->vip), entry->vip_port_be);
 	if ((reply.tcp_flags & (HF_TCP_SYN | HF_TCP_ACK)) == (HF_TCP_SYN | HF_TCP_ACK) && config->mss_max)
-		hf_clamp_mss(skb, reply.l4_at, reply.tcp_header, config->mss_max);
+		hf_clamp_mss(skb, reply.tcp_header, config->mss_max);
 	hf_count(HF_REPLY, bytes);
 	return TC_ACT_OK;
 }

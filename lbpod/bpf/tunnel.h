@@ -5,7 +5,6 @@
 
 #include "deliver.h"
 #include "encap.h"
-#include "vip.h"
 
 /* For us as tunnel end? Looks at the frame itself, for the packet may be one that the common parser refused. */
 HF_INLINE int hf_is_tunnel(void *data, void *data_end, const struct hf_config *config)
@@ -37,6 +36,16 @@ HF_INLINE __u32 hf_overhead_of(__u32 type)
 	return 0;
 }
 
+/* What an option says must make sense by itself: a pod has an IPv4 address, a chain no more members than places. */
+HF_INLINE int hf_option_check(void *body, void *data_end, __u32 type)
+{
+	if (type == HF_OPTION_FORWARD)
+		return body + 20 > data_end || !hf_is_mapped(body);
+	if (type == HF_OPTION_CHAIN)
+		return body + 24 > data_end || HF_U8(body + 8) + HF_U8(body + 9) > HF_REPLICAS_MAX;
+	return 0;
+}
+
 /* 0 where the outer headers are sound. Every length is compared with the one around it. */
 HF_INLINE int hf_geneve_parse(void *data, void *data_end, struct hf_geneve *geneve)
 {
@@ -60,25 +69,59 @@ HF_INLINE int hf_geneve_parse(void *data, void *data_end, struct hf_geneve *gene
 	if (HF_U16(head + 8) != bpf_htons(HF_OPTION_CLASS) ||
 	    (HF_U8(head + 11) & 0x1f) != (HF_OPTION_BYTES(geneve->overhead) - 4) / 4)
 		return -1;
-	return 0;
+	return hf_option_check(head + 12, data_end, geneve->type);
 }
 
-HF_INLINE __u32 hf_tunnel_forward(struct xdp_md *ctx)
+/* The VIP whose flow the inner packet is of, or is an error about; NULL: neither. origin: its room is set. */
+HF_INLINE const struct hf_vip *hf_inner_flow(struct xdp_md *ctx, const struct hf_geneve *geneve,
+					     struct hf_packet *packet, __u32 *origin)
+{
+	enum hf_kind kind = hf_parse(ctx, geneve->overhead, geneve->there, packet);
+
+	if (kind == HF_KIND_ICMP) {
+		if (geneve->type == HF_OPTION_CHAIN || !hf_vip_addr(packet->daddr) ||
+		    hf_quoted(hf_ip_at(ctx, *origin), hf_data_end(ctx), packet->tot_len, packet))
+			return NULL;
+		*origin |= HF_ORIGIN_ICMP;
+	} else if (kind != HF_KIND_FLOW) {
+		return NULL;
+	}
+	return hf_vip_find(packet->daddr, HF_DPORT(packet), packet->protocol);
+}
+
+/* What the option asks for: an exit, or a flow that is to be decided. The option's length has been checked. */
+HF_INLINE __u64 hf_tunnel_open(struct xdp_md *ctx, const struct hf_config *config, __u32 type, const struct hf_vip *vip,
+			       const struct hf_packet *packet, __u32 origin)
 {
 	void *option = hf_data(ctx) + HF_OPTION_AT + 4;
+	__u32 hops;
 
-	if (option + 20 > hf_data_end(ctx) || !hf_is_mapped(option))
-		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
-	return hf_deliver(ctx, hf_unmapped(option), HF_U16(option + 16), HF_FORWARD_OVERHEAD_BYTES, HF_DELIVERED);
+	if (type == HF_OPTION_FORWARD) {
+		if (option + 20 > hf_data_end(ctx))
+			return HF_DROP(HF_DROP_GENEVE_MALFORMED);
+		return hf_deliver(ctx, HF_U32(option + 12), HF_U16(option + 16), HF_FORWARD_OVERHEAD_BYTES,
+				  HF_DELIVERED);
+	}
+	if (config->self == HF_MEMBER_NONE || option + 8 > hf_data_end(ctx))
+		return HF_DROP(HF_DROP_GENEVE_INNER);
+	if (type == HF_OPTION_CHAIN)
+		return hf_found_flow(config, vip, packet, origin | HF_ORIGIN_CHAIN);
+	hops = HF_U8(option + 4);
+	if (hops > HF_RELAY_HOPS_MAX)
+		hops = HF_RELAY_HOPS_MAX;
+	return hf_found_flow(config, vip, packet, origin | HF_ORIGIN_RELAY | HF_ORIGIN_SET_HOPS(hops));
 }
 
-HF_COLD __u32 hf_tunnel(struct xdp_md *ctx)
+/* For us as tunnel end, its outer UDP header whole: step 8 of README.md. What was found: an exit, or a flow. */
+HF_COLD __u64 hf_tunnel(struct xdp_md *ctx)
 {
 	void *data = hf_data(ctx), *data_end = hf_data_end(ctx);
 	const struct hf_config *config = hf_config();
+	const struct hf_vip *vip;
 	struct hf_geneve geneve;
 	struct hf_packet packet;
 	__u8 source[16];
+	__u32 origin;
 
 	if (!config || data + HF_GENEVE_AT > data_end)
 		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
@@ -89,13 +132,11 @@ HF_COLD __u32 hf_tunnel(struct xdp_md *ctx)
 		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
 	if (geneve.vni != config->vni)
 		return HF_DROP(HF_DROP_GENEVE_VNI);
-	if (hf_parse(ctx, geneve.overhead, geneve.there, &packet) != HF_KIND_FLOW)
+	origin = geneve.overhead;
+	vip = hf_inner_flow(ctx, &geneve, &packet, &origin);
+	if (!vip)
 		return HF_DROP(HF_DROP_GENEVE_INNER);
-	if (!hf_vip_find(packet.daddr, HF_DPORT(&packet), packet.protocol))
-		return HF_DROP(HF_DROP_GENEVE_INNER);
-	if (geneve.type == HF_OPTION_FORWARD)
-		return hf_tunnel_forward(ctx);
-	return HF_DROP(HF_DROP_GENEVE_INNER);
+	return hf_tunnel_open(ctx, config, geneve.type, vip, &packet, origin);
 }
 
 #endif

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The chain: a recorded packet travels through the other replicas of its slot, one after the other, to the backend.
+ *
+ * Each records the flow before the backend sees the packet: causality does the work of an acknowledgement. A replica
+ * adds those that the sender did not know of (a ring change is under way).
+ */
+#ifndef HF_CHAIN_H
+#define HF_CHAIN_H
+
+#include "record.h"
+#include "send.h"
+
+#define HF_CHAIN_FULL 0x80000000u /* beside the backend id: a full record, not an embryonic one */
+
+struct hf_chain {
+	__u32 backend;
+	__u32 full;
+	__u32 visited; /* visited + left <= HF_REPLICAS_MAX */
+	__u32 left;
+	/* The visited ones, then those left, then zeros: four 16-bit places a word, the first in the low bits. Words and
+	 * not an array, for an array on the stack with a variable index is what clang and the verifier fall out over. */
+	__u64 low;
+	__u64 high;
+};
+_Static_assert(HF_REPLICAS_MAX <= 8, "members of a chain fit two words");
+
+HF_INLINE __u32 hf_chain_member(const struct hf_chain *chain, __u32 at)
+{
+	return (at < 4 ? chain->low >> 16 * at : chain->high >> 16 * (at & 3)) & 0xffff;
+}
+
+/* Writes a place that is still zero. */
+HF_INLINE void hf_chain_put(struct hf_chain *chain, __u32 at, __u32 member)
+{
+	if (at < 4)
+		chain->low |= (__u64)member << 16 * at;
+	else
+		chain->high |= (__u64)member << 16 * (at & 3);
+}
+
+HF_INLINE int hf_chain_has(const struct hf_chain *chain, __u32 member)
+{
+	for (__u32 i = 0; i < HF_REPLICAS_MAX; i++)
+		if (i < chain->visited + chain->left && hf_chain_member(chain, i) == member)
+			return 1;
+	return 0;
+}
+
+/* Appends the replicas of one ownership word that are new to the chain and can be sent to. */
+HF_INLINE void hf_chain_extend(struct hf_chain *chain, const struct hf_config *config, const __u32 *pair)
+{
+	for (int half = 0; pair && half < 2; half++) {
+		__u32 member = half ? *pair >> 16 : *pair & 0xffff;
+
+		if (member == HF_MEMBER_NONE || member == config->self || hf_chain_has(chain, member))
+			continue;
+		if (chain->visited + chain->left >= HF_REPLICAS_MAX || !hf_member_node(member))
+			continue;
+		hf_chain_put(chain, chain->visited + chain->left, member);
+		chain->left++;
+	}
+}
+
+HF_INLINE void hf_chain_extend_all(struct hf_chain *chain, const struct hf_config *config, __u32 slot)
+{
+	hf_chain_extend(chain, config, bpf_map_lookup_elem(&own, &slot));
+	if (!config->ring_change)
+		return;
+	hf_chain_extend(chain, config, bpf_map_lookup_elem(&next, &slot));
+	hf_chain_extend(chain, config, bpf_map_lookup_elem(&prev, &slot));
+}
+
+HF_INLINE __u32 hf_encap_chain(struct xdp_md *ctx, const struct hf_config *config, const struct hf_node *node,
+			       const struct hf_chain *chain, __u32 hash, __u32 origin, __u32 verdict)
+{
+	void *ip = hf_data(ctx) + HF_ETH_BYTES + HF_ORIGIN_ROOM(origin), *data, *option;
+	__u32 tot_len;
+
+	if (ip + HF_IP_BYTES > hf_data_end(ctx))
+		return HF_DROP(HF_DROP_MALFORMED);
+	tot_len = bpf_ntohs(HF_U16(ip + 2));
+	if (!hf_fits(node, tot_len, HF_CHAIN_OVERHEAD_BYTES))
+		return hf_too_big(ctx, node->mtu, origin);
+	data = hf_make_room(ctx, HF_ORIGIN_ROOM(origin), HF_CHAIN_OVERHEAD_BYTES);
+	if (!data)
+		return HF_DROP(HF_DROP_NO_HEADROOM);
+	hf_write_outer(data, config, node, tot_len, hash, HF_CHAIN_OVERHEAD_BYTES, HF_OPTION_CHAIN);
+	option = data + HF_OPTION_AT + 4;
+	HF_U32(option) = bpf_htonl(chain->backend);
+	HF_U32(option + 4) = bpf_htonl(config->epoch);
+	HF_U32(option + 8) = chain->visited | chain->left << 8 | !!chain->full << 16;
+	for (int i = 0; i < HF_REPLICAS_MAX; i += 2)
+		HF_U32(option + 12 + 2 * i) =
+			bpf_htons(hf_chain_member(chain, i)) |
+			(__u32)bpf_htons(hf_chain_member(chain, i + 1)) << 16;
+	return hf_transmit(ctx, node, verdict);
+}
+
+/* To the first of those left that can be sent to; nobody: to the backend, counted as `last`. */
+HF_INLINE __u32 hf_chain_pass_on(struct xdp_md *ctx, const struct hf_config *config, const struct hf_chain *chain,
+				 __u32 hash, __u32 origin, __u32 chained, __u32 last)
+{
+	for (__u32 i = 0; i < HF_REPLICAS_MAX; i++) {
+		const struct hf_node *node;
+
+		if (i < chain->visited || i >= chain->visited + chain->left)
+			continue;
+		node = hf_member_node(hf_chain_member(chain, i));
+		if (node)
+			return hf_encap_chain(ctx, config, node, chain, hash, origin, chained);
+	}
+	return hf_send(ctx, chain->backend, hash, origin, last);
+}
+
+/* A flow has just been recorded here. backend: with HF_CHAIN_FULL or without. verdicts: chained | alone << 8. */
+HF_COLD __u32 hf_chain_start(struct xdp_md *ctx, __u32 hash, __u32 backend, __u32 origin, __u32 verdicts)
+{
+	const struct hf_config *config = hf_config();
+	struct hf_chain chain = {.backend = backend & ~HF_CHAIN_FULL, .full = backend & HF_CHAIN_FULL, .visited = 1};
+
+	if (!config)
+		return HF_DROP(HF_DROP_NO_BACKEND);
+	hf_chain_put(&chain, 0, config->self);
+	hf_chain_extend_all(&chain, config, hash >> 16);
+	return hf_chain_pass_on(ctx, config, &chain, hash, origin, verdicts & 0xff, verdicts >> 8 & 0xff);
+}
+
+/* The option as it came, with self among the visited. 0, or not 0 where the verifier has to be told. */
+HF_INLINE int hf_chain_read(struct xdp_md *ctx, __u32 self, struct hf_chain *chain)
+{
+	void *option = hf_data(ctx) + HF_OPTION_AT + 4;
+	__u32 visited, total, seen = 0;
+	struct hf_chain left = {}; /* without self */
+
+	if (option + 24 > hf_data_end(ctx))
+		return -1;
+	chain->backend = bpf_ntohl(HF_U32(option));
+	visited = HF_U8(option + 8);
+	total = visited + HF_U8(option + 9);
+	chain->full = HF_U8(option + 10) & 1;
+	for (__u32 i = 0; i < HF_REPLICAS_MAX; i++) {
+		__u32 member = bpf_ntohs(HF_U16(option + 12 + 2 * i));
+
+		if (i < visited) {
+			hf_chain_put(chain, i, member);
+			seen |= member == self;
+		} else if (i < total && member != self) {
+			hf_chain_put(&left, left.left++, member);
+		}
+	}
+	if (!seen && visited + left.left < HF_REPLICAS_MAX)
+		hf_chain_put(chain, visited++, self);
+	for (__u32 i = 0; i < HF_REPLICAS_MAX; i++)
+		if (i < left.left)
+			hf_chain_put(chain, visited + i, hf_chain_member(&left, i));
+	chain->visited = visited;
+	chain->left = left.left;
+	return 0;
+}
+
+/* Records what the chain says, or finds that a full record knows better. The verdict of a packet that is passed on. */
+HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, __u64 now)
+{
+	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow));
+	enum hf_verdict verdict = HF_CHAIN_RECORDED;
+
+	if (known && known->backend != chain->backend) {
+		chain->backend = known->backend;
+		known->seen_ns = now;
+		return HF_CHAIN_CONFLICT;
+	}
+	if (!hf_backend_alive(chain->backend))
+		return HF_DROP_NO_BACKEND;
+	if (known && !chain->full)
+		known->seen_ns = now;
+	else if (hf_record(flow, chain->backend, chain->full, now))
+		hf_note_unrecorded(vip_id, now);
+	return verdict;
+}
+
+/* A CHAIN packet, its tunnel and inner headers found sound. */
+HF_COLD __u32 hf_chain_link(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
+{
+	const struct hf_config *config = hf_config();
+	__u64 now = bpf_ktime_get_coarse_ns();
+	enum hf_verdict verdict;
+	struct hf_chain chain = {};
+	struct hf_packet packet;
+	struct hf_flow flow;
+
+	if (!config || hf_packet_again(ctx, origin, &packet) || hf_chain_read(ctx, config->self, &chain))
+		return HF_DROP(HF_DROP_GENEVE_INNER);
+	hf_flow_key(&flow, &packet, vip_id, origin);
+	verdict = hf_chain_record(&flow, &chain, vip_id, now);
+	if (verdict == HF_DROP_NO_BACKEND)
+		return HF_DROP(HF_DROP_NO_BACKEND);
+	if (chain.backend != (word & HF_SLOT_CURRENT_MASK))
+		hf_stamp(vip_id, hash, now);
+	hf_chain_extend_all(&chain, config, hash >> 16);
+	return hf_chain_pass_on(ctx, config, &chain, hash, origin, verdict,
+				verdict == HF_CHAIN_CONFLICT ? HF_CHAIN_CONFLICT : HF_CHAIN_LAST);
+}
+
+#endif

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Records by key, a desk of them at a time: BPF has no batch look-up by key, and one system call each costs five times
+ * as much. A plain bounded loop: bpf_loop takes only a stack pointer as its context, and is younger than our oldest
+ * kernel.
+ */
+#ifndef HF_LOOKUP_H
+#define HF_LOOKUP_H
+
+#include "base.h"
+
+#define HF_RECORD_MISSING 0xFFFFFFFFu /* flags of a record that does not exist */
+
+struct hf_lookup_args {
+	__u32 count; /* keys on the desk */
+};
+
+/* One key. 0, or not 0 past the end of the desk. */
+HF_INLINE int hf_lookup_one(__u32 index)
+{
+	struct hf_flow *key = bpf_map_lookup_elem(&lookup_keys, &index);
+	struct hf_record *value = bpf_map_lookup_elem(&lookup_values, &index), *record;
+	struct hf_flow flow;
+
+	if (!key || !value)
+		return -1;
+	flow = *key;
+	record = bpf_map_lookup_elem(&records, &flow);
+	if (!record)
+		record = bpf_map_lookup_elem(&embryonic, &flow);
+	if (record) {
+		value->backend = record->backend;
+		value->flags = record->flags;
+		value->seen_ns = record->seen_ns;
+	} else {
+		value->backend = 0;
+		value->flags = HF_RECORD_MISSING;
+		value->seen_ns = 0;
+	}
+	return 0;
+}
+
+#endif

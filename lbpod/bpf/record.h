@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What replicas remember: records, embryonic ones, and the stamps that settling waits for. */
+#ifndef HF_RECORD_H
+#define HF_RECORD_H
+
+#include "flow.h"
+#include "send.h"
+
+/* A record whose backend is dead is as no record. */
+HF_INLINE struct hf_record *hf_live(struct hf_record *record)
+{
+	return record && hf_backend_alive(record->backend) ? record : NULL;
+}
+
+/* 0: recorded. A full record takes the place of an embryonic one; an embryonic one is made only where no live full
+ * record is, and takes a dead one's place. */
+HF_INLINE int hf_record(const struct hf_flow *flow, __u32 backend, __u32 full, __u64 now)
+{
+	struct hf_record record = {.backend = backend, .seen_ns = now};
+
+	if (full) {
+		if (bpf_map_update_elem(&records, flow, &record, BPF_ANY))
+			return -1;
+		bpf_map_delete_elem(&embryonic, flow);
+		return 0;
+	}
+	if (bpf_map_update_elem(&embryonic, flow, &record, BPF_ANY))
+		return -1;
+	bpf_map_delete_elem(&records, flow);
+	return 0;
+}
+
+/* A replica sends a packet of this slot elsewhere than to `current`. */
+HF_INLINE void hf_stamp(__u32 vip_id, __u32 hash, __u64 now)
+{
+	void *inner = bpf_map_lookup_elem(&other_seen, &vip_id);
+	__u32 slot = hash >> 16;
+	volatile __u64 *seen;
+
+	if (!inner)
+		return;
+	seen = bpf_map_lookup_elem(inner, &slot);
+	if (seen)
+		*seen = now;
+}
+
+HF_INLINE void hf_note_unrecorded(__u32 vip_id, __u64 now)
+{
+	struct hf_vip_stat *stat = bpf_map_lookup_elem(&vip_stats, &vip_id);
+
+	if (stat)
+		stat->unrecorded_ns = now;
+}
+
+#endif

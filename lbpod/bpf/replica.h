@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* At a replica of a tracking slot: the record decides, a first packet makes one, an old flow belongs to base. */
+#ifndef HF_REPLICA_H
+#define HF_REPLICA_H
+
+#include "chain.h"
+
+struct hf_choice {
+	__u32 backend; /* 0 or dead: nobody */
+	__u32 verdict;
+	__u32 alone; /* 0, or through the other replicas first: the verdict where there is none */
+	__u32 full;  /* with `alone`: HF_CHAIN_FULL or 0 */
+};
+
+/* The same in one word, or an exit (backend 0). */
+#define HF_CHOICE(CHOICE) ((__u64)((CHOICE).backend | (CHOICE).full) << 32 | (CHOICE).alone << 8 | (CHOICE).verdict)
+
+HF_INLINE __u32 hf_base_or_current(__u64 word)
+{
+	__u32 base = word >> HF_SLOT_BASE_SHIFT;
+
+	return hf_backend_alive(base) ? base : word & HF_SLOT_CURRENT_MASK;
+}
+
+/* A flow that nobody recorded and that does not begin. */
+HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
+{
+	__u32 base = word >> HF_SLOT_BASE_SHIFT;
+
+	choice->backend = hf_base_or_current(word);
+	choice->verdict = hf_backend_alive(base) ? HF_OLD_TO_BASE : HF_OLD_TO_CURRENT;
+}
+
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int promotes, __u64 now)
+{
+	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow));
+
+	choice->verdict = HF_RECORD_HIT;
+	if (record) {
+		record->seen_ns = now;
+		choice->backend = record->backend;
+		return 1;
+	}
+	record = hf_live(bpf_map_lookup_elem(&embryonic, flow));
+	if (!record)
+		return 0;
+	choice->backend = record->backend;
+	record->seen_ns = now;
+	if (promotes && !hf_record(flow, choice->backend, 1, now)) {
+		choice->verdict = choice->alone = HF_PROMOTED;
+		choice->full = HF_CHAIN_FULL;
+	}
+	return 1;
+}
+
+/* First packet of TCP, any of UDP: recorded, or sent where every LB will look for it. udp: a full record at once. */
+HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
+			       __u32 slot, __u64 word, int first, int udp, __u64 now)
+{
+	__u32 *pair;
+
+	choice->backend = first ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
+	choice->verdict = HF_DROP_NO_BACKEND;
+	if (!hf_backend_alive(choice->backend))
+		return;
+	if (!hf_record(flow, choice->backend, udp, now)) {
+		choice->verdict = HF_CHAIN_STARTED;
+		choice->alone = HF_FIRST_ALONE;
+		choice->full = udp ? HF_CHAIN_FULL : 0;
+		return;
+	}
+	hf_note_unrecorded(flow->vip, now);
+	choice->backend = hf_base_or_current(word);
+	choice->verdict = HF_UNRECORDED_BASE;
+	pair = bpf_map_lookup_elem(&own, &slot);
+	if (!udp && (!pair || (*pair & 0xffff) != config->self || word & HF_SLOT_SETTLING))
+		choice->verdict = HF_UNRECORDED_DROP;
+}
+
+/* What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then. */
+HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
+{
+	const struct hf_config *config = hf_config();
+	__u64 now = bpf_ktime_get_coarse_ns();
+	int syn, udp, icmp = !!(origin & HF_ORIGIN_ICMP);
+	struct hf_choice choice = {};
+	struct hf_packet packet;
+	struct hf_flow flow;
+
+	if (!config || hf_packet_again(ctx, origin, &packet))
+		return HF_DROP(HF_DROP_MALFORMED);
+	hf_flow_key(&flow, &packet, vip_id, origin);
+	syn = hf_is_syn(packet.tcp_flags);
+	udp = packet.protocol == HF_PROTOCOL_UDP;
+	if (!hf_choose_recorded(&choice, &flow, !syn && !icmp, now)) {
+		if (icmp || (!udp && !syn))
+			hf_choose_old(&choice, word);
+		else
+			hf_choose_first(&choice, config, &flow, hash >> 16, word,
+					syn || hf_is_quic_initial(ctx, origin, &packet), udp, now);
+	}
+	if (choice.verdict == HF_UNRECORDED_DROP)
+		return HF_DROP(HF_UNRECORDED_DROP);
+	if (!hf_backend_alive(choice.backend))
+		return HF_DROP(HF_DROP_NO_BACKEND);
+	if (choice.backend != (word & HF_SLOT_CURRENT_MASK))
+		hf_stamp(vip_id, hash, now);
+	return HF_CHOICE(choice);
+}
+
+HF_COLD __u32 hf_replica(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
+{
+	__u64 choice = hf_replica_choose(ctx, hash, vip_id, word, origin);
+	__u32 backend = choice >> 32;
+
+	if (!backend)
+		return choice;
+	if (choice >> 8 & 0xff)
+		return hf_chain_start(ctx, hash, backend, origin, choice);
+	return hf_send(ctx, backend, hash, origin, choice & 0xff);
+}
+
+#endif
