@@ -23,11 +23,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 from lbpod.lab import kernel, registry
 from lbpod.lab.ecmp import NextHop, best_shuffle
@@ -44,8 +44,6 @@ from lbpod.lab.limits import (
 )
 from lbpod.lab.signals import ExitOnSignal, deferred
 from lbpod.lab.worker import Worker
-
-T = TypeVar("T")
 
 _POD_GATEWAY: Final = "169.254.1.1"
 """Next hop of every pod: the node's end of its link, whichever that is."""
@@ -422,11 +420,3 @@ class Lab:
         self._unlink_pod(pod)
         pod.discard()
         del pod.node.pods[pod.number]
-
-
-def worker_call(lab: Lab, job: Callable[[], T]) -> T:
-    """Run ``job`` in the lab's worker thread: where netlink sockets and namespace changes are safe."""
-    return lab.run.worker.call(job)
-
-
-__all__ = ["Client", "Lab", "LabOptions", "Node", "Pod", "Router", "worker_call"]
