@@ -67,6 +67,16 @@ _VALID: Final[dict[ArrayName, tuple[int, Callable[[npt.NDArray[Any]], npt.NDArra
 _DOOR_KEY: Final = np.dtype([("addr", "u1", (16,))])
 
 
+def _joined(dtype: np.dtype[Any], parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts in one array, byte for byte. (np.concatenate would turn fields in network order into native ones.)"""
+    whole = np.zeros(sum(len(part) for part in parts), dtype)
+    at = 0
+    for part in parts:
+        whole[at : at + len(part)] = part
+        at += len(part)
+    return whole
+
+
 class KernelDatapath:
     """One node's maps in the kernel. Not thread-safe: one task owns it.
 
@@ -114,7 +124,9 @@ class KernelDatapath:
         if name is ArrayName.VIPS:
             self._publish()
         new = np.zeros((len(rows), array.words.shape[1]), np.uint64)
-        new.view(np.uint8)[:, : expected.itemsize] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+        new.view(np.uint8)[:, : expected.itemsize] = (
+            np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), expected.itemsize)
+        )
         if name is ArrayName.CONFIG:
             new.view(CONFIG)["version"] = LAYOUT_VERSION
         if name not in _VALID:
@@ -305,9 +317,7 @@ class KernelDatapath:
 
     def _dump(self, name: str, key: np.dtype[Any], value: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         parts = list(self._walk(name, key, value))
-        if not parts:
-            return np.zeros(0, key), np.zeros(0, value)
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+        return _joined(key, [part[0] for part in parts]), _joined(value, [part[1] for part in parts])
 
     def _walk(
         self, name: str, key: np.dtype[Any], value: np.dtype[Any]
@@ -372,8 +382,8 @@ class KernelDatapath:
             if at_end and not started_inside:
                 break
             started_inside = started_inside and not at_end
-        all_keys = np.concatenate([np.zeros(0, FLOW), *[part[0] for part in parts]])
-        all_values = np.concatenate([np.zeros(0, PENDING), *[part[1] for part in parts]])
+        all_keys = _joined(FLOW, [part[0] for part in parts])
+        all_values = _joined(PENDING, [part[1] for part in parts])
         if have > count_max:
             self._pending_left = all_keys[count_max:], all_values[count_max:]
         return all_keys[:count_max], all_values[:count_max]

@@ -75,6 +75,10 @@ _MEMBER_BYTES: Final = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATA
 """... or per member."""
 
 
+_DAMAGE: Final = (struct.error, IndexError, ValueError, RecursionError)
+"""What reading a damaged file comes to; `prove` turns all of it into one sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One member of a struct: where it is and how it is laid out."""
@@ -112,18 +116,15 @@ def _section(image: bytes, wanted: bytes) -> bytes:
 
 
 class Btf:
-    """The types of an object file."""
+    """The types of an object file. A damaged one may raise any of `_DAMAGE`."""
 
     def __init__(self, image: bytes) -> None:
-        try:
-            blob = _section(image, b".BTF")
-            magic, _, _, header, types_at, types_size, strings_at, strings_size = struct.unpack_from("<HBBIIIII", blob)
-            if magic != 0xEB9F:
-                raise DatapathError("the object's BTF has an unknown magic number")
-            self._strings = blob[header + strings_at : header + strings_at + strings_size]
-            self._types = list(self._parse(blob[header + types_at : header + types_at + types_size]))
-        except (struct.error, IndexError, ValueError) as error:
-            raise DatapathError(f"the object's BTF is damaged: {error}") from error
+        blob = _section(image, b".BTF")
+        magic, _, _, header, types_at, types_size, strings_at, strings_size = struct.unpack_from("<HBBIIIII", blob)
+        if magic != 0xEB9F:
+            raise ValueError("unknown magic number")
+        self._strings = blob[header + strings_at : header + strings_at + strings_size]
+        self._types = list(self._parse(blob[header + types_at : header + types_at + types_size]))
 
     def _name(self, at: int) -> str:
         return self._strings[at : self._strings.index(b"\0", at)].decode()
@@ -152,10 +153,12 @@ class Btf:
 
     def _bare(self, type_id: int) -> _Type:
         """The type behind typedefs and qualifiers."""
-        found = self._types[type_id]
-        while found.kind in (_TYPEDEF, _VOLATILE, _CONST, _TYPE_TAG):
-            found = self._types[found.size_or_type]
-        return found
+        for _ in self._types:  # no chain is longer, unless it goes in a circle
+            found = self._types[type_id]
+            if found.kind not in (_TYPEDEF, _VOLATILE, _CONST, _TYPE_TAG):
+                return found
+            type_id = found.size_or_type
+        raise ValueError("a type leads back to itself")
 
     def _size(self, type_id: int) -> int:
         found = self._bare(type_id)
@@ -261,5 +264,7 @@ def prove(image: bytes, path: str, *, complete: bool = False) -> None:
         found = differences(Btf(image), complete=complete)
     except DatapathError as error:
         raise DatapathError(f"{path}: {error}") from error
+    except _DAMAGE as error:
+        raise DatapathError(f"{path}: the object is damaged ({error}): run `make objects`") from error
     if found:
         raise DatapathError(f"{path} was built from other headers than this package's ({found[0]}): run `make objects`")

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,13 +37,13 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
         yield each
 
 
-def records(backends: "np.typing.NDArray[np.int64] | int", count: int = 1) -> "np.typing.NDArray[np.void]":
+def records(backends: npt.NDArray[np.int64] | int, count: int = 1) -> npt.NDArray[np.void]:
     rows = np.zeros(count if isinstance(backends, int) else len(backends), layout.RECORD)
     rows["backend"], rows["seen_ns"] = backends, 5
     return rows
 
 
-def by_key(dumped: "tuple[np.typing.NDArray[np.void], np.typing.NDArray[np.void]]") -> dict[bytes, bytes]:
+def by_key(dumped: tuple[npt.NDArray[np.void], npt.NDArray[np.void]]) -> dict[bytes, bytes]:
     keys, values = dumped
     found = {key.tobytes(): value.tobytes() for key, value in zip(keys, values, strict=True)}
     assert len(keys) == len(found), "a dump names every key once"

@@ -1,0 +1,208 @@
+"""What outlives an agent: pins are taken over with all that is in them, or refused in one sentence and left alone.
+
+Crashes are played by stopping between two steps: the pins then are what a killed agent would have left.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from lbpod.core import layout
+from lbpod.core.limits import SLOT_COUNT
+from lbpod.core.verdicts import Verdict
+from lbpod.datapath import libbpf, loader
+from lbpod.datapath.kernel import KernelDatapath
+from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
+from lbpod.datapath.loader import FastPath, LoadSettings, load
+from lbpod.datapath.pins import PinFolder, is_bpffs
+from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
+from tests.bpf.datapaths import SIZES, bpffs, built, flows, need_kernel, settings
+
+FRAME = bytes(12) + b"\x86\xdd" + bytes(50)
+"""IPv6: none of our business."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    need_kernel()
+    with bpffs(tmp_path / "bpffs") as mounted:
+        yield mounted
+
+
+def vip_row(vip: int) -> npt.NDArray[np.void]:
+    row = np.zeros(1, layout.VIP)
+    row["id"], row["used"] = vip, 1
+    return row
+
+
+def seen_by_programs(fast_path: FastPath, outer: str, vip: int) -> bool:
+    """True where the programs would find an inner array."""
+    return libbpf.map_lookup(fast_path.map(outer).fd, outer, vip.to_bytes(4, "little"), 4) is not None
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_next_agent_finds_what_the_last_one_wrote(folder: Path) -> None:
+    words = np.arange(SLOT_COUNT, dtype=np.uint64)
+    with closing(KernelDatapath(load(settings(folder)))) as first:
+        first.vip_create(4_000)
+        first.vip_create(7)
+        first.write_slots(7, words.astype(np.uint32), words)
+        first.write(ArrayName.VIPS, np.zeros(1, np.uint32), vip_row(7))
+        first.write(ArrayName.OWN, np.array([5], np.uint32), np.array([77], np.uint32))
+        first.flows_put(FlowMap.RECORDS, flows(3), np.ones(3, layout.RECORD))
+    fast_path = load(settings(folder))
+    assert all(each.taken_over for each in fast_path.maps.values())
+    with closing(KernelDatapath(fast_path)) as second:
+        assert [7, 4_000] == list(second.vip_ids())
+        assert np.array_equal(words, second.read_slots(7))
+        assert 77 == second.read(ArrayName.OWN)[5]
+        assert (second.records_lookup(flows(3))["backend"] == 1).all()
+        assert all(seen_by_programs(fast_path, outer, vip) for outer in ("slots", "other_seen") for vip in (7, 4_000))
+
+
+def test_new_programs_count_where_the_old_ones_did(folder: Path) -> None:
+    for round_number in (1, 2):
+        fast_path = load(settings(folder))
+        assert len(FRAME) == len(fast_path.test_run("hf_xdp", FRAME).data)
+        with closing(KernelDatapath(fast_path)) as datapath:
+            assert [round_number, round_number * len(FRAME)] == list(datapath.counters()[Verdict.PASS_OTHER])
+
+
+def test_a_vip_becomes_visible_with_the_index_and_at_once_where_the_index_has_it(folder: Path) -> None:
+    fast_path = load(settings(folder))
+    with closing(KernelDatapath(fast_path)) as datapath:
+        datapath.vip_create(5)
+        assert not seen_by_programs(fast_path, "slots", 5)
+        datapath.write(
+            ArrayName.VIPS, np.array([0, 1], np.uint32), np.concatenate([vip_row(5), vip_row(6)]).astype(layout.VIP)
+        )
+        assert seen_by_programs(fast_path, "slots", 5)
+        assert seen_by_programs(fast_path, "other_seen", 5)
+        datapath.vip_create(6)
+        assert seen_by_programs(fast_path, "slots", 6)
+        datapath.vip_delete(6)
+        assert not seen_by_programs(fast_path, "slots", 6)
+
+
+def test_a_vip_that_was_half_made_is_cleared_away(folder: Path) -> None:
+    with closing(KernelDatapath(load(settings(folder)))) as datapath:
+        datapath.vip_create(8)
+    pins = PinFolder(folder / "holdfast")
+    pins.vip_unpin("slots", 8)
+    fd = libbpf.map_create(MapType.ARRAY, "half", 4, 8, SLOT_COUNT, F_MMAPABLE)
+    libbpf.pin(fd, pins.vip_path("slots", 9))
+    pins.close()
+    fast_path = load(settings(folder))
+    with closing(KernelDatapath(fast_path)) as datapath:
+        assert [] == list(datapath.vip_ids())
+        assert not seen_by_programs(fast_path, "other_seen", 8)
+        assert [] == fast_path.pins.vip_ids("slots") + fast_path.pins.vip_ids("other_seen")
+
+
+def test_maps_of_another_layout_are_refused_and_left_alone(folder: Path) -> None:
+    fast_path = load(settings(folder))
+    row = np.zeros(1, layout.CONFIG)
+    row["version"] = layout.LAYOUT_VERSION + 1
+    libbpf.map_update(fast_path.map("config").fd, "config", bytes(4), row.tobytes())
+    fast_path.close()
+    before = everything(folder)
+    with pytest.raises(DatapathError, match=f"have layout {layout.LAYOUT_VERSION + 1}.*go on forwarding untouched"):
+        load(settings(folder))
+    assert before == everything(folder)
+    PinFolder(folder / "holdfast").close()
+
+
+def test_maps_without_a_version_are_refused(folder: Path) -> None:
+    load(settings(folder)).close()
+    (folder / "holdfast" / "maps" / "config").unlink()
+    with pytest.raises(DatapathError, match="have layout unknown"):
+        load(settings(folder))
+
+
+def test_an_agent_that_died_while_pinning_is_no_obstacle(folder: Path) -> None:
+    load(settings(folder)).close()
+    for name in ("slots", "records", "counters"):
+        (folder / "holdfast" / "maps" / name).unlink()
+    fast_path = load(settings(folder))
+    assert {"slots", "records", "counters"} == {name for name, each in fast_path.maps.items() if not each.taken_over}
+    KernelDatapath(fast_path).close()
+
+
+def test_a_map_of_another_shape_is_refused(folder: Path) -> None:
+    load(settings(folder)).close()
+    path = folder / "holdfast" / "maps" / "records"
+    path.unlink()
+    libbpf.pin(libbpf.map_create(MapType.HASH, "records", 8, 16, 5_000, 1), str(path))
+    with pytest.raises(DatapathError, match=r"pinned map records in .* has another shape"):
+        load(settings(folder))
+
+
+def test_a_pinned_map_keeps_its_size_but_counters_grow_with_the_verdicts(folder: Path) -> None:
+    load(replace(settings(folder), sizes={**SIZES, "counters": 5})).close()
+    fast_path = load(replace(settings(folder), sizes={"nat": 999}))
+    assert (SIZES["records"], True) == (fast_path.map("records").info.max_entries, fast_path.map("records").taken_over)
+    assert (SIZES["nat"], True) == (fast_path.map("nat").info.max_entries, fast_path.map("nat").taken_over)
+    assert (len(Verdict), False) == (fast_path.map("counters").info.max_entries, fast_path.map("counters").taken_over)
+    fast_path.close()
+    fast_path = load(settings(folder))
+    assert fast_path.map("counters").taken_over
+    fast_path.close()
+
+
+def test_two_agents_never_share_a_folder(folder: Path) -> None:
+    fast_path = load(settings(folder))
+    with pytest.raises(DatapathError, match="another process is using the maps"):
+        load(settings(folder))
+    fast_path.close()
+    load(settings(folder)).close()
+
+
+def test_pins_can_be_removed_without_a_trace(folder: Path) -> None:
+    before = everything(folder)
+    with closing(KernelDatapath(load(settings(folder)))) as datapath:
+        datapath.vip_create(3)
+        assert before != everything(folder)
+        PinFolder.remove(datapath._fast_path.pins)
+    assert before == everything(folder)
+    assert not (folder / "holdfast").exists()
+
+
+def test_a_refusal_of_the_verifier_is_one_error_with_its_last_words(folder: Path) -> None:
+    with pytest.raises(KernelError, match=r"loading .*refused.bpf.o: .*invalid access to packet") as caught:
+        load(LoadSettings(folder / "holdfast", built("refused")))
+    assert 13 == caught.value.errno
+    assert isinstance(caught.value.__cause__, OSError)
+    assert set() == {name for name in everything(folder) if name.startswith("holdfast")}
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (LoadSettings(Path("/nowhere"), Path("/nowhere/lb.bpf.o")), r"cannot read /nowhere/lb.bpf.o .*make objects"),
+        (LoadSettings(Path("/tmp/holdfast-nowhere")), r"is not in a BPF file system: mount -t bpf"),
+        (LoadSettings(sizes={"nosuch": 1}), r"has no map 'nosuch'"),
+        (LoadSettings(object_file=Path(__file__)), r"not a little-endian 64-bit ELF object"),
+    ],
+    ids=["object", "bpffs", "map", "elf"],
+)
+def test_what_cannot_be_loaded_is_said_in_one_sentence(folder: Path, bad: LoadSettings, sentence: str) -> None:
+    if bad.pin_folder == loader.PIN_FOLDER:
+        bad = replace(bad, pin_folder=folder / "holdfast")
+    if bad.object_file == LoadSettings().object_file:
+        bad = replace(bad, object_file=loader.PACKAGED_OBJECT)
+    with pytest.raises(DatapathError, match=sentence):
+        load(bad)
+
+
+def test_a_file_system_is_known_by_its_kind(folder: Path, tmp_path: Path) -> None:
+    assert is_bpffs(folder)
+    assert is_bpffs(folder / "not" / "there")
+    assert not is_bpffs(tmp_path)
