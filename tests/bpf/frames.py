@@ -129,13 +129,15 @@ class Draw:
         return self._spoil(drawn) if self.chance(0.12) else drawn
 
     def outgoing(self) -> bytes:
-        """A frame for hf_tc: mostly what a pod answers."""
+        """A frame for hf_tc: mostly what a pod answers. BPF_PROG_TEST_RUN wants whole IP headers, and gets them."""
         drawn = frame(self._reply())
         if self.chance(0.02):
             drawn = drawn[:12] + struct.pack("!H", self.dice.choice([0x0806, 0x86DD, 0x8100])) + drawn[14:]
         if self.chance(0.05):
             drawn += self.dice.randbytes(self.dice.randrange(1, 24))
-        return self._spoil(drawn) if self.chance(0.15) else drawn
+        drawn = self._spoil(drawn) if self.chance(0.15) else drawn
+        shortest = 54 if drawn[12:14] == b"\x86\xdd" else 34
+        return drawn + bytes(max(shortest - len(drawn), 0))
 
     def _spoil(self, drawn: bytes) -> bytes:
         spoilt = bytearray(drawn)

@@ -54,6 +54,7 @@ class Kernel:
         }
         for vip in range(1, VIP_IDS_MAX + 1):
             self.port.vip_create(vip)
+        self.port.write(ArrayName.VIPS, np.zeros(0, np.uint32), np.zeros(0, layout.VIP))  # publishes them
         self._per_vip = {
             (outer, vip): self._map_inner(outer, vip)
             for outer in ("slots", "other_seen")

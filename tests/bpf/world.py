@@ -4,7 +4,7 @@ Why drawn so: a uniformly random state almost never meets a uniformly random pac
 clients, VIPs, members, backends), everything that happens is between them, and what the rules tell apart is frequent: a
 dead backend, a node without a next hop, a full map, a lease that ended, a member believed down, a ring change.
 
-Times: what is old is far in the past and what is to come far in the future, so that the clock of the moment never
+Times: what is old is long ago and what is to come far in the future, so that the clock of the moment never
 decides which side of a limit a packet falls on.
 """
 
@@ -21,8 +21,10 @@ from lbpod.core.maps import Lease, Maps, Nat, Pending, Record, Vip, flow_key, ma
 
 HERE_IFINDEX: Final = 1
 """The loopback device: where BPF_PROG_TEST_RUN says that frames come from."""
-AGE_NS: Final = 3_600_000_000_000
-"""How far old stamps lie in the past, and leases in the future."""
+OLD_NS: Final = 1
+"""Stamp of what happened long ago (the clock counts from the machine's start), and end of a lease that has ended."""
+LEASE_NS: Final = 3_600_000_000_000
+"""How far the end of other leases lies in the future."""
 VIP_IDS_MAX: Final = 12
 """VIP ids of random worlds are 1..VIP_IDS_MAX, so that a harness can make their arrays once ..."""
 VIP_WITHOUT_SLOTS: Final = VIP_IDS_MAX + 1
@@ -129,7 +131,7 @@ class Flow:
 # --- At random --------------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class World:
-    """A drawn map state and its cast. Everything follows from ``seed`` (and from ``now_ns`` for the stamps)."""
+    """A drawn map state and its cast. Everything follows from ``seed`` (and from ``now_ns`` for the leases)."""
 
     seed: int
     now_ns: int
@@ -259,14 +261,14 @@ def _draw_flows(dice: random.Random, world: World) -> None:
     maps.records.count_max = RECORDS_SMALL_COUNT
     for flow in world.flows:
         if dice.random() < 0.25:
-            maps.records.put(flow.key, Record(_draw_backend(dice, world), 0, world.now_ns - AGE_NS))
+            maps.records.put(flow.key, Record(_draw_backend(dice, world), 0, OLD_NS))
         if dice.random() < 0.25:
-            maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), 0, world.now_ns - AGE_NS))
+            maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), 0, OLD_NS))
         if dice.random() < 0.4:
-            until_ns = world.now_ns + dice.choice([AGE_NS, AGE_NS, -AGE_NS])
+            until_ns = dice.choice([world.now_ns + LEASE_NS, world.now_ns + LEASE_NS, OLD_NS])
             maps.cache.put(flow.key, Lease(_draw_backend(dice, world), 0, until_ns))
         if dice.random() < 0.1:
-            maps.pending.put(flow.key, Pending(flow.slot(maps.settings().seed), 0, world.now_ns - AGE_NS))
+            maps.pending.put(flow.key, Pending(flow.slot(maps.settings().seed), 0, OLD_NS))
         if dice.random() < 0.3:
             _draw_nat(dice, world, flow)
     if dice.random() < 0.4:
@@ -282,4 +284,4 @@ def _draw_nat(dice: random.Random, world: World, flow: Flow) -> None:
     pod, port = dice.choice(world.pods())
     vip = flow.vip if dice.random() < 0.8 else dice.choice(world.vips)
     key = nat_key(mapped(flow.client), mapped(pod), flow.port, port, flow.vip.protocol)
-    world.maps.nat.put(key, Nat(vip.address, vip.port, dice.randrange(8), world.now_ns - AGE_NS))
+    world.maps.nat.put(key, Nat(vip.address, vip.port, dice.randrange(8), OLD_NS))
