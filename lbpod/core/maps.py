@@ -173,8 +173,8 @@ class Maps:
     member_by_addr: dict[bytes, int] = field(default_factory=dict)
     """16-byte outer source address -> member id."""
     counters: U64 = field(default_factory=lambda: np.zeros((len(Verdict), 2), dtype=np.uint64))
-    headroom_bytes: int = 256
-    """Room that the driver leaves in front of a frame (XDP_PACKET_HEADROOM)."""
+    headroom_bytes: int = 216
+    """How far a frame can grow at its head: XDP_PACKET_HEADROOM (256) less the kernel's struct xdp_frame (40)."""
 
     def settings(self) -> Config:
         row = self.config[0]

@@ -454,6 +454,8 @@ class _Passage:
     def _too_big(self, mtu: int) -> Outcome:
         if self.came_under_bytes or self.subject.icmp or not packets.dont_fragment(self.subject.ip):
             raise _End(Verdict.TOO_BIG)
+        if packets.TOO_BIG_GROWTH_BYTES > self.maps.headroom_bytes:
+            raise _End(Verdict.DROP_NO_HEADROOM)
         next_hop_mtu = max(mtu - limits.UNDERLAY_EXTRA_BYTES, 0)
         return Outcome(Action.TX, Verdict.TOO_BIG, packets.too_big_reply(self.frame, next_hop_mtu))
 

@@ -313,6 +313,10 @@ def echo_reply(frame: bytes) -> bytes:
     return frame[6:12] + frame[0:6] + frame[12:14] + bytes(ip)
 
 
+TOO_BIG_GROWTH_BYTES: Final = IPV4_BYTES + ICMP_BYTES
+"""What ``too_big_reply`` puts in front of the packet that it quotes."""
+
+
 def too_big_reply(frame: bytes, mtu: int) -> bytes:
     """RFC 1191: "fragmentation needed" to the sender of ``frame``, from the address that it was sent to."""
     ip = frame[ETHERNET_BYTES:]

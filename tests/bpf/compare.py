@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.core import oracle
+from lbpod.core import layout, oracle
+from lbpod.core.maps import Record
 from lbpod.core.oracle import Action, Outcome
 from lbpod.core.verdicts import Verdict
 from tests.bpf.frames import Draw
@@ -66,7 +67,7 @@ def _run(kernel: Kernel, seed: int, program: str, seen: Seen, look_always: bool)
         if program == "xdp":
             frame = draw.incoming()
             outcome = oracle.xdp(world.maps, frame, HERE_IFINDEX, now_ns())
-            differs = _xdp_differs(outcome, kernel.xdp(frame))
+            differs = _xdp_differs(outcome, kernel.xdp(frame, world.maps.headroom_bytes))
         else:
             frame = draw.outgoing()
             outcome = oracle.tc(world.maps, frame, now_ns())
@@ -90,7 +91,7 @@ def _hex(frame: bytes) -> str:
 def _counted(kernel: Kernel, world: World) -> str:
     """How the last frame was counted by the program, where that is not how the oracle did."""
     more = kernel.counters().astype(np.int64)[:, 0] - world.maps.counters.astype(np.int64)[:, 0]
-    return "".join(f"program counted {Verdict(at).name} {more[at]:+d}\n" for at in np.flatnonzero(more))
+    return "".join(f"program counted {Verdict(int(at)).name} {more[at]:+d}\n" for at in np.flatnonzero(more))
 
 
 def _xdp_differs(outcome: Outcome, ran: Ran) -> str | None:
@@ -125,7 +126,19 @@ def state_differs(kernel: Kernel, world: World) -> str | None:
         differs = _stamps_differ(f"other_seen of VIP {vip}", world.maps.other_seen[vip], kernel.other_seen(vip))
         if differs is not None:
             return differs
-    return _stamps_differ("vip_stats", world.maps.vip_stats["unrecorded_ns"], kernel.unrecorded_ns())
+    differs = _stamps_differ("vip_stats", world.maps.vip_stats["unrecorded_ns"], kernel.unrecorded_ns())
+    return differs or _lookup_differs(kernel, world)
+
+
+def _lookup_differs(kernel: Kernel, world: World) -> str | None:
+    """hf_lookup on the flows of the world, most of which are recorded somewhere."""
+    keys = sorted(
+        {flow.key for flow in world.flows} | world.maps.records.rows.keys() | world.maps.embryonic.rows.keys()
+    )
+    expected = dict(zip(keys, oracle.lookup(world.maps, keys), strict=True))
+    rows = kernel.port.records_lookup(np.frombuffer(b"".join(keys), layout.FLOW))
+    found = {key: Record(*row) for key, row in zip(keys, rows.tolist(), strict=True)}
+    return _entries_differ("looked up", expected, found)
 
 
 def _entries_differ(name: str, expected: dict[bytes, Any], found: dict[bytes, Any]) -> str | None:

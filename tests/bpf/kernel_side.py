@@ -23,6 +23,7 @@ from lbpod.datapath.loader import FastPath, LoadSettings
 from lbpod.datapath.mapped import MappedArray
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import ArrayName, FlowMap
+from tests.bpf import trial
 from tests.bpf.world import RECORDS_SMALL_COUNT, VIP_IDS_MAX, World
 
 LRU_COUNT: Final = 16_384
@@ -113,10 +114,9 @@ class Kernel:
             libbpf.map_update(nat, "nat", key_bytes, nat_bytes(value))
 
     # --- Through ---
-    def xdp(self, frame: bytes) -> Ran:
-        """Through hf_xdp, as if it came in by the loopback device."""
-        ran = libbpf.prog_test_run(self._xdp, frame)
-        return Ran(ran.retval, ran.data)
+    def xdp(self, frame: bytes, room_bytes: int) -> Ran:
+        """Through hf_xdp, as if it came in by the loopback device, with so much room in front of it."""
+        return Ran(*trial.run_xdp(self._xdp, frame, room_bytes))
 
     def tc(self, frame: bytes) -> Ran:
         ran = libbpf.prog_test_run(self._tc, frame)

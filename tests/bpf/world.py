@@ -165,6 +165,8 @@ def _draw_config(dice: random.Random, world: World) -> None:
     world.member_ids = dice.sample([0, 1, 2, 3, 7, 255, 256, limits.MEMBERS_MAX - 1], 6)
     member = limits.MEMBER_NONE if dice.random() < 0.1 else world.member_ids[0]
     put_config(world.maps, v4("10.0.0.1"), member, dice.random() < 0.5, dice.choice([0, 536, 1400, 1460]))
+    if dice.random() < 0.08:
+        world.maps.headroom_bytes = dice.choice([0, 12, 16, 24, 28, 44, 48, 56, 60])
     row = world.maps.config[0]
     row["vni"] = dice.choice([1, 0x48F01D, limits.VNI_MAX])
     row["seed"], row["epoch"] = dice.getrandbits(32), dice.getrandbits(32)
