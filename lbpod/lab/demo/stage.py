@@ -266,7 +266,7 @@ class Stage:
             tracking_slots=int(values.get("holdfast_tracking_slots", 0)),
             relayed_packets=int(values.get('holdfast_packets_total{verdict="relayed"}', 0)),
             resolved_flows=int(values.get("holdfast_resolved_flows_total", 0)),
-            generation=int(values.get("holdfast_generation", 0)),
+            generation=int(values.get('holdfast_generation{phase="committed"}', 0)),
         )
 
 
