@@ -154,6 +154,11 @@ class Builder:
         """Memory kept from one build to the next, but for a few dozen bytes per backend."""
         return 0 if self._pairs is None else self._pairs.nbytes + self._complete.nbytes
 
+    @property
+    def short_lists_count(self) -> int:
+        """Slots whose list is shorter than it should be and not complete: each may cost a search of its own."""
+        return 0 if self._pairs is None else len(_short(self._pairs, self._complete))
+
     def update(self, backends: Sequence[TableBackend]) -> Table:
         """Build the table of ``backends``, using what is known from the last one."""
         _check(backends)
@@ -201,7 +206,7 @@ class Builder:
                 _renumber(pairs, old, new)
             for entry in come:
                 _put_in(pairs, complete, new.column(entry))
-            short = np.flatnonzero((pairs[:, _LIST_COUNT_MIN - 1] == _NO_PAIR) & (complete < np.uint64(KEY_END)))
+            short = _short(pairs, complete)
             if len(short):
                 pairs[short], complete[short] = new.nearest(short, _GATHER_KEPT_COUNT)
         self._pairs, self._complete = (pairs, complete) if keep else (None, np.zeros(0, dtype=np.uint64))
@@ -354,6 +359,11 @@ def _put_in(pairs: U64, complete: U64, column: U64) -> None:
     part = complete[rows]
     _cut(wide, part)
     pairs[rows], complete[rows] = wide[:, :TABLE_CANDIDATES_MAX], part
+
+
+def _short(pairs: U64, complete: U64) -> I64:
+    """Find the lists that hold fewer than _LIST_COUNT_MIN pairs although there are more."""
+    return np.flatnonzero((pairs[:, _LIST_COUNT_MIN - 1] == _NO_PAIR) & (complete < np.uint64(KEY_END)))
 
 
 def _renumber(pairs: U64, old: _Field, new: _Field) -> None:

@@ -141,9 +141,11 @@ def test_a_long_history_fills_its_lists_again() -> None:
         if step % 40 == 39:
             builder.check_invariants()
             assert build(present, 7).digest == table.digest
+            assert 0.001 > builder.short_lists_count / SLOT_COUNT
     for n in range(300, 340):
         present.append(backend(n, 1 + n % 3))
         table = builder.update(present)
     builder.check_invariants()
     assert build(present, 7).digest == table.digest
+    assert 0.001 > builder.short_lists_count / SLOT_COUNT
     assert builder.kept_bytes == SLOT_COUNT * (TABLE_CANDIDATES_MAX + 1) * 8

@@ -117,6 +117,13 @@ def test_few_backends_keep_nothing_and_many_keep_a_fixed_amount() -> None:
     assert [0, 8_912_896, 8_912_896, 0] == kept
 
 
+def test_slots_that_go_beyond_their_list_leave_it_as_it_is() -> None:
+    """Without slack, some slots are turned away by all 16 backends of their list."""
+    builder = Builder(1, Slack(0, 1))
+    builder.update(some(100))
+    builder.check_invariants()
+
+
 def test_more_backends_than_lists_are_built_for() -> None:
     """5,000 backends, 13 slots each: every slot has one, nobody more than ceil(1.05 * 13.1) = 14."""
     counts = np.bincount(build(some(5_000), 1).current, minlength=5_001)
