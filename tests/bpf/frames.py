@@ -87,9 +87,10 @@ def quoted_from(flow: Flow, l4_bytes: int = 8, options: bytes = b"", fragment: i
     return packet[: 20 + len(options) + l4_bytes]
 
 
-def icmp_error_to(flow: Flow, quoted: bytes, kind: int = 3, code: int = 4, src: bytes = b"\xc6\x12\x00\x01") -> bytes:
+def icmp_error_to(flow: Flow, quoted: bytes, kind: int = 3, code: int = 4, fragment: int = 0) -> bytes:
     """IPv4 packet of a router on the way to the client, to the VIP."""
-    return ipv4(src, flow.vip.address[12:], ICMP, icmp(kind, code, b"\x00\x00\x05\x78", quoted), fragment=0)
+    message = icmp(kind, code, b"\x00\x00\x05\x78", quoted)
+    return ipv4(b"\xc6\x12\x00\x01", flow.vip.address[12:], ICMP, message, fragment)
 
 
 def geneve(option: bytes, vni: int, inner: bytes, flags: int = 0x40, protocol: int = 0x0800, version: int = 0) -> bytes:
@@ -177,6 +178,14 @@ class Draw:
         return DF if self.chance(0.8) else 0
 
     def _packet(self) -> bytes:
+        packet = self._sound_packet()
+        if self.chance(0.015):
+            return bytes([self.dice.choice([0x44, 0x43, 0x40, 0x46, 0x55, 0x65, 0x05])]) + packet[1:]
+        if self.chance(0.02) and len(packet) > 32:  # TCP's data offset, where it is TCP
+            return packet[:32] + bytes([self.dice.choice([0x00, 0x40, 0x60, 0x70, 0xF0])]) + packet[33:]
+        return packet
+
+    def _sound_packet(self) -> bytes:
         kind, flow = self.dice.random(), self._flow()
         if kind < 0.14:
             return self._icmp(flow)
@@ -207,7 +216,8 @@ class Draw:
             return ipv4(flow.client, vip, ICMP, message[: self.dice.randrange(len(message) + 1)], self._fragment())
         options = bytes(4 * self.dice.randrange(1, 11)) if self.chance(0.15) else b""
         quoted = quoted_from(flow, self.dice.choice([8, 8, 8, 20, 7, 4, 40, 64]), options, self._fragment())
-        return icmp_error_to(flow, quoted, self.dice.choice([3, 3, 11, 12, 3, 5]), self.dice.choice([0, 1, 3, 4]))
+        kind, code = self.dice.choice([3, 3, 11, 12, 3, 5]), self.dice.choice([0, 1, 3, 4])
+        return icmp_error_to(flow, quoted, kind, code, self.dice.choice([0, DF, self._fragment()]))
 
     # --- Tunnels ---
     def _option(self) -> Option:

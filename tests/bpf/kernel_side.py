@@ -82,7 +82,11 @@ class Kernel:
         maps = world.maps
         for name in _WHOLE:
             self._whole[name].values[:] = getattr(maps, name)
-        for name, ids in (("backends", world.backend_ids), ("nodes", world.node_ids), ("members", world.member_ids)):
+        for name, ids in (
+            ("backends", [0, *world.backend_ids]),
+            ("nodes", world.node_ids),
+            ("members", world.member_ids),
+        ):
             self._refill(ArrayName(name), ids, getattr(maps, name))
         self._load_slots(maps)
         self._load_flows(maps)

@@ -62,4 +62,4 @@ def test_tc(kernel: Kernel, part: int) -> None:
     for seed in _worlds(part, TC_TESTS):
         run_world(kernel, seed, "tc", seen)
     if SEED_ENV not in os.environ:
-        assert seen.frames > 4 * seen.verdicts[Verdict.REPLY] / 2 > 0.5 * seen.frames, "some replies, some not"
+        assert 0.4 < seen.verdicts[Verdict.REPLY] / seen.frames < 0.9, "many replies, and other things"

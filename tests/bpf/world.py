@@ -221,6 +221,7 @@ def _draw_backends(dice: random.Random, world: World) -> None:
         address, vip = v4(f"10.244.{dice.randrange(3)}.{index + 2}"), dice.choice(world.vips).id
         port = dice.choice([8080, 80, 0, 65_535, 53])
         put_backend(world.maps, backend, address, port, node, vip, dice.random() < 0.8, dice.random() < 0.2)
+    world.maps.backends[0] = world.maps.backends[dice.choice(world.backend_ids)]  # 0 is nobody, whatever lies there
 
 
 def _draw_slots(dice: random.Random, world: World) -> None:
