@@ -134,8 +134,8 @@ EARLY_AFTER_NS: Final = MARGIN_NS + EARLY_FRESH_NS + PEER_TIMEOUT_NS + NAT_DUMP_
 """A backup agrees to an early settle no sooner than this after its own commit: however old the host agents' answers are
 when it hears of them, they looked later than the margin after it."""
 
-EARLY_CALLS_MAX: Final = 1_024
-"""Questions to host agents about one VIP at one time; slots that need more wait out the quiet time."""
+EARLY_NODES_MAX: Final = 256
+"""Host agents that an owner asks about one VIP at one time; the others have their turn later."""
 
 SETTLE_PAUSE_NS_MAX: Final = 8_000_000_000
 """The pause between two attempts to settle slots of one VIP doubles up to this while none succeeds."""
@@ -167,6 +167,9 @@ SILENT_CALLS_MAX: Final = 3
 
 SENTENCE_BYTES_MAX: Final = 500
 """How much of a refusal's text is passed on."""
+
+PEER_BODY_BYTES_MAX: Final = 1024 * 1024
+"""Largest body of a call other than a snapshot: all slots of a VIP and all backends are 384 KiB."""
 
 TRACE_LINES_MAX: Final = 1_024
 """Trace lines that an agent keeps for people."""
@@ -201,6 +204,18 @@ DUMP_CHUNK: Final = 16_384
 
 KERNEL_BUSY_RETRIES_MAX: Final = 8
 """Times that a batched call is repeated because another CPU held the bucket."""
+
+NETLINK_TIMEOUT_NS: Final = 2_000_000_000
+"""The kernel answers a netlink request at once; beyond this it has not."""
+
+NETLINK_RETRIES_MAX: Final = 5
+"""Times that a table is read again because it changed meanwhile."""
+
+NETLINK_DATAGRAMS_MAX: Final = 256
+"""Netlink datagrams that are read in one go, so that a storm of changes leaves time for everything else."""
+
+NEIGHBOUR_REFRESH_NS: Final = 10_000_000_000
+"""Routes are looked up again, and neighbours confirmed where the kernel does not do it by itself, this often."""
 
 PUBLISH_BATCH_MAX: Final = 256
 """VIPs that are made visible to the fast path in one system call; each takes a file descriptor meanwhile."""

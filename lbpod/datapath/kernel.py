@@ -43,7 +43,7 @@ from lbpod.core.limits import (
     VIPS_MAX,
 )
 from lbpod.core.verdicts import Verdict
-from lbpod.datapath import layout, libbpf
+from lbpod.datapath import layout, libbpf, misses
 from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
 from lbpod.datapath.loader import FastPath
 from lbpod.datapath.mapped import MappedArray
@@ -99,6 +99,7 @@ class KernelDatapath:
         self._slots: dict[int, MappedArray] = {}
         self._other_seen: dict[int, MappedArray] = {}
         self._unpublished: list[int] = []
+        self.misses: frozenset[misses.Miss] = frozenset()
         self._vips_restore()
 
     def close(self) -> None:
@@ -218,8 +219,8 @@ class KernelDatapath:
                         fd = libbpf.pinned(self._fast_path.pins.vip_path(outer, int(vip)))
                         assert fd is not None, "a VIP that is to be published is pinned"
                         fds.append(fd)
-                    if self._put(outer, part, np.array(fds, np.uint32)) < len(part):
-                        raise DatapathError(f"the map {outer} has no room for {len(part)} VIPs")
+                    if miss := misses.publish(self._fds[outer], outer, part.tolist(), fds):
+                        self.misses |= {miss}
                     while fds:
                         os.close(fds.pop())
             finally:

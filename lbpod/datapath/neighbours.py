@@ -1,0 +1,270 @@
+"""Next hops, kept current over netlink: the rows of ``nodes``, so that no packet costs a FIB look-up.
+
+What this file decides: by which interface and which MAC each node of the cluster is reached, and how large a packet may
+be on the way. Route look-up, link and neighbour table give the answer; events say when to ask again; every
+NEIGHBOUR_REFRESH_NS all is asked again, for a path's MTU changes without an event. A row whose next hop has no MAC is
+not REACHABLE: its packets are dropped and counted, its LB does not count as a replica.
+
+XDP never shows the kernel that a neighbour is in use, so entries would grow stale and be collected. We ask the kernel
+to look after them itself (``misses.keep_neighbour``). What this file leaves to others: writing the rows (``port``),
+when to call (the agent), and IPv6.
+"""
+
+import errno
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.layout import NODE, NODE_REACHABLE
+from lbpod.core.packets import node_checksum
+from lbpod.datapath import misses, netlink
+from lbpod.datapath.netlink import Events, Message, Netlink
+from lbpod.datapath.port import U32, DatapathError, Rows
+
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+_IPV4: Final = 2
+_RTN_UNICAST: Final = 1
+_VALID: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+"""NUD_REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: states in which the kernel itself would use the MAC."""
+_FIXED: Final = 0x40 | 0x80
+"""NUD_NOARP, PERMANENT: nobody has to look after these."""
+_GROUPS: Final = netlink.GROUP_LINK | netlink.GROUP_NEIGHBOUR | netlink.GROUP_IPV4_ADDRESS | netlink.GROUP_IPV4_ROUTE
+_MTU_MAX: Final = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """How a node is reached."""
+
+    ifindex: int
+    src_mac: bytes
+    """6 bytes, of that interface."""
+    dst_mac: bytes
+    """6 bytes, of the gateway or, on the same link, of the node."""
+    mtu: int
+    """Of the path, as far as this host knows."""
+
+
+def node_row(address: bytes, source: bytes, hop: NextHop | None) -> npt.NDArray[np.void]:
+    """One row of ``nodes``: NODE[1]. address, source: the node's and this node's own, 16 bytes. No hop: not reachable.
+
+    csum is the sum over the outer IPv4 header without its total length: see packets.node_checksum.
+    """
+    assert len(address) == len(source) == 16, "addresses have 16 bytes"
+    row = np.zeros(1, NODE)
+    row["addr"] = np.frombuffer(address, np.uint8)
+    if hop is None:
+        return row
+    assert len(hop.src_mac) == len(hop.dst_mac) == 6, "Ethernet addresses have 6 bytes"
+    row["src_mac"] = np.frombuffer(hop.src_mac, np.uint8)
+    row["dst_mac"] = np.frombuffer(hop.dst_mac, np.uint8)
+    row["ifindex"] = hop.ifindex
+    row["mtu"] = min(hop.mtu, _MTU_MAX)
+    row["csum"] = node_checksum(source[12:], address[12:])
+    row["flags"] = NODE_REACHABLE
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """An interface that is up: `mac` has 6 bytes."""
+
+    mac: bytes
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """Where packets for a node go: by which interface, to whose MAC; mtu 0: the interface's."""
+
+    ifindex: int
+    via: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbour:
+    """An entry of the neighbour table."""
+
+    mac: bytes
+    state: int
+
+
+def _mac(text: str | None) -> bytes:
+    raw = bytes.fromhex(text.replace(":", "")) if text else b""
+    return raw if len(raw) == 6 else b""
+
+
+class Neighbours:
+    """Watches routes, links and neighbours for the nodes that it is told, in the network namespace of its maker.
+
+    Invariants: `_rows` and `_hops` have exactly the nodes of `_nodes`, and each row says what the hop says; `_kept`
+    names the neighbours that the kernel was asked to look after, all of them in use by a route of `_routes`.
+    """
+
+    def __init__(self, source: bytes) -> None:
+        """source: 16 bytes, this node's own address (config.node_addr)."""
+        assert source[:12] == _MAPPED, "the outer header is IPv4"
+        self._source: Final = source
+        # Events first: what changes while the tables are being read is then read again, not missed.
+        self._events: Final = Events(_GROUPS)
+        self._netlink: Final = Netlink()
+        self._nodes: dict[int, bytes] = {}
+        self._rows: dict[int, npt.NDArray[np.void]] = {}
+        self._hops: dict[int, NextHop | None] = {}
+        self._routes: dict[int, _Route] = {}
+        self._links: dict[int, _Link] = {}
+        self._neighbours: dict[tuple[int, str], _Neighbour] = {}
+        self._kept: set[tuple[int, str]] = set()
+        self.misses: frozenset[misses.Miss] = frozenset()
+        """What this kernel lacks for it."""
+
+    def close(self) -> None:
+        """Closes the sockets. The kernel goes on looking after the neighbours."""
+        self._events.close()
+        self._netlink.close()
+
+    def fileno(self) -> int:
+        """Readable when `handle_events` has something to do."""
+        return self._events.fileno()
+
+    def set_nodes(self, nodes: Mapping[int, bytes]) -> tuple[int, ...]:
+        """The nodes to watch from now on: id -> address (16 bytes). Resolves all; ids whose row is new or changed."""
+        for node in sorted(self._nodes):
+            if nodes.get(node) != self._nodes[node]:
+                del self._rows[node], self._hops[node]
+                self._routes.pop(node, None)
+        self._nodes = dict(nodes)
+        return self.resolve_all()
+
+    def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
+        """Indices and NODE rows of these nodes, to be written to ``nodes``."""
+        order = sorted(ids)
+        found = np.zeros(len(order), NODE)
+        for at, node in enumerate(order):
+            found[at] = self._rows[node][0]
+        return np.array(order, np.uint32), found
+
+    def resolve_all(self) -> tuple[int, ...]:
+        """Reads all tables, looks up all routes, has the kernel find what it does not know; changed ids, ascending.
+
+        To be called every NEIGHBOUR_REFRESH_NS as well. Neighbours that are not known yet come as events.
+        """
+        self._read_tables()
+        self._route(self._nodes)
+        self._keep(again=True)
+        return self._changed(self._nodes)
+
+    def handle_events(self) -> tuple[int, ...]:
+        """Takes what the kernel has to tell; ids of nodes whose row has changed, ascending. Never waits."""
+        events, lost = self._events.drain()
+        if lost:
+            return self.resolve_all()
+        reroute = False
+        for kind, message in events:
+            if kind in (netlink.RTM_NEWNEIGH, netlink.RTM_DELNEIGH):
+                self._take_neighbour(message, gone=kind == netlink.RTM_DELNEIGH)
+            elif kind in (netlink.RTM_NEWLINK, netlink.RTM_DELLINK):
+                self._take_link(message, gone=kind == netlink.RTM_DELLINK)
+                reroute = True
+            else:
+                reroute = True
+        if reroute:
+            self._route(self._nodes)
+            self._keep(again=False)
+        return self._changed(self._nodes) if events else ()
+
+    # --- Tables ---------------------------------------------------------------------------------------------------
+
+    def _read_tables(self) -> None:
+        self._links.clear()
+        self._neighbours.clear()
+        try:
+            for message in self._netlink.dump(netlink.RTM_GETLINK, netlink.link_message()):
+                self._take_link(message, gone=False)
+            for message in self._netlink.dump(netlink.RTM_GETNEIGH, netlink.neighbour_message(family=_IPV4)):
+                self._take_neighbour(message, gone=False)
+        except OSError as error:
+            raise DatapathError(f"cannot read the kernel's link and neighbour tables: {error.strerror}") from error
+
+    def _take_link(self, message: Message, *, gone: bool) -> None:
+        mac, is_up = _mac(message.get_attr("IFLA_ADDRESS")), bool(message["flags"] & 1)
+        if gone or not is_up or not any(mac):
+            self._links.pop(message["index"], None)
+        else:
+            self._links[message["index"]] = _Link(mac, message.get_attr("IFLA_MTU") or 0)
+
+    def _take_neighbour(self, message: Message, *, gone: bool) -> None:
+        if message["family"] != _IPV4:
+            return
+        key = message["ifindex"], message.get_attr("NDA_DST")
+        mac = _mac(message.get_attr("NDA_LLADDR"))
+        if gone or not message["state"] & _VALID or not mac:
+            self._neighbours.pop(key, None)
+        else:
+            self._neighbours[key] = _Neighbour(mac, message["state"])
+
+    def _route(self, nodes: Collection[int]) -> None:
+        for node in sorted(nodes):
+            route = self._look_up(self._nodes[node])
+            if route is None:
+                self._routes.pop(node, None)
+            else:
+                self._routes[node] = route
+
+    def _look_up(self, address: bytes) -> _Route | None:
+        if address[:12] != _MAPPED:
+            return None
+        text = ".".join(str(part) for part in address[12:])
+        question = netlink.route_message(family=_IPV4, dst_len=32)
+        question["attrs"] = [("RTA_DST", text)]
+        try:
+            answer = self._netlink.get(netlink.RTM_GETROUTE, question)
+        except OSError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES):
+                return None
+            raise DatapathError(f"cannot look up the route to {text}: {error.strerror}") from error
+        # A local address (this very node) or a blackhole has no next hop.
+        if answer["type"] != _RTN_UNICAST or answer.get_attr("RTA_OIF") is None:
+            return None
+        metrics = answer.get_attr("RTA_METRICS")
+        mtu = metrics.get_attr("RTAX_MTU") if metrics is not None else None
+        return _Route(answer.get_attr("RTA_OIF"), answer.get_attr("RTA_GATEWAY") or text, mtu or 0)
+
+    # --- Conclusions ----------------------------------------------------------------------------------------------
+
+    def _keep(self, *, again: bool) -> None:
+        """Has the kernel look after the neighbours in use (again: even those that it does), and no longer others."""
+        wanted = {(route.ifindex, route.via) for route in self._routes.values() if route.ifindex in self._links}
+        for key in sorted(wanted):
+            there = self._neighbours.get(key)
+            is_fixed = there is not None and bool(there.state & _FIXED)
+            if is_fixed or (key in self._kept and there is not None and not again):
+                continue
+            if miss := misses.keep_neighbour(self._netlink, *key):
+                self.misses |= {miss}
+            self._kept.add(key)
+        for key in sorted(self._kept - wanted):
+            misses.release_neighbour(self._netlink, *key)
+            self._kept.discard(key)
+
+    def _hop(self, node: int) -> NextHop | None:
+        route = self._routes.get(node)
+        link = self._links.get(route.ifindex) if route else None
+        neighbour = self._neighbours.get((route.ifindex, route.via)) if route else None
+        if route is None or link is None or neighbour is None:
+            return None
+        return NextHop(route.ifindex, link.mac, neighbour.mac, min(route.mtu or link.mtu, link.mtu))
+
+    def _changed(self, nodes: Collection[int]) -> tuple[int, ...]:
+        changed = []
+        for node in sorted(nodes):
+            hop = self._hop(node)
+            if node not in self._rows or self._hops[node] != hop:
+                self._rows[node] = node_row(self._nodes[node], self._source, hop)
+                self._hops[node] = hop
+                changed.append(node)
+        return tuple(changed)
