@@ -1,0 +1,136 @@
+"""One agent, put together: driver, peers and the two servers around a datapath that somebody else has opened.
+
+Decided here: what is started and stopped in which order. The servers listen only after the driver has taken over what
+an earlier agent left, so that nobody is told of a state that is about to change; whoever waits when the driver stops
+gets 503. The constructor starts nothing. Everything that differs between production and a test (maps, next hops,
+ports, certificates) comes in as ``Parts``; there is no switch for it.
+"""
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy.typing as npt
+import structlog
+from aiohttp import web
+
+from lbpod.agent.apply import Applier, NextHops
+from lbpod.agent.driver import Brain, Driver
+from lbpod.agent.metrics import Metrics
+from lbpod.agent.peers import Peers
+from lbpod.agent.remembered import Memory
+from lbpod.agent.rows import Uplink
+from lbpod.agent.server import control_app, node_app
+from lbpod.agent.settings import Endpoint
+from lbpod.agent.view import Facts, View
+from lbpod.core.limits import CLOSE_NS_MAX
+from lbpod.core.messages import Restored
+from lbpod.datapath.port import ArrayName, Datapath
+
+_LOG: Final = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The agent cannot start. str(): one sentence that says what is missing."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an agent is made of."""
+
+    brain: Brain
+    datapath: Datapath
+    hops: NextHops
+    uplink: Uplink
+    memory: Memory
+    server_tls: ssl.SSLContext
+    client_tls: ssl.SSLContext
+    listen: Endpoint
+    metrics_listen: Endpoint
+    facts: Facts
+    node: str = field(default="")
+
+
+class Agent:
+    """Runs until `stop`. All methods from the loop's thread."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.driver: Final = Driver(
+            parts.brain,
+            parts.datapath,
+            Applier(parts.datapath, parts.node, parts.uplink, parts.hops),
+            parts.memory,
+        )
+        self.peers: Final = Peers(parts.client_tls, self.driver.post)
+        self.driver.connect(self.peers)
+        self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts)
+        self.started: Final = asyncio.Event()
+        """Set when both servers listen."""
+        self.control_port = 0
+        """Where controller and peers reach it, once started."""
+        self.metrics_port = 0
+        """Where /metrics is, once started."""
+
+    async def run(self) -> None:
+        """Serves until `stop`. Raises StartError where an address cannot be listened on."""
+        loop = asyncio.get_running_loop()
+        fd = self._parts.hops.fileno()
+        if fd >= 0:
+            loop.add_reader(fd, self.driver.take_hop_events)
+        driving = asyncio.create_task(self.driver.run(self._restored()), name="driver")
+        runners: list[web.AppRunner] = []
+        try:
+            await self._after_restore(driving)
+            self.control_port = await self._listen(runners, control_app(self.view), self._parts.listen, "control")
+            app = node_app(self.view, Metrics(self.view))
+            self.metrics_port = await self._listen(runners, app, self._parts.metrics_listen, "metrics")
+            self.started.set()
+            await driving
+        finally:
+            if fd >= 0:
+                loop.remove_reader(fd)
+            self.driver.stop()
+            await asyncio.gather(driving, return_exceptions=True)
+            for runner in runners:
+                await runner.cleanup()
+            await self.peers.close()
+
+    def stop(self) -> None:
+        """Ends `run`. Programs, maps and pins stay."""
+        self.driver.stop()
+
+    async def _after_restore(self, driving: asyncio.Task[None]) -> None:
+        ready = asyncio.create_task(self.driver.look())
+        await asyncio.wait({driving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if driving.done():
+            ready.cancel()
+            driving.result()
+
+    async def _listen(self, runners: list[web.AppRunner], app: web.Application, at: Endpoint, what: str) -> int:
+        tls = self._parts.server_tls if what == "control" else None
+        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=CLOSE_NS_MAX * 1e-9)
+        runners.append(runner)
+        await runner.setup()
+        site = web.TCPSite(runner, at.host, at.port, ssl_context=tls)
+        try:
+            await site.start()
+        except OSError as error:
+            raise StartError(f"cannot listen on {at} ({what}): {error.strerror or error}") from error
+        port = int(runner.addresses[0][1])
+        _LOG.info("listening", what=what, host=at.host, port=port)
+        return port
+
+    def _restored(self) -> Restored | None:
+        """What an earlier agent left in maps and memory; None where the maps are new."""
+        datapath = self._parts.datapath
+        remembered = self._parts.memory.recall()
+        if remembered.why_not:
+            _LOG.warning("memory not used", reason=remembered.why_not)
+        vips = datapath.vip_ids()
+        config: npt.NDArray[Any] = datapath.read(ArrayName.CONFIG)
+        if not vips and not config["epoch"].any():
+            return None
+        slots = {vip: datapath.read_slots(vip) for vip in vips}
+        return Restored(remembered.committed, remembered.prepared, slots)

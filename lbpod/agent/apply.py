@@ -1,0 +1,243 @@
+"""From effects to the datapath: the only file that writes to it.
+
+What this file decides: the order in which the parts of a Configure become visible, and what need not be written at all.
+A *mirror* of every array remembers what is in the map, so that a change of one backend writes one row, and so that
+writing the same thing again (after a failure, after a restart) costs nothing and disturbs nobody.
+
+Order: what is referred to before what refers to it (nodes, members, door, backends, config, and the VIP index last). A
+prefix of this order is safe: a VIP that is not yet in the index is passed on to the stack as before. In a change that
+removes things the index still leads to them for some microseconds, to rows that say 'not alive'.
+
+Left to others: what to write (the Keeper), rows (``rows``), chains (``vip_index``), next hops (``datapath``'s
+neighbours). Every method raises DatapathError and may be called again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.agent import rows
+from lbpod.agent.rows import Rows, Scene, Uplink
+from lbpod.agent.vip_index import Entry, VipIndex, entries_of
+from lbpod.core.layout import NODE, NODE_REACHABLE
+from lbpod.core.limits import NODES_MAX, SLOT_COUNT
+from lbpod.core.messages import (
+    Configure,
+    CreateVip,
+    DatapathEffect,
+    DeleteVip,
+    DropRecords,
+    DumpNat,
+    DumpRecords,
+    KeeperEvent,
+    LookRecords,
+    LookSeen,
+    NatDumped,
+    PutCache,
+    RecordsDumped,
+    RecordsLooked,
+    SeenRead,
+    WriteOwnership,
+    WriteSlots,
+)
+from lbpod.datapath.port import U32, ArrayName, Datapath, FlowMap
+
+NOBODY = np.uint32(0xFFFF_FFFF)
+"""An ownership entry without owner and backup: MEMBER_NONE twice."""
+
+
+class NextHops(Protocol):
+    """Where the frames to each node go: what is needed of ``datapath.neighbours.Neighbours``. The driver owns it."""
+
+    def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
+        """The nodes of interest from now on: id -> address (16 bytes); ids whose row is new or has changed."""
+
+    def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
+        """Indices and rows (layout.NODE) of these nodes."""
+
+    def handle_events(self) -> Sequence[int]:
+        """Takes what is new, and never waits; ids whose row has changed."""
+
+    def resolve_all(self) -> Sequence[int]:
+        """Asks for everything again; ids whose row has changed."""
+
+    def fileno(self) -> int:
+        """Readable when there may be events; negative where there never are."""
+
+
+class _Mirror:
+    """One array, and what is in it. Invariant: `_rows` is None or equals the map, but for what the programs write."""
+
+    def __init__(self, datapath: Datapath, name: ArrayName) -> None:
+        self._datapath, self._name = datapath, name
+        self._rows: Rows | None = None
+
+    def write(self, wanted: Rows) -> int:
+        """Makes the map equal to `wanted`; how many rows that took."""
+        if self._rows is None:
+            self._rows = self._datapath.read(self._name)
+        indices = rows.changed(self._rows, wanted)
+        if len(indices) == 0:
+            return 0
+        had, self._rows = self._rows, None
+        self._datapath.write(self._name, indices, wanted[indices])
+        had[indices] = wanted[indices]
+        self._rows = had
+        return len(indices)
+
+
+class Applier:
+    """Carries out the effects that touch the datapath, on one node."""
+
+    def __init__(self, datapath: Datapath, self_name: str, uplink: Uplink, hops: NextHops) -> None:
+        self._datapath = datapath
+        self._self_name = self_name
+        self._uplink = uplink
+        self._hops = hops
+        self._nodes: dict[int, bytes] | None = None
+        self._inherited: Rows | None = None
+        self._arrays: dict[ArrayName, _Mirror] = {name: _Mirror(datapath, name) for name in ArrayName}
+        self._index: VipIndex | None = None
+        self._entries: tuple[Entry, ...] | None = None
+        self._door: tuple[tuple[bytes, int], ...] | None = None
+        self._configured: Configure | None = None
+        self._ring_change = False
+        self.rows_written = 0
+        """Rows of arrays written since the start."""
+
+    def apply(self, effect: DatapathEffect) -> KeeperEvent | None:
+        """Carries out one effect; the event that answers it, where it is a question."""
+        match effect:
+            case Configure():
+                self._configure(effect)
+            case WriteOwnership():
+                self._own(effect)
+            case CreateVip():
+                self._datapath.vip_create(effect.vip)
+            case DeleteVip():
+                self._datapath.vip_delete(effect.vip)
+            case WriteSlots():
+                self._datapath.write_slots(effect.vip, effect.slots, effect.words)
+            case PutCache():
+                self._datapath.flows_put(FlowMap.CACHE, effect.flows, effect.leases)
+            case DropRecords():
+                self._datapath.flows_delete(FlowMap.RECORDS, effect.flows)
+                self._datapath.flows_delete(FlowMap.EMBRYONIC, effect.flows)
+            case _:
+                return self._look(effect)
+        return None
+
+    def _look(self, effect: LookRecords | DumpRecords | DumpNat | LookSeen) -> KeeperEvent:
+        match effect:
+            case LookRecords():
+                return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
+            case DumpRecords():
+                full, embryonic = (self._datapath.flows_dump(each) for each in (FlowMap.RECORDS, FlowMap.EMBRYONIC))
+                flows, records = (np.concatenate(pair) for pair in zip(full, embryonic, strict=True))
+                return RecordsDumped(effect.token, flows, records)
+            case DumpNat():
+                keys, values = self._datapath.nat_dump()
+                return NatDumped(effect.token, keys, values, self._datapath.nat_full())
+            case LookSeen():
+                stamps = self._datapath.read_other_seen(effect.vip)
+                stats: npt.NDArray[Any] = self._datapath.read(ArrayName.VIP_STATS)
+                return SeenRead(effect.token, stamps, int(stats["unrecorded_ns"][effect.vip]))
+
+    # --- Configure ------------------------------------------------------------------------------------------------
+
+    def _configure(self, effect: Configure) -> None:
+        scene = Scene.of(effect, self._self_name)
+        self._configured = effect
+        self._route({number: node.address for number, node in scene.nodes().items()})
+        self._write(ArrayName.MEMBERS, rows.member_rows(scene))
+        self._open_door(rows.door_of(scene))
+        self._write(ArrayName.BACKENDS, rows.backend_rows(scene))
+        self._write_config()
+        self._write_index(entries_of(scene.vips()))
+
+    # --- Next hops ------------------------------------------------------------------------------------------------
+
+    def _route(self, nodes: dict[int, bytes]) -> None:
+        if self._nodes is None:
+            self._inherited = self._datapath.read(ArrayName.NODES)
+        if nodes != self._nodes:
+            self._hops.set_nodes(nodes)
+            self._nodes = nodes
+        self._write_nodes()
+
+    def _write_nodes(self) -> None:
+        """Writes all next hops. One that is not known yet keeps what an earlier agent knew, until `stop_believing`."""
+        assert self._nodes is not None, "next hops are written once the nodes are known"
+        wanted = np.zeros(NODES_MAX, NODE)
+        indices, found = self._hops.rows(self._nodes)
+        wanted[indices] = found
+        if self._inherited is not None:
+            unknown = (wanted["flags"] & NODE_REACHABLE) == 0
+            same = (wanted["addr"] == self._inherited["addr"]).all(axis=1) & wanted["addr"].any(axis=1)
+            kept = unknown & same & ((self._inherited["flags"] & NODE_REACHABLE) != 0)
+            wanted[kept] = self._inherited[kept]
+        self._write(ArrayName.NODES, wanted)
+
+    def take_hop_events(self) -> None:
+        """The neighbours have news. Nothing is written before the first snapshot: what is there belongs to an earlier
+        one."""
+        self._hops.handle_events()
+        if self._nodes is not None:
+            self._write_nodes()
+
+    def resolve_hops(self) -> None:
+        """Asks for all next hops again, since a path's MTU changes without an event."""
+        if self._nodes is not None:
+            self._hops.resolve_all()
+            self._write_nodes()
+
+    def stop_believing(self) -> None:
+        """What an earlier agent knew about next hops no longer counts (NEXT_HOP_GRACE_NS after the start)."""
+        if self._inherited is not None:
+            self._inherited = None
+            self._write_nodes()
+
+    # --- The rest -------------------------------------------------------------------------------------------------
+
+    def _write_config(self) -> None:
+        assert self._configured is not None, "ownership follows a configuration"
+        scene = Scene.of(self._configured, self._self_name)
+        row = rows.config_row(scene, self._uplink, self._ring_change, self._configured.committed)
+        self._write(ArrayName.CONFIG, row)
+
+    def _open_door(self, wanted: tuple[tuple[bytes, int], ...]) -> None:
+        if wanted == self._door:
+            return
+        self._door = None
+        self._datapath.members_door([address for address, _ in wanted], [member for _, member in wanted])
+        self._door = wanted
+
+    def _write_index(self, entries: tuple[Entry, ...]) -> None:
+        if entries == self._entries:
+            return
+        index = self._index if self._index is not None else VipIndex(self._datapath.read(ArrayName.VIPS))
+        self._index = self._entries = None  # made anew from the map, unless all of this succeeds
+        for places, written in index.change(entries):
+            self._datapath.write(ArrayName.VIPS, places, written)
+            self.rows_written += len(places)
+        self._index, self._entries = index, entries
+
+    def _write(self, name: ArrayName, wanted: Rows) -> None:
+        self.rows_written += self._arrays[name].write(wanted)
+
+    # --- Ownership ------------------------------------------------------------------------------------------------
+
+    def _own(self, effect: WriteOwnership) -> None:
+        """`ring_change`, which makes `next` and `prev` count, is set after both are whole and cleared before they
+        go."""
+        changing = effect.next is not None or effect.prev is not None
+        if not changing and self._ring_change:
+            self._ring_change = False
+            self._write_config()
+        for name, array in ((ArrayName.NEXT, effect.next), (ArrayName.PREV, effect.prev), (ArrayName.OWN, effect.own)):
+            self._write(name, np.full(SLOT_COUNT, NOBODY) if array is None else np.asarray(array, np.uint32))
+        if changing and not self._ring_change:
+            self._ring_change = True
+            self._write_config()

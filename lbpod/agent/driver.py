@@ -1,0 +1,330 @@
+"""The only loop: what happens becomes events, one at a time into the Keeper, and its effects are carried out in order.
+
+One task owns the Keeper and the datapath, so neither needs a lock. Everybody else (server, peers, neighbours) leaves
+events  The drain pauses longer while it finds nothing, and does not take flows out while as
+many questions are under way as may be: the map keeps them, deduplicated, better than any queue could.
+
+A step that may build tables (a snapshot, prepare, commit: up to a second each for a thousand backends) runs in a
+thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper and the datapath
+still have one user at any time.
+
+Where an effect on the datapath fails, the rest of its list is not carried out: EffectsFailed is the next event. Where
+remembering fails (a full disk), it is counted and said, and the change goes on: it matters only to a restart.
+
+Left to others: every decision (the Keeper), every write (``apply``), sockets (``server``, ``peers``).
+"""
+
+import asyncio
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol, get_args
+
+import structlog
+
+from lbpod.agent.apply import Applier
+from lbpod.agent.clock import now_ns
+from lbpod.agent.peers import Peers
+from lbpod.agent.remembered import Memory
+from lbpod.core.limits import (
+    BATCH_MAX,
+    CASCADE_MAX,
+    DRAIN_PAUSE_NS_MAX,
+    DRAIN_PAUSE_NS_MIN,
+    EVENTS_PER_TURN_MAX,
+    NEIGHBOUR_REFRESH_NS,
+    NEXT_HOP_GRACE_NS,
+    OUTSTANDING_MAX,
+    QUEUE_MAX,
+    RETRY_NS,
+    TICK_NS,
+    TRACE_LINES_MAX,
+)
+from lbpod.core.messages import (
+    Ask,
+    Called,
+    CommitCall,
+    Configure,
+    DatapathEffect,
+    EffectsFailed,
+    KeeperEffect,
+    KeeperEvent,
+    LbStatus,
+    PeerCall,
+    PendingDrained,
+    PrepareCall,
+    Refuse,
+    Remember,
+    Reply,
+    Restored,
+    Tell,
+    Tick,
+    Trace,
+)
+from lbpod.core.model import Node, Snapshot
+from lbpod.datapath.port import Datapath, DatapathError
+
+_DATAPATH_EFFECTS: Final = get_args(DatapathEffect)
+_LOG: Final = structlog.get_logger()
+
+
+class Brain(Protocol):
+    """What the driver needs of ``core.keeper.Keeper``."""
+
+    def step(self, event: KeeperEvent, now_ns: int) -> Sequence[KeeperEffect]:
+        """One event in, effects out, in their order."""
+
+    def status(self, with_snapshot: bool = False) -> LbStatus:
+        """Where this LB stands."""
+
+
+@dataclass(frozen=True)
+class TraceLine:
+    """One line of /v1/trace."""
+
+    at: datetime
+    trace: Trace
+
+
+class Driver:
+    """Runs one Keeper on one datapath until `stop`.
+
+    Invariants: len(_queue) <= QUEUE_MAX + what peers may have under way; a request is in `_requests` until answered.
+    """
+
+    def __init__(self, brain: Brain, datapath: Datapath, applier: Applier, memory: Memory) -> None:
+        self._brain = brain
+        self._datapath = datapath
+        self._applier = applier
+        self._memory = memory
+        self._peers: Peers | None = None
+        self._queue: deque[KeeperEvent | asyncio.Future[LbStatus]] = deque()
+        self._waiting: asyncio.Event = asyncio.Event()
+        self._requests: dict[int, asyncio.Future[Reply | Refuse]] = {}
+        self._numbers = itertools.count(1)
+        self._nodes: dict[int, Node] = {}
+        self._stopping = False
+        self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
+        self.trace: Final[deque[TraceLine]] = deque(maxlen=TRACE_LINES_MAX)
+        self.status: LbStatus = brain.status()
+        """As of the last tick."""
+        self.events: Final[Counter[str]] = Counter()
+        self.effects: Final[Counter[str]] = Counter()
+        self.failures: Final[Counter[str]] = Counter()
+        """Effects that failed, by kind."""
+        self.traced: Final[Counter[str]] = Counter()
+        """Trace lines, by what happened."""
+        self.drained_flows = 0
+        self.drains = 0
+        self.failure = ""
+        """Why the last datapath effect failed; empty since one succeeded."""
+
+    # --- From outside, all from the loop's thread -----------------------------------------------------------------
+
+    def connect(self, peers: Peers) -> None:
+        """Gives the driver somebody to ask. Before `run`."""
+        self._peers = peers
+
+    def post(self, event: KeeperEvent) -> None:
+        """Leaves an event. For those that are bounded by what is under way; calls come by `call`."""
+        self._queue.append(event)
+        self._waiting.set()
+
+    async def call(self, body: Snapshot | PrepareCall | CommitCall | PeerCall) -> Reply | Refuse:
+        """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already."""
+        number = next(self._numbers)
+        if len(self._queue) >= QUEUE_MAX or self._stopping:
+            return Refuse(number, 503, "this agent has more to do than it can; try again later")
+        answer: asyncio.Future[Reply | Refuse] = asyncio.get_running_loop().create_future()
+        self._requests[number] = answer
+        self.post(Called(number, body))
+        try:
+            return await answer
+        finally:
+            self._requests.pop(number, None)
+
+    async def look(self) -> LbStatus:
+        """The status with the newest snapshot, between two events."""
+        if self._stopping:
+            return self.status
+        answer: asyncio.Future[LbStatus] = asyncio.get_running_loop().create_future()
+        self._queue.append(answer)
+        self._waiting.set()
+        return await answer
+
+    def take_hop_events(self) -> None:
+        """The neighbours have news. Written at once: nobody else uses the datapath between two steps."""
+        self._write_hops(self._applier.take_hop_events)
+
+    def stop(self) -> None:
+        """Ends `run` after the event at hand. Programs and maps stay as they are."""
+        self._stopping = True
+        self._waiting.set()
+
+    @property
+    def queue_count(self) -> int:
+        """Events that wait."""
+        return len(self._queue)
+
+    # --- The loop -------------------------------------------------------------------------------------------------
+
+    async def run(self, restored: Restored | None) -> None:
+        """Runs until `stop`. restored: what an earlier agent left, None: nothing."""
+        if restored is not None:
+            await self._feed_slowly(restored)
+        self.status = self._brain.status()
+        next_tick_ns = next_drain_ns = now_ns()
+        next_resolve_ns = next_tick_ns + NEXT_HOP_GRACE_NS
+        while not self._stopping:
+            await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
+            for _ in range(EVENTS_PER_TURN_MAX):
+                if not self._queue or self._stopping:
+                    break
+                await self._take(self._queue.popleft())
+            if now_ns() >= next_tick_ns:
+                self._feed(Tick())
+                self.status = self._brain.status()
+                next_tick_ns = now_ns() + TICK_NS
+            if now_ns() >= next_resolve_ns:
+                self._write_hops(self._applier.resolve_hops)
+                self._write_hops(self._applier.stop_believing)
+                next_resolve_ns = now_ns() + NEIGHBOUR_REFRESH_NS
+            if now_ns() >= next_drain_ns:
+                next_drain_ns = now_ns() + self._drain()
+            await asyncio.sleep(0)
+        self._give_up()
+
+    async def _wait(self, pause_ns: int) -> None:
+        """Until something is in the queue, or the pause is over."""
+        if self._queue or pause_ns <= 0:
+            return
+        self._waiting.clear()
+        timer = asyncio.get_running_loop().call_later(pause_ns * 1e-9, self._waiting.set)
+        await self._waiting.wait()
+        timer.cancel()
+
+    async def _take(self, item: KeeperEvent | asyncio.Future[LbStatus]) -> None:
+        if isinstance(item, asyncio.Future):
+            if not item.done():
+                item.set_result(self._brain.status(with_snapshot=True))
+        elif isinstance(item, Called) and isinstance(item.body, Snapshot | PrepareCall | CommitCall):
+            await self._feed_slowly(item)
+        else:
+            self._feed(item)
+
+    def _give_up(self) -> None:
+        for number, answer in sorted(self._requests.items()):
+            if not answer.done():
+                answer.set_result(Refuse(number, 503, "this agent is stopping; try again later"))
+        for item in self._queue:
+            if isinstance(item, asyncio.Future) and not item.done():
+                item.set_result(self.status)
+
+    # --- Events and effects ---------------------------------------------------------------------------------------
+
+    def _feed(self, event: KeeperEvent) -> None:
+        """One event, and all that follows from it at once."""
+        self.events[type(event).__name__] += 1
+        self._cascade(self._carry_out(self._brain.step(event, now_ns())))
+
+    async def _feed_slowly(self, event: KeeperEvent) -> None:
+        """The same, with the first step in a thread."""
+        self.events[type(event).__name__] += 1
+        effects = await asyncio.to_thread(self._brain.step, event, now_ns())
+        self._cascade(self._carry_out(effects))
+
+    def _cascade(self, following: list[KeeperEvent]) -> None:
+        todo = deque(following)
+        for _ in range(CASCADE_MAX):
+            if not todo:
+                return
+            event = todo.popleft()
+            self.events[type(event).__name__] += 1
+            todo.extend(self._carry_out(self._brain.step(event, now_ns())))
+        raise AssertionError(f"{CASCADE_MAX} events followed one from the other: the Keeper asks in circles")
+
+    def _carry_out(self, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
+        """Carries out the effects; the events that come of it at once."""
+        following: list[KeeperEvent] = []
+        for place, effect in enumerate(effects):
+            self.effects[type(effect).__name__] += 1
+            if not isinstance(effect, _DATAPATH_EFFECTS):
+                self._act(effect)
+                continue
+            try:
+                event = self._applier.apply(effect)
+            except DatapathError as error:
+                self._note_failure(type(effect).__name__, str(error))
+                return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), str(error))]
+            self.failure = ""
+            if isinstance(effect, Configure):
+                self._learn_nodes(effect)
+            if event is not None:
+                following.append(event)
+        return following
+
+    def _act(self, effect: KeeperEffect) -> None:
+        """Effects that touch no map."""
+        match effect:
+            case Ask():
+                assert self._peers is not None, "a driver runs with peers"
+                self._peers.ask(effect.token, self._nodes.get(effect.node), effect.body)
+            case Tell():
+                assert self._peers is not None, "a driver runs with peers"
+                self._peers.tell(self._nodes.get(effect.node), effect.body)
+            case Reply() | Refuse():
+                answer = self._requests.get(effect.request)
+                if answer is not None and not answer.done():
+                    answer.set_result(effect)
+            case Remember():
+                self._remember(effect)
+            case Trace():
+                self.traced[effect.what] += 1
+                self.trace.append(TraceLine(datetime.now(UTC), effect))
+                _LOG.info("trace", what=effect.what, vip=effect.vip, slots=effect.slots, detail=effect.detail)
+            case _:
+                raise AssertionError(f"{type(effect).__name__} is no effect without maps")
+
+    def _remember(self, effect: Remember) -> None:
+        try:
+            self._memory.keep(effect)
+        except OSError as error:
+            self._note_failure("Remember", f"cannot remember the snapshots: {error}")
+
+    def _learn_nodes(self, effect: Configure) -> None:
+        both = (effect.committed, effect.prepared)
+        self._nodes = {node.id: node for snapshot in both if snapshot is not None for node in snapshot.nodes}
+
+    def _note_failure(self, kind: str, reason: str) -> None:
+        self.failures[kind] += 1
+        self.failure = reason
+        _LOG.warning("effect failed", effect=kind, reason=reason)
+
+    # --- By the clock ---------------------------------------------------------------------------------------------
+
+    def _drain(self) -> int:
+        """Takes a batch out of `pending`; the pause until the next look, in ns."""
+        if self._peers is not None and self._peers.under_way_count >= OUTSTANDING_MAX:
+            return DRAIN_PAUSE_NS_MIN
+        try:
+            flows, values = self._datapath.pending_drain(BATCH_MAX)
+        except DatapathError as error:
+            self._note_failure("pending_drain", str(error))
+            return RETRY_NS
+        self.drains += 1
+        if len(flows) == 0:
+            self._drain_pause_ns = min(self._drain_pause_ns * 2, DRAIN_PAUSE_NS_MAX)
+            return self._drain_pause_ns
+        self.drained_flows += len(flows)
+        self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
+        self._feed(PendingDrained(flows, values))
+        return 0 if len(flows) == BATCH_MAX else DRAIN_PAUSE_NS_MIN
+
+    def _write_hops(self, how: Callable[[], None]) -> None:
+        """A failure is written again with the next event or refresh: the mirror knows that it is not in the map."""
+        try:
+            how()
+        except DatapathError as error:
+            self._note_failure("nodes", str(error))

@@ -1,0 +1,107 @@
+"""/metrics: what the driver and the datapath count, in Prometheus' text format, from a registry of its own.
+
+Nothing is counted here: a collector reads the counters that exist anyway, at the moment of a scrape, so that counting
+costs the hot path nothing and no number is kept twice. Metrics of the interpreter and the process come with it.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lbpod.agent.view import BYTES_PER_VIP, View
+from lbpod.core.limits import QUEUE_MAX
+from lbpod.core.verdicts import Verdict
+from lbpod.datapath.port import DatapathError
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One agent's registry."""
+
+    def __init__(self, view: View) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_AgentCollector(view))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """The text of /metrics. Only from the loop's thread."""
+        return generate_latest(self._registry)
+
+
+class _AgentCollector(Collector):
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def describe(self) -> list[Metric]:
+        """Nothing: names are ours alone in this registry."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._verdicts()
+        yield from self._standing()
+        yield from self._work()
+        yield from self._sizes()
+
+    def _verdicts(self) -> Iterator[Metric]:
+        try:
+            counted = self._view.counters()
+        except DatapathError:
+            return
+        packets = CounterMetricFamily("holdfast_packets", "Packets by what became of them.", labels=["verdict"])
+        octets = CounterMetricFamily("holdfast_bytes", "Bytes of their frames as they arrived.", labels=["verdict"])
+        for verdict in Verdict:
+            packets.add_metric([verdict.name.lower()], int(counted[verdict, 0]))
+            octets.add_metric([verdict.name.lower()], int(counted[verdict, 1]))
+        yield packets
+        yield octets
+
+    def _standing(self) -> Iterator[Metric]:
+        status, facts = self._view.driver.status, self._view.facts
+        generations = GaugeMetricFamily(
+            "holdfast_generation", "Generation of the snapshot, by phase.", labels=["phase"]
+        )
+        for phase in ("committed", "prepared", "staged"):
+            generations.add_metric([phase], getattr(status, phase))
+        yield generations
+        yield GaugeMetricFamily("holdfast_ring_epoch", "Epoch of the ring.", status.ring_epoch)
+        yield GaugeMetricFamily("holdfast_tracking_slots", "Slots that are tracking.", status.tracking_slots)
+        yield GaugeMetricFamily(
+            "holdfast_config_problem", "1: something is wrong, /readyz says what.", int(bool(status.problem))
+        )
+        yield GaugeMetricFamily("holdfast_ready", "1: VIP traffic may come.", int(not self._view.why_not_ready()))
+        attached = GaugeMetricFamily("holdfast_xdp_attached", "1, with the mode.", labels=["interface", "mode"])
+        attached.add_metric([facts.interface, facts.attached], int(facts.attached != "none"))
+        yield attached
+
+    def _work(self) -> Iterator[Metric]:
+        driver, peers = self._view.driver, self._view.peers
+        for name, text, counts, label in (
+            ("holdfast_events", "Events that the Keeper was given.", driver.events, "event"),
+            ("holdfast_effects", "Effects that it wanted.", driver.effects, "effect"),
+            ("holdfast_failed_effects", "Effects that the maps or the disk refused.", driver.failures, "effect"),
+            ("holdfast_traces", "Lines of the trace, by what happened.", driver.traced, "what"),
+            ("holdfast_peer_calls", "Calls to peers.", peers.asked, "call"),
+            ("holdfast_peer_calls_failed", "Those that were not answered.", peers.failed, "call"),
+        ):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for kind in sorted(counts):
+                family.add_metric([kind], counts[kind])
+            yield family
+        yield CounterMetricFamily("holdfast_pending_flows", "Flows drained to be asked about.", driver.drained_flows)
+        yield CounterMetricFamily("holdfast_pending_drains", "Looks into the pending map.", driver.drains)
+        yield GaugeMetricFamily("holdfast_queue", "Events that wait.", driver.queue_count)
+        yield GaugeMetricFamily("holdfast_queue_max", "Calls beyond this get 503.", QUEUE_MAX)
+        yield GaugeMetricFamily("holdfast_peer_calls_under_way", "Calls to peers that wait.", peers.under_way_count)
+
+    def _sizes(self) -> Iterator[Metric]:
+        maxima = GaugeMetricFamily("holdfast_map_entries_max", "Entries a map has room for.", labels=["map"])
+        for name, size in sorted(self._view.facts.maps.items()):
+            maxima.add_metric([name], size)
+        yield maxima
+        vips = self._view.vip_count()
+        yield GaugeMetricFamily("holdfast_vips", "VIPs that have arrays.", vips)
+        yield GaugeMetricFamily("holdfast_vip_bytes", "Bytes of one VIP's arrays.", BYTES_PER_VIP)

@@ -1,0 +1,127 @@
+"""Starting an agent on a real machine: probe, load, attach, run. Each step that cannot be done says why in one
+sentence.
+
+Decided here: the order, so that a failure at any step leaves the node as it was: certificates and features are looked
+at before anything is loaded; programs are attached (replacing those of an earlier agent in place) once their maps are
+there; nothing is taken off on the way out, unless that was asked for.
+
+The event loop starts last: netlink's synchronous calls and libbpf come before it.
+"""
+
+import asyncio
+import signal
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
+from types import MappingProxyType
+from typing import Final
+
+import structlog
+
+from lbpod.agent.agent import Agent, Parts, StartError
+from lbpod.agent.logs import configure_logs
+from lbpod.agent.remembered import Memory
+from lbpod.agent.rows import Uplink
+from lbpod.agent.settings import Settings
+from lbpod.agent.uplink import UplinkError, find_uplink
+from lbpod.agent.view import Facts
+from lbpod.certs import CertsError, client_context, files_in, server_context
+from lbpod.core.keeper import Keeper
+from lbpod.core.model import format_address
+from lbpod.datapath.attach import XdpAttachment, attach_tc, attach_xdp, detach, forget_old_programs
+from lbpod.datapath.features import Need, probe
+from lbpod.datapath.kernel import KernelDatapath
+from lbpod.datapath.loader import FastPath, LoadSettings, load
+from lbpod.datapath.neighbours import Neighbours
+from lbpod.datapath.port import DatapathError
+
+_LOG: Final = structlog.get_logger()
+
+
+def version() -> str:
+    """The distribution's version."""
+    try:
+        return distribution_version("holdfast")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def run_agent(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError with one sentence where it cannot start."""
+    configure_logs(settings.log_level, settings.node)
+    try:
+        files = files_in(settings.tls, settings.node)
+        server_tls, client_tls = server_context(files), client_context(files)
+        uplink = find_uplink(settings.interface, settings.node_address)
+        _probe(settings, uplink)
+        fast_path = load(LoadSettings(settings.pins, settings.bpf_object, settings.map_sizes))
+    except (CertsError, UplinkError, DatapathError) as error:
+        raise StartError(str(error)) from error
+    try:
+        attached = _attach(fast_path, uplink)
+        datapath = KernelDatapath(fast_path)
+        parts = Parts(
+            brain=Keeper(settings.node),
+            datapath=datapath,
+            hops=Neighbours(uplink.address),
+            uplink=uplink,
+            memory=Memory(settings.state),
+            server_tls=server_tls,
+            client_tls=client_tls,
+            listen=settings.listen,
+            metrics_listen=settings.metrics_listen,
+            facts=_facts(fast_path, uplink, attached),
+            node=settings.node,
+        )
+        asyncio.run(_serve(parts))
+        if settings.detach_on_exit:
+            Memory(settings.state).forget()
+            _LOG.info("detached", interfaces=detach(fast_path.pins))
+            fast_path.pins.remove()
+        datapath.close()
+    except DatapathError as error:
+        raise StartError(str(error)) from error
+
+
+def _probe(settings: Settings, uplink: Uplink) -> None:
+    """Stops at the first thing that is needed and missing; says what would only be better."""
+    for finding in probe(uplink.name, settings.pins):
+        if finding.need is Need.REQUIRED:
+            raise StartError(finding.sentence)
+        _LOG.warning("missing", feature=finding.feature.value, sentence=finding.sentence)
+
+
+def _attach(fast_path: FastPath, uplink: Uplink) -> XdpAttachment:
+    attached = attach_xdp(fast_path, uplink.name)
+    tc = attach_tc(fast_path, uplink.name)
+    _LOG.info(
+        "attached",
+        interface=uplink.name,
+        address=format_address(uplink.address),
+        mtu=uplink.mtu,
+        xdp=attached.mode.value,
+        why=attached.reason,
+        replaced=attached.replaced and tc.replaced,
+        old_programs=forget_old_programs(fast_path),
+    )
+    return attached
+
+
+def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Facts:
+    return Facts(
+        version=version(),
+        interface=uplink.name,
+        address=format_address(uplink.address),
+        attached=attached.mode.value,
+        attached_why=attached.reason,
+        maps=MappingProxyType({name: each.info.max_entries for name, each in fast_path.maps.items()}),
+        taken_over=any(each.taken_over for each in fast_path.maps.values()),
+    )
+
+
+async def _serve(parts: Parts) -> None:
+    agent = Agent(parts)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    await agent.run()
+    _LOG.info("stopped", forwarding="goes on without the agent")

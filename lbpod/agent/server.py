@@ -1,0 +1,171 @@
+"""The agent's HTTP: calls of controller and peers behind mutual TLS, health and metrics for the node itself without.
+
+Decided here: who may call what (the role in the certificate: a table below), how large a body may be, and which status
+says what: 400 malformed, 403 not your role, 404 no such path, 405 no such method, 409 refused by the Keeper, 413 too
+large, 503 too busy or stopping; each with one plain sentence as text. Whatever is refused has changed nothing: a body
+is read, bounded and validated whole before the Keeper hears of it.
+
+Left to others: what a call means (the Keeper), what may stand in a body (``core.wire``), certificates (``certs``).
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+
+from lbpod.agent.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from lbpod.agent.metrics import Metrics
+from lbpod.agent.view import View
+from lbpod.certs import Role, role_of
+from lbpod.core import wire
+from lbpod.core.errors import RemoteError
+from lbpod.core.limits import BODY_BYTES_MAX, PEER_BODY_BYTES_MAX
+from lbpod.core.messages import (
+    CommitCall,
+    ForgetCall,
+    PeerCall,
+    PrepareCall,
+    QuietCall,
+    Refuse,
+    ResolveCall,
+    SettleCall,
+)
+from lbpod.core.model import Snapshot
+from lbpod.datapath.port import DatapathError
+
+PATH_TRACE: Final = "/v1/trace"
+JSON: Final = "application/json"
+
+Call = Snapshot | PrepareCall | CommitCall | PeerCall
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_LOG: Final = structlog.get_logger()
+_ANYBODY: Final = frozenset(Role)
+_MAY: Final[dict[type[Call], frozenset[Role]]] = {
+    Snapshot: frozenset({Role.CONTROLLER}),
+    PrepareCall: frozenset({Role.CONTROLLER}),
+    CommitCall: frozenset({Role.CONTROLLER}),
+    ResolveCall: frozenset({Role.LB}),
+    SettleCall: frozenset({Role.LB}),
+    ForgetCall: frozenset({Role.LB}),
+    QuietCall: frozenset({Role.LB}),
+}
+"""Which role a caller needs for each body."""
+
+
+def control_app(view: View) -> web.Application:
+    """What is served behind mutual TLS."""
+    app = web.Application(middlewares=[_plain_sentences], client_max_size=BODY_BYTES_MAX)
+    for kind in _MAY:
+        method, path = wire.ROUTES[kind]
+        app.router.add_route(method, path, _calls(view, kind))
+    app.router.add_get(wire.PATH_STATE, _states(view))
+    app.router.add_get(PATH_TRACE, _traces(view))
+    return app
+
+
+def node_app(view: View, metrics: Metrics) -> web.Application:
+    """What is served without TLS, to the node itself."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _text(200, "ok")
+
+    async def readyz(_: web.Request) -> web.Response:
+        why_not = view.why_not_ready()
+        return _text(503, why_not) if why_not else _text(200, "ok")
+
+    async def metricsz(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_CONTENT_TYPE})
+
+    app = web.Application(middlewares=[_plain_sentences])
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metricsz)
+    return app
+
+
+def _text(status: int, sentence: str) -> web.Response:
+    return web.Response(status=status, text=sentence + "\n")
+
+
+@web.middleware
+async def _plain_sentences(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns what went wrong into a status and one sentence."""
+    try:
+        return await handler(request)
+    except RemoteError as error:
+        _LOG.warning("refused", path=request.path, status=error.status, reason=error.sentence, peer=request.remote)
+        return _text(error.status, error.sentence)
+    except DatapathError as error:
+        return _text(503, f"the maps cannot be read: {error}")
+    except web.HTTPRequestEntityTooLarge:
+        return _text(413, f"the body is larger than the {BODY_BYTES_MAX} bytes that any body may have")
+    except web.HTTPNotFound:
+        return _text(404, f"there is no {request.path} here")
+    except web.HTTPMethodNotAllowed as error:
+        return _text(405, f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}")
+
+
+def _admit(request: web.Request, roles: frozenset[Role]) -> None:
+    """Raises RemoteError (403) where the caller's certificate does not have one of the roles."""
+    connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    caller = role_of(connection)
+    if caller.role not in roles:
+        needed = " or ".join(sorted(role.value for role in roles))
+        raise RemoteError(f"{caller.name} has the role {caller.role.value}; {request.path} takes {needed}", 403)
+
+
+async def _body(request: web.Request, bytes_max: int) -> bytes:
+    """The whole body, read no further than it may be long."""
+    if (request.content_length or 0) > bytes_max:
+        raise RemoteError(f"the body has {request.content_length} bytes; {request.path} takes {bytes_max}", 413)
+    parts, length_bytes = [], 0
+    async for part in request.content.iter_any():
+        length_bytes += len(part)
+        if length_bytes > bytes_max:
+            raise RemoteError(f"the body has more than the {bytes_max} bytes that {request.path} takes", 413)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _calls(view: View, kind: type[Call]) -> Handler:
+    bytes_max = BODY_BYTES_MAX if kind is Snapshot else PEER_BODY_BYTES_MAX
+
+    async def handle(request: web.Request) -> web.Response:
+        _admit(request, _MAY[kind])
+        body = wire.decode(kind, await _body(request, bytes_max))
+        answer = await view.driver.call(body)
+        if isinstance(answer, Refuse):
+            if answer.status != 503:
+                _LOG.warning("refused", path=request.path, status=answer.status, reason=answer.sentence)
+            return _text(answer.status, answer.sentence)
+        return _packed(wire.encode(answer.body))
+
+    return handle
+
+
+def _packed(data: bytes) -> web.Response:
+    return web.Response(body=data, headers={hdrs.CONTENT_TYPE: wire.CONTENT_TYPE})
+
+
+def _states(view: View) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        _admit(request, _ANYBODY)
+        status = await view.driver.look()
+        if JSON in request.headers.get(hdrs.ACCEPT, ""):
+            return web.Response(body=msgspec.json.encode(view.state(status)), content_type=JSON)
+        if request.query.get(wire.QUERY_SNAPSHOT) != "1":
+            status = msgspec.structs.replace(status, snapshot=None)
+        return _packed(wire.encode(status))
+
+    return handle
+
+
+def _traces(view: View) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        _admit(request, _ANYBODY)
+        return web.Response(body=msgspec.json.encode(view.trace()), content_type=JSON)
+
+    return handle

@@ -1,0 +1,141 @@
+"""What can be set about an agent, and nothing else: each setting with its unit, its default, and the reason for it.
+
+Decided here: how settings are read (command line first, then ``HOLDFAST_*`` in the environment, then the default) and
+which values are refused, each with one sentence. What the *cluster* wants (VIPs, ring, seed) comes from the controller
+and is no setting. A settings file was dropped: a pod has an environment, a person has a command line.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from lbpod.core.limits import NAME_BYTES_MAX
+from lbpod.datapath.loader import PACKAGED_OBJECT, PIN_FOLDER
+
+ENVIRONMENT_PREFIX: Final = "HOLDFAST_"
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO: Final = frozenset({"0", "false", "no", "off", ""})
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be. str(): one sentence that names it and says what would do."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that one agent is told when it starts."""
+
+    node: str = field(default_factory=lambda: os.uname().nodename)
+    """Name of this node, as the controller knows it. Default: the host name, which is also what Kubernetes uses."""
+
+    node_address: str = ""
+    """IPv4 address of this node inside the cluster: source of the tunnel, and the address that the controller lists.
+    Default: the first address of the interface."""
+
+    interface: str = ""
+    """The uplink that VIP packets and tunnel packets come in by. Default: the one that the default route uses."""
+
+    listen: Endpoint = Endpoint("0.0.0.0", 9900)
+    """Where controller and peers reach this agent (mutual TLS). All addresses, since the certificate decides who may
+    speak."""
+
+    metrics_listen: Endpoint = Endpoint("127.0.0.1", 9902)
+    """Where /healthz, /readyz and /metrics are served without TLS, for kubelet and Prometheus have no client
+    certificate. The loopback by default: what is open to everybody is opened on purpose."""
+
+    tls: Path = Path("/etc/holdfast/tls")
+    """Folder with the cluster's CA, this agent's certificate and its key (`holdfast certs` makes one)."""
+
+    state: Path = Path("/var/lib/holdfast")
+    """Folder for the snapshots that a restarted agent goes on with. On disk, not in bpffs, which holds no files."""
+
+    bpf_object: Path = PACKAGED_OBJECT
+    """The compiled fast path. Default: the one in the package."""
+
+    pins: Path = PIN_FOLDER
+    """Folder in a BPF file system where maps and programs outlive the agent. One agent per folder."""
+
+    map_sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Entries of hash maps that are to be smaller or larger than in lbpod/bpf/limits.h, as `records=65536,nat=65536`.
+    Default: none, the limits suit a node of a large cluster. Counts only for maps that are made new."""
+
+    detach_on_exit: bool = False
+    """On SIGTERM, take the programs off the interface and remove the pins. Off: forwarding goes on without the agent,
+    which is what makes restarts and upgrades harmless; the lab and an uninstallation want it on."""
+
+    log_level: str = "info"
+    """debug, info, warning or error. Info: one line for each change, none for packets or flows."""
+
+
+def read_settings(options: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:
+    """Settings from options (by field name; None: not given), else HOLDFAST_<FIELD>, else the default.
+
+    Raises SettingsError.
+    """
+    values: dict[str, Any] = {}
+    for each in fields(Settings):
+        text = options.get(each.name)
+        named = f"--{each.name.replace('_', '-')}"
+        if text is None:
+            named = ENVIRONMENT_PREFIX + each.name.upper()
+            text = environment.get(named)
+        if text is not None:
+            values[each.name] = _parse(each.name, named, text)
+    settings = Settings(**values)
+    if not 1 <= len(settings.node.encode()) <= NAME_BYTES_MAX:
+        raise SettingsError(f"the node's name has to have 1 to {NAME_BYTES_MAX} bytes: set --node")
+    return settings
+
+
+def _parse(name: str, named: str, text: str) -> object:
+    match name:
+        case "listen" | "metrics_listen":
+            return _endpoint(named, text)
+        case "tls" | "state" | "bpf_object" | "pins":
+            if not text:
+                raise SettingsError(f"{named} is empty; give it a path")
+            return Path(text).absolute()
+        case "map_sizes":
+            return _sizes(named, text)
+        case "detach_on_exit":
+            if text.lower() not in _YES | _NO:
+                raise SettingsError(f"{named} is {text!r}; it must be yes or no")
+            return text.lower() in _YES
+        case "log_level":
+            if text not in _LEVELS:
+                raise SettingsError(f"{named} is {text!r}; it must be one of {', '.join(_LEVELS)}")
+            return text
+        case _:
+            return text
+
+
+def _endpoint(named: str, text: str) -> Endpoint:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
+        raise SettingsError(f"{named} is {text!r}; it must be ADDRESS:PORT, for example 0.0.0.0:9900")
+    return Endpoint(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def _sizes(named: str, text: str) -> Mapping[str, int]:
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, count = part.partition("=")
+        if not count.isdecimal() or int(count) < 1:
+            raise SettingsError(f"{named} has {part!r}; it must be a list like records=65536,nat=65536")
+        sizes[name.strip()] = int(count)
+    return MappingProxyType(sizes)

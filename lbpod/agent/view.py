@@ -1,0 +1,127 @@
+"""What people and Prometheus get to see of an agent: one place that gathers it, several that print it.
+
+Gathered from the driver's counters and the datapath's; nothing here changes anything. Entries in hash maps are not
+counted: the kernel keeps no number, and walking a million entries for each scrape would cost more than it tells (the
+verdicts say when something found no room). Bytes per VIP are what its arrays take, which is all that a VIP takes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final
+
+from lbpod.agent.driver import Driver
+from lbpod.agent.peers import Peers
+from lbpod.core.limits import SLOT_COUNT
+from lbpod.core.messages import LbStatus
+from lbpod.core.model import format_address
+from lbpod.core.verdicts import Verdict
+from lbpod.datapath.port import U64, Datapath
+
+SLOT_BYTES: Final = 8
+BYTES_PER_VIP: Final = 2 * SLOT_COUNT * SLOT_BYTES
+"""Slots and other_seen. A flow in steady state takes 0."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was decided when the agent started."""
+
+    version: str
+    interface: str
+    address: str
+    attached: str
+    """native, generic, or none."""
+
+    attached_why: str
+    maps: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Entries that each map has room for."""
+
+    taken_over: bool = False
+    """An earlier agent's maps were found."""
+
+
+class View:
+    """Looks at one agent. Only from the loop's thread."""
+
+    def __init__(self, driver: Driver, peers: Peers, datapath: Datapath, facts: Facts) -> None:
+        self.driver: Final = driver
+        self.peers: Final = peers
+        self.facts: Final = facts
+        self._datapath = datapath
+        self._started = datetime.now(UTC)
+
+    def counters(self) -> U64:
+        """uint64[len(Verdict), 2]: packets and bytes. Raises DatapathError."""
+        return self._datapath.counters()
+
+    def vip_count(self) -> int:
+        """VIPs that have arrays."""
+        return len(self._datapath.vip_ids())
+
+    def why_not_ready(self) -> str:
+        """One sentence, or empty where VIP traffic may come."""
+        status = self.driver.status
+        if status.problem:
+            return status.problem
+        if self.driver.failure:
+            return f"the last change of the maps failed: {self.driver.failure}"
+        if status.committed == 0:
+            return "no snapshot has been committed yet: the controller has not called"
+        return ""
+
+    def state(self, status: LbStatus) -> dict[str, Any]:
+        """The JSON of /v1/state. Raises DatapathError."""
+        counted = self.counters()
+        snapshot = status.snapshot
+        return {
+            "node": status.node,
+            "member": status.member,
+            "committed": status.committed,
+            "prepared": status.prepared,
+            "staged": status.staged,
+            "digest": status.digest.hex(),
+            "ring_epoch": status.ring_epoch,
+            "tracking_slots": status.tracking_slots,
+            "problem": status.problem,
+            "ready": self.why_not_ready() or "yes",
+            "version": self.facts.version,
+            "started": self._started.isoformat(timespec="seconds"),
+            "interface": self.facts.interface,
+            "address": self.facts.address,
+            "xdp": {"mode": self.facts.attached, "why": self.facts.attached_why},
+            "taken_over": self.facts.taken_over,
+            "maps": dict(sorted(self.facts.maps.items())),
+            "vips": [
+                {
+                    "id": vip.id,
+                    "name": vip.name,
+                    "endpoint": f"{format_address(vip.address)}:{vip.port}/{vip.protocol.name}",
+                    "epoch": vip.epoch,
+                    "backends": len(vip.backends),
+                    "bytes": BYTES_PER_VIP,
+                }
+                for vip in (snapshot.vips if snapshot is not None else ())
+            ],
+            "bytes_per_vip": BYTES_PER_VIP,
+            "bytes_per_flow_steady": 0,
+            "packets": {each.name.lower(): int(counted[each, 0]) for each in Verdict if counted[each, 0]},
+            "resolved_flows": self.driver.drained_flows,
+            "queue": self.driver.queue_count,
+            "calls_under_way": self.peers.under_way_count,
+            "failed_effects": sum(self.driver.failures.values()),
+        }
+
+    def trace(self) -> list[dict[str, Any]]:
+        """The JSON of /v1/trace, oldest first."""
+        return [
+            {
+                "at": line.at.isoformat(timespec="milliseconds"),
+                "what": line.trace.what,
+                "vip": line.trace.vip,
+                "slots": line.trace.slots,
+                "detail": line.trace.detail,
+            }
+            for line in self.driver.trace
+        ]

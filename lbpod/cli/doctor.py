@@ -1,0 +1,37 @@
+"""`holdfast doctor`: what this machine has of what an agent needs, as a table, and each lack as one sentence.
+
+The same probe that an agent runs before it starts; nothing is loaded or attached that stays.
+"""
+
+from rich.console import Console
+from rich.table import Table
+
+from lbpod.agent.uplink import UplinkError, describe, find_uplink
+from lbpod.datapath.features import Feature, Finding, Need, probe
+
+
+def examine(interface: str) -> bool:
+    """Prints; True if an agent could start here. interface: its name, empty: that of the default route."""
+    console = Console()
+    name: str | None = interface or None
+    try:
+        uplink = find_uplink(interface, "")
+        name = uplink.name
+        console.print(f"uplink: {describe(uplink)}", highlight=False)
+    except UplinkError as error:
+        console.print(f"uplink: {error}", highlight=False)
+    findings = {finding.feature: finding for finding in reversed(probe(name))}
+    table = Table()
+    for column in ("feature", "", "what to do"):
+        table.add_column(column)
+    for feature in Feature:
+        table.add_row(feature.value, *_judged(findings.get(feature)))
+    console.print(table)
+    return name is not None and all(finding.need is not Need.REQUIRED for finding in findings.values())
+
+
+def _judged(finding: Finding | None) -> tuple[str, str]:
+    if finding is None:
+        return "[green]yes[/green]", ""
+    word = "[red]no[/red]" if finding.need is Need.REQUIRED else "[yellow]no[/yellow]"
+    return word, finding.sentence

@@ -1,0 +1,173 @@
+"""The `holdfast` command: what exists, which options it takes, and how a mistake is said.
+
+Every command imports what it needs when it runs (`holdfast --help` must not load the kernel's half), and every error
+ends in one sentence on standard error: exit status 2 for input that cannot be (a setting, a file), 1 for a machine
+that lacks something or a call that fails. Usage errors of the parser come out the same way, without a frame around
+them.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final, NoReturn, cast
+
+import typer
+
+app = typer.Typer(
+    name="holdfast",
+    help="A layer-4 load balancer that never moves an established connection while its backend lives.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+BAD_INPUT: Final = 2
+LACKING: Final = 1
+INTERRUPTED: Final = 130
+
+Text = str | None
+
+
+def fail(sentence: str, status: int) -> NoReturn:
+    """Ends the command with one sentence."""
+    typer.echo(f"holdfast: {sentence}", err=True)
+    raise typer.Exit(status)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def agent(
+    node: Annotated[Text, typer.Option(help="Name of this node. [default: the host name]")] = None,
+    node_address: Annotated[Text, typer.Option(help="Its address in the cluster. [default: of the interface]")] = None,
+    interface: Annotated[Text, typer.Option(help="The uplink. [default: the default route's]")] = None,
+    listen: Annotated[Text, typer.Option(help="ADDRESS:PORT for controller and peers. [default: 0.0.0.0:9900]")] = None,
+    metrics_listen: Annotated[
+        Text, typer.Option(help="ADDRESS:PORT for health and metrics. [default: 127.0.0.1:9902]")
+    ] = None,
+    tls: Annotated[Text, typer.Option(help="Folder with certificates. [default: /etc/holdfast/tls]")] = None,
+    state: Annotated[Text, typer.Option(help="Folder to remember in. [default: /var/lib/holdfast]")] = None,
+    bpf_object: Annotated[Text, typer.Option(help="The compiled programs. [default: the packaged ones]")] = None,
+    pins: Annotated[Text, typer.Option(help="Folder for pins. [default: /sys/fs/bpf/holdfast]")] = None,
+    map_sizes: Annotated[Text, typer.Option(help="Sizes of new maps, as records=65536,nat=65536.")] = None,
+    detach_on_exit: Annotated[
+        bool | None, typer.Option("--detach-on-exit", help="Take the programs off and unpin everything on SIGTERM.")
+    ] = None,
+    log_level: Annotated[Text, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+) -> None:
+    """Run one node's agent. Each option can also be set as HOLDFAST_<OPTION> in the environment."""
+    from lbpod.agent.agent import StartError
+    from lbpod.agent.run import run_agent
+    from lbpod.agent.settings import SettingsError, read_settings
+
+    options = {
+        "node": node,
+        "node_address": node_address,
+        "interface": interface,
+        "listen": listen,
+        "metrics_listen": metrics_listen,
+        "tls": tls,
+        "state": state,
+        "bpf_object": bpf_object,
+        "pins": pins,
+        "map_sizes": map_sizes,
+        "detach_on_exit": None if detach_on_exit is None else "yes",
+        "log_level": log_level,
+    }
+    try:
+        run_agent(read_settings(options, os.environ))
+    except SettingsError as error:
+        fail(str(error), BAD_INPUT)
+    except StartError as error:
+        fail(str(error), LACKING)
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; kept secret from others.")],
+    nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]...", help="Names of the nodes.")] = None,
+) -> None:
+    """Make a cluster CA and certificates for controller, viewer and nodes; renew what is about to expire."""
+    from lbpod.certs import CertsError, mint
+
+    try:
+        written = mint(folder, nodes or [])
+    except CertsError as error:
+        fail(str(error), BAD_INPUT)
+    for path in written:
+        typer.echo(str(path))
+    if not written:
+        typer.echo(f"everything in {folder} is still good")
+
+
+@app.command()
+def doctor(
+    interface: Annotated[Text, typer.Option(help="The uplink. [default: the default route's]")] = None,
+) -> None:
+    """Say what this machine has of what an agent needs."""
+    from lbpod.cli.doctor import examine
+
+    if not examine(interface or ""):
+        raise typer.Exit(LACKING)
+
+
+@app.command()
+def status(
+    node: Annotated[list[str], typer.Option(help="HOST:PORT of an agent; give it again for another.")],
+    tls: Annotated[Path, typer.Option(help="Folder that `holdfast certs` made (the viewer's certificate is used).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the agents say, as JSON.")] = False,
+) -> None:
+    """Show where agents stand."""
+    from lbpod.certs import CertsError
+    from lbpod.cli.status import show
+
+    try:
+        if not show(node, tls, as_json=as_json):
+            raise typer.Exit(LACKING)
+    except (CertsError, ValueError) as error:
+        fail(str(error), BAD_INPUT)
+
+
+def _register_others() -> None:
+    """Commands that bring their options with them: modules with `register(app)`."""
+    for module in ("lbpod.cli.standalone", "lbpod.cli.demo"):
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module).register(app)
+
+
+_register_others()
+
+
+# typer carries click's classes under another name in each of its versions; these two are the same in all of them.
+_ClickError = cast(type[Exception], typer.BadParameter.__mro__[2])
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+
+def main() -> None:
+    """The entry point of the `holdfast` script."""
+    try:
+        outcome = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except _ClickError as error:
+        wrong_usage = isinstance(error, _UsageError)
+        hint = " See holdfast --help." if wrong_usage else ""
+        typer.echo(f"holdfast: {error.format_message()}{hint}", err=True)  # type: ignore[attr-defined]
+        sys.exit(BAD_INPUT if wrong_usage else LACKING)
+    sys.exit(outcome if isinstance(outcome, int) else 0)

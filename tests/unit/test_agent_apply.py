@@ -1,0 +1,208 @@
+"""Effects become rows: the right ones, in the right order, and only those that changed."""
+
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from lbpod.agent.apply import Applier
+from lbpod.core.layout import (
+    BACKEND_ALIVE,
+    BACKEND_LOCAL,
+    LEASE,
+    MEMBER_PRESENT,
+    MEMBER_UP,
+    NODE_REACHABLE,
+    PROTOCOL_ICMP,
+    RECORD,
+    vip_index,
+)
+from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
+from lbpod.core.messages import (
+    Configure,
+    CreateVip,
+    DatapathEffect,
+    DropRecords,
+    DumpRecords,
+    LookRecords,
+    LookSeen,
+    PutCache,
+    RecordsDumped,
+    RecordsLooked,
+    SeenRead,
+    WriteOwnership,
+    WriteSlots,
+)
+from lbpod.core.model import (
+    parse_address,
+)
+from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.port import U32, ArrayName, DatapathError, FlowMap
+from tests.agents import UPLINK, VIP_ADDRESS, Hops, flows, snapshot
+
+
+class Watched(MemoryDatapath):
+    """Maps in memory that say what was written, and fail when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[str, int]] = []
+        self.fails: ArrayName | None = None
+
+    def write(self, name: ArrayName, indices: U32, rows: npt.NDArray[np.generic]) -> None:
+        if name is self.fails:
+            raise DatapathError(f"{name.value} is refused")
+        self.written.append((name.value, len(indices)))
+        super().write(name, indices, rows)
+
+
+def applier(datapath: MemoryDatapath) -> Applier:
+    return Applier(datapath, "n1", UPLINK, Hops())
+
+
+def test_configure_writes_everything_that_a_snapshot_says() -> None:
+    datapath = Watched()
+    applier(datapath).apply(Configure(snapshot(9), None, frozenset({10}), frozenset({0})))
+    maps = datapath.maps
+    assert [BACKEND_ALIVE | BACKEND_LOCAL, 0] == maps.backends["flags"][10:12].tolist()
+    assert (8080, 2, 5) == (maps.backends["port_be"][11], maps.backends["node"][11], maps.backends["vip"][11])
+    assert [MEMBER_PRESENT | MEMBER_UP, MEMBER_PRESENT, 0] == maps.members["flags"][:3].tolist()
+    assert {parse_address("10.0.0.1"): 0, parse_address("10.0.0.2"): 1} == maps.member_by_addr
+    config = maps.config[0]
+    assert (0, 77, 0xDEADBEEF, 9, 3, 0) == tuple(
+        int(config[field]) for field in ("self", "vni", "seed", "epoch", "ifindex", "ring_change")
+    )
+    assert 1600 - 64 - 40 == config["mss_max"]
+    assert parse_address("10.0.0.1") == config["node_addr"].tobytes()
+    assert [NODE_REACHABLE] * 2 == maps.nodes["flags"][1:3].tolist()
+    assert 5 == maps.vips[vip_index(VIP_ADDRESS, 80, 6)]["id"]
+    assert 1 == maps.vips[vip_index(VIP_ADDRESS, 0, PROTOCOL_ICMP)]["used"]
+    assert ["nodes", "members", "backends", "config", "vips"] == [name for name, _ in datapath.written]
+
+
+def test_only_what_changed_is_written_again() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    agent.apply(Configure(snapshot(1), None, frozenset({10, 11}), frozenset({0, 1})))
+    datapath.written.clear()
+    agent.apply(Configure(snapshot(1), None, frozenset({10, 11}), frozenset({0, 1})))
+    assert [] == datapath.written
+    agent.apply(Configure(snapshot(2), None, frozenset({10}), frozenset({0, 1})))
+    assert [("backends", 1), ("config", 1)] == datapath.written
+    datapath.written.clear()
+    applier(datapath).apply(Configure(snapshot(2), None, frozenset({10}), frozenset({0, 1})))
+    assert [] == datapath.written, "a restarted agent finds what it wants in the maps"
+
+
+@pytest.mark.parametrize("fails", list(ArrayName))
+def test_what_failed_is_written_when_it_is_asked_for_again(fails: ArrayName) -> None:
+    datapath, untroubled = Watched(), Watched()
+    effects: list[DatapathEffect] = [
+        Configure(snapshot(1), None, frozenset({10, 11}), frozenset({0, 1})),
+        WriteOwnership(np.full(SLOT_COUNT, 1 << 16, np.uint32), np.zeros(SLOT_COUNT, np.uint32)),
+    ]
+    agent = applier(datapath)
+    datapath.fails = fails
+    for effect in effects:
+        with suppress(DatapathError):
+            agent.apply(effect)
+    datapath.fails = None
+    for effect in effects:
+        agent.apply(effect)
+        applier(untroubled).apply(effects[0])
+    calm = applier(untroubled)
+    for effect in effects:
+        calm.apply(effect)
+    for name in ArrayName:
+        assert untroubled.read(name).tobytes() == datapath.read(name).tobytes()
+
+
+def test_while_two_snapshots_are_in_force_both_are_served() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    both = Configure(snapshot(1, backends=2, ring=(0,)), snapshot(2, backends=3), frozenset({10, 11, 12}), frozenset())
+    agent.apply(both)
+    assert 3 == np.count_nonzero(datapath.maps.backends["flags"] & BACKEND_ALIVE)
+    assert 2 == len(datapath.maps.member_by_addr)
+    assert 1 == datapath.maps.config["epoch"][0], "the epoch is that of what is committed"
+    agent.apply(Configure(snapshot(1, backends=0), None, frozenset(), frozenset()))
+    assert not datapath.maps.backends["flags"].any()
+
+
+def test_a_node_that_no_snapshot_knows_takes_no_part() -> None:
+    datapath = Watched()
+    Applier(datapath, "stranger", UPLINK, Hops()).apply(Configure(snapshot(1), None, frozenset({10}), frozenset()))
+    assert MEMBER_NONE == datapath.maps.config["self"][0]
+    assert BACKEND_ALIVE == datapath.maps.backends["flags"][10]
+    assert UPLINK.address == datapath.maps.config["node_addr"][0].tobytes()
+
+
+def test_before_the_first_snapshot_nothing_of_an_earlier_agent_is_touched() -> None:
+    datapath = Watched()
+    applier(datapath).apply(Configure(snapshot(1), None, frozenset({10}), frozenset()))
+    datapath.written.clear()
+    agent = applier(datapath)
+    agent.take_hop_events()
+    agent.resolve_hops()
+    agent.stop_believing()
+    assert [] == datapath.written
+
+
+def test_next_hops_of_an_earlier_agent_are_believed_for_a_while() -> None:
+    datapath, hops = Watched(), Hops()
+    applier(datapath).apply(Configure(snapshot(1), None, frozenset({10}), frozenset()))
+    hops.known = False
+    agent = Applier(datapath, "n1", UPLINK, hops)
+    agent.apply(Configure(snapshot(1), None, frozenset({10}), frozenset()))
+    agent.take_hop_events()
+    assert [NODE_REACHABLE] * 2 == datapath.maps.nodes["flags"][1:3].tolist()
+    agent.stop_believing()
+    assert [0, 0] == datapath.maps.nodes["flags"][1:3].tolist()
+    hops.known = True
+    agent.take_hop_events()
+    assert [NODE_REACHABLE] * 2 == datapath.maps.nodes["flags"][1:3].tolist()
+
+
+def test_ring_change_is_said_after_next_is_there_and_unsaid_before_it_goes() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    agent.apply(Configure(snapshot(1), None, frozenset(), frozenset()))
+    own, other = np.zeros(SLOT_COUNT, np.uint32), np.ones(SLOT_COUNT, np.uint32)
+    agent.apply(WriteOwnership(own))
+    assert (datapath.maps.next == 0xFFFF_FFFF).all()
+    datapath.written.clear()
+    agent.apply(WriteOwnership(own, other))
+    assert [("next", SLOT_COUNT), ("config", 1)] == datapath.written
+    assert 1 == datapath.maps.config["ring_change"][0]
+    datapath.written.clear()
+    agent.apply(WriteOwnership(other))
+    assert ["config", "next", "own"] == [name for name, _ in datapath.written]
+    assert 0 == datapath.maps.config["ring_change"][0]
+
+
+def test_questions_are_answered_with_their_token() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    agent.apply(CreateVip(5))
+    agent.apply(WriteSlots(5, np.array([7], np.uint32), np.array([42], np.uint64)))
+    assert 42 == datapath.read_slots(5)[7]
+    datapath.maps.other_seen[5][7] = 99
+    datapath.maps.vip_stats["unrecorded_ns"][5] = 55
+    seen = agent.apply(LookSeen(3, 5))
+    assert isinstance(seen, SeenRead)
+    assert (3, 99, 55) == (seen.token, seen.other_seen[7], seen.unrecorded_ns)
+    records = np.zeros(2, RECORD)
+    records["backend"] = 10
+    datapath.flows_put(FlowMap.RECORDS, flows(3)[:2], records)
+    datapath.flows_put(FlowMap.EMBRYONIC, flows(3)[2:], records[:1])
+    looked = agent.apply(LookRecords(4, flows(4)))
+    assert isinstance(looked, RecordsLooked)
+    assert [10, 10, 10, 0] == looked.records["backend"].tolist()
+    dumped = agent.apply(DumpRecords(5))
+    assert isinstance(dumped, RecordsDumped)
+    assert 3 == len(dumped.flows) == len(dumped.records)
+    agent.apply(DropRecords(flows(4)))
+    assert 0 == len(datapath.maps.records) + len(datapath.maps.embryonic)
+    agent.apply(PutCache(flows(2), np.zeros(2, LEASE)))
+    assert 2 == len(datapath.maps.cache)

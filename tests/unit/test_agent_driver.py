@@ -1,0 +1,177 @@
+"""The loop: effects in their order, failures as events, nobody left waiting. The brain is a script here."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lbpod.agent.apply import Applier
+from lbpod.agent.driver import Driver
+from lbpod.agent.remembered import Memory
+from lbpod.core.layout import FLOW, PENDING
+from lbpod.core.limits import BATCH_MAX, MEMBER_NONE, QUEUE_MAX
+from lbpod.core.messages import (
+    Called,
+    CreateVip,
+    DeleteVip,
+    EffectsFailed,
+    KeeperEffect,
+    KeeperEvent,
+    LbStatus,
+    LookRecords,
+    LookSeen,
+    PendingDrained,
+    PrepareCall,
+    QuietAnswer,
+    QuietCall,
+    RecordsLooked,
+    Refuse,
+    Remember,
+    Reply,
+    SeenRead,
+    Tick,
+    Trace,
+    WriteSlots,
+)
+from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.port import FlowMap
+from tests.agents import UPLINK, Hops, flows, snapshot
+
+QUIET = QuietCall(5, b"", b"")
+ANSWER = QuietAnswer(True, b"")
+
+
+class Script:
+    """A brain that answers each event as it is told, and notes what it was given."""
+
+    def __init__(self, reply: Callable[[KeeperEvent], Sequence[KeeperEffect]]) -> None:
+        self._reply = reply
+        self.seen: list[KeeperEvent] = []
+
+    def step(self, event: KeeperEvent, now_ns: int) -> Sequence[KeeperEffect]:
+        assert now_ns > 0
+        if not isinstance(event, Tick):
+            self.seen.append(event)
+        return self._reply(event)
+
+    def status(self, with_snapshot: bool = False) -> LbStatus:
+        return LbStatus("n1", MEMBER_NONE, 0, 0, 0, b"", 0, 0)
+
+
+def driver_of(script: Script, datapath: MemoryDatapath, folder: Path) -> Driver:
+    return Driver(script, datapath, Applier(datapath, "n1", UPLINK, Hops()), Memory(folder))
+
+
+async def finish(driver: Driver, running: asyncio.Task[None]) -> None:
+    driver.stop()
+    await asyncio.wait_for(running, 5)
+
+
+async def test_effects_are_carried_out_in_order_and_a_failure_ends_the_list(tmp_path: Path) -> None:
+    nothing = WriteSlots(9, np.zeros(1, np.uint32), np.zeros(1, np.uint64))
+
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called():
+                return [CreateVip(5), nothing, DeleteVip(5), Reply(event.request, ANSWER)]
+            case EffectsFailed():
+                return [event.rest[-1]]
+            case _:
+                return []
+
+    script, datapath = Script(reply), MemoryDatapath()
+    driver = driver_of(script, datapath, tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    answer = await asyncio.wait_for(driver.call(QUIET), 5)
+    assert isinstance(answer, Reply)
+    assert ANSWER == answer.body
+    failed = script.seen[1]
+    assert isinstance(failed, EffectsFailed)
+    assert nothing is failed.failed
+    assert [DeleteVip, Reply] == [type(effect) for effect in failed.rest]
+    assert "VIP 9" in failed.reason
+    assert [5] == datapath.vip_ids(), "what comes after the failure is not carried out"
+    assert {"WriteSlots": 1} == dict(driver.failures)
+    await finish(driver, running)
+
+
+async def test_questions_are_answered_before_anything_else_happens(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called():
+                return [CreateVip(5), LookSeen(1, 5), LookRecords(2, flows(2))]
+            case RecordsLooked():
+                return [Reply(1, ANSWER)]
+            case _:
+                return []
+
+    script = Script(reply)
+    driver = driver_of(script, MemoryDatapath(), tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    first, second = asyncio.create_task(driver.call(QUIET)), asyncio.create_task(driver.call(QUIET))
+    await asyncio.wait_for(first, 5)
+    assert [Called, SeenRead, RecordsLooked, Called] == [type(event) for event in script.seen][:4]
+    await finish(driver, running)
+    late = await second
+    assert isinstance(late, Refuse)
+    assert (503, True) == (late.status, "stopping" in late.sentence)
+
+
+async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
+    driver = driver_of(Script(lambda event: []), MemoryDatapath(), tmp_path)
+    waiting = [asyncio.create_task(driver.call(QUIET)) for _ in range(QUEUE_MAX)]
+    await asyncio.sleep(0)
+    refused = await asyncio.wait_for(driver.call(PrepareCall(1, b"")), 5)
+    assert isinstance(refused, Refuse)
+    assert 503 == refused.status
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_pending_flows_are_drained_in_batches(tmp_path: Path) -> None:
+    drained: list[int] = []
+    done = asyncio.Event()
+
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        if isinstance(event, PendingDrained):
+            drained.append(len(event.flows))
+            if sum(drained) == len(keys):
+                done.set()
+        return []
+
+    datapath = MemoryDatapath()
+    keys = np.zeros(2 * BATCH_MAX + 1, FLOW)
+    keys["vip"] = 1
+    keys["addr"][:, 12:] = np.arange(len(keys), dtype=">u4").view(np.uint8).reshape(-1, 4)
+    datapath.flows_put(FlowMap.PENDING, keys, np.zeros(len(keys), PENDING))
+    driver = driver_of(Script(reply), datapath, tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(done.wait(), 10)
+    assert len(keys) == driver.drained_flows
+    assert [BATCH_MAX, BATCH_MAX, 1] == drained
+    await finish(driver, running)
+
+
+async def test_a_disk_that_refuses_does_not_stop_a_change(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        if isinstance(event, Called):
+            return [Remember(snapshot(1), None), Trace("committed"), Reply(event.request, ANSWER)]
+        return []
+
+    driver = driver_of(Script(reply), MemoryDatapath(), tmp_path / "file")
+    running = asyncio.create_task(driver.run(None))
+    assert isinstance(await asyncio.wait_for(driver.call(QUIET), 5), Reply)
+    assert "remember" in driver.failure
+    assert ["committed"] == [line.trace.what for line in driver.trace]
+    await finish(driver, running)
+
+
+async def test_a_brain_that_asks_in_circles_stops_the_agent(tmp_path: Path) -> None:
+    driver = driver_of(Script(lambda event: [LookRecords(1, flows(1))]), MemoryDatapath(), tmp_path)
+    with pytest.raises(AssertionError, match="circles"):
+        await asyncio.wait_for(driver.run(None), 20)
