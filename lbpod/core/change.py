@@ -1,0 +1,353 @@
+"""A change of the backends at one LB: a snapshot is staged, prepared, committed; and found again after a restart.
+
+Decided here: what is refused (an older generation, another cluster, an id that still means something else, a table
+that comes out differently), what prepare and commit do to each VIP, and *in which order effects leave*. Words are
+``transition``'s, settling is ``settle``'s.
+
+**Orders**, each prefix of which is safe:
+
+- prepare: slots are made, then backends are written alive and the VIP becomes known, then ownership, then slots turn
+  tracking, then it is kept on disk, then acknowledged. Nothing is acknowledged that was not written.
+- commit: ``current`` moves first and leaves the backends that are gone; only then are they marked dead; VIPs that are
+  gone leave the index before their slots go; then disk, then the answer.
+
+**What is new at this LB.** A VIP that the prepared generation has created has no flows anywhere: its slots stay 0
+(dropped, not answered with RST) until commit and start steady. A VIP that is older but unknown here (this LB has lost
+its maps in a living cluster) is tracked whole.
+
+**A controller that was replaced** may prepare g2 while g1 is prepared. Some LB may have committed g1, so nothing that
+g1 made track is taken back, and g1's backends are possible in its slots (``transition.prepare``, begun).
+
+**Host-only nodes** (in no ring) go through the same steps without slots, so that "everybody is at g" means one thing.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.keeper_state import Effects, Endpoint, Plan, State, VipState, plan_of, same_table
+from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, RETRY_NS, SLOT_COUNT, STEADY_ASK_NS
+from lbpod.core.messages import (
+    CommitCall,
+    CreateVip,
+    DeleteVip,
+    PrepareCall,
+    Refuse,
+    Remember,
+    Reply,
+    Restored,
+    Trace,
+    WriteOwnership,
+)
+from lbpod.core.model import Backend, Snapshot, Vip
+from lbpod.core.snapshot import Tables, eligible, endpoint
+from lbpod.core.transition import Slots, current_of
+
+U32 = npt.NDArray[np.uint32]
+
+CONFLICT = 409
+
+
+class _Refused(Exception):  # noqa: N818  (an answer, not an error of ours)
+    """The call cannot be granted. str(): one sentence for whoever called."""
+
+
+# --- Stage ------------------------------------------------------------------------------------------------------------
+def stage(state: State, request: int, snapshot: Snapshot, with_snapshot: bool) -> Effects:
+    """PUT /v1/snapshot: accept what is to be prepared next. Nothing that forwards packets changes."""
+    plan = plan_of(snapshot)
+    try:
+        if not _is_known(state, plan):
+            _check_ids(state, snapshot)
+            tables = _tables(state, plan, (state.prepared, state.staged))
+            state.staged = Plan(plan.snapshot, plan.digest, tables)
+    except _Refused as refused:
+        return [Refuse(request, CONFLICT, str(refused))]
+    return [Reply(request, state.status(with_snapshot))]
+
+
+def _is_known(state: State, plan: Plan) -> bool:
+    """True where this very snapshot was accepted before."""
+    last = state.staged
+    if last is None:
+        return False
+    generation, cluster = plan.generation, plan.snapshot.cluster
+    if cluster != last.snapshot.cluster:
+        raise _Refused(
+            f"{state.node_name} belongs to another cluster (VNI {last.snapshot.cluster.vni}, not {cluster.vni}, or "
+            "another seed); remove its maps and its state before it joins this one"
+        )
+    if generation < last.generation:
+        raise _Refused(
+            f"generation {generation} is older than {last.generation}, which {state.node_name} has accepted; read its "
+            "state and continue from there"
+        )
+    if generation == last.generation and plan.digest != last.digest:
+        raise _Refused(
+            f"generation {generation} was accepted by {state.node_name} with other contents; two controllers are at "
+            "work, stop one"
+        )
+    return generation == last.generation
+
+
+def _check_ids(state: State, snapshot: Snapshot) -> None:
+    """Ids may not change their meaning while a slot, a record or a lease may still name them."""
+    wanted = {vip.id: vip for vip in snapshot.vips}
+    named: dict[int, Endpoint] = {number: known for number, (known, _) in state.resting.items()}
+    for plan in state.plans():
+        for vip in plan.snapshot.vips:
+            new = wanted.get(vip.id)
+            if new is not None and _identity(new) != _identity(vip):
+                raise _Refused(
+                    f"VIP id {vip.id} still names {endpoint(vip)} with affinity {vip.affinity.name} on "
+                    f"{state.node_name}, not {endpoint(new)} with {new.affinity.name}; remove the VIP, then add it anew"
+                )
+            if new != vip:
+                named.update(_endpoints((vip,)))
+    for number, new_one in _endpoints(vip for vip in snapshot.vips if not _is_unchanged(state, vip)).items():
+        if named.get(number, new_one) != new_one:
+            raise _Refused(
+                f"backend id {number} named another endpoint that flows on {state.node_name} may still refer to; use "
+                "another id, or wait a minute"
+            )
+
+
+def _identity(vip: Vip) -> tuple[bytes, int, int, int]:
+    return vip.address, vip.port, int(vip.protocol), int(vip.affinity)
+
+
+def _is_unchanged(state: State, vip: Vip) -> bool:
+    return any(vip == known for plan in state.plans() for known in plan.snapshot.vips if known.id == vip.id)
+
+
+def _endpoints(vips: Iterable[Vip]) -> dict[int, Endpoint]:
+    return {one.id: (vip.id, one.address, one.port) for vip in vips for one in vip.backends}
+
+
+def _tables(state: State, plan: Plan, others: Iterable[Plan | None]) -> dict[int, U32]:
+    """Tables of the VIPs whose table is not what their slots have: from other plans, else built.
+
+    Each LB builds its own; the controller's digest says whether it is the same, bit for bit.
+    """
+    tables: dict[int, U32] = {}
+    if not state.in_ring(plan.snapshot):
+        return tables
+    sources = [({vip.id: vip for vip in other.snapshot.vips}, other.tables) for other in others if other is not None]
+    for vip in plan.snapshot.vips:
+        vs = state.vips.get(vip.id)
+        if vs is not None and vs.vip is not None and _makes(vip, vs.vip):
+            digest = vs.vip.digest
+        else:
+            for known, found in sources:
+                if vip.id in found and vip.id in known and _makes(vip, known[vip.id]):
+                    tables[vip.id], digest = found[vip.id], known[vip.id].digest
+                    break
+            else:
+                tables[vip.id], digest = _build(state, plan.snapshot, vip)
+        if digest != vip.digest:
+            raise _Refused(
+                f"the table of VIP {vip.name} comes out differently on {state.node_name} (digest {digest.hex()}, the "
+                f"controller has {vip.digest.hex()}); run the same version on both"
+            )
+    return tables
+
+
+def _makes(vip: Vip, other: Vip) -> bool:
+    return vip is other or same_table(eligible(vip.backends), eligible(other.backends))
+
+
+def _build(state: State, snapshot: Snapshot, vip: Vip) -> tuple[U32, bytes]:
+    if state.tables is None:
+        state.tables = Tables(snapshot.cluster.seed)
+    table = state.tables.table((vip.address, vip.port, int(vip.protocol)), vip.backends)
+    return table.current, table.digest
+
+
+# --- Prepare ----------------------------------------------------------------------------------------------------------
+def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effects:
+    """POST /v1/prepare: track every slot that will differ, so that whoever commits first disturbs nobody."""
+    try:
+        plan = _to_prepare(state, call)
+        if plan is None:
+            return [Reply(request, state.status())]
+        tables = _tables(state, plan, (state.staged,))
+    except _Refused as refused:
+        return [Refuse(request, CONFLICT, str(refused))]
+    before, begun = state.status(), state.prepared.tables if state.prepared is not None else {}
+    is_new_ring = state.committed is not None and not state.committed.snapshot.ring.members
+    state.confirmed = before.committed, before.prepared
+    state.prepared = Plan(plan.snapshot, plan.digest, tables)
+    state.refresh()
+    created: Effects = []
+    written: Effects = []
+    for vip in plan.snapshot.vips if state.in_ring(plan.snapshot) else ():
+        vs = state.vips.get(vip.id)
+        if vs is None:
+            vs = state.vips[vip.id] = VipState(vip.id)
+            created.append(CreateVip(vip.id))
+            if vip.created == plan.generation or is_new_ring:
+                continue
+            written += state.write(vs, vs.slots.adopt(tables[vip.id], now_ns))
+            vs.vip = vip
+        elif vip.id in tables or vip.id in begun:
+            table = tables.get(vip.id, current_of(vs.slots.words))
+            written += state.write(vs, vs.slots.prepare(table, begun.get(vip.id), state.alive, now_ns))
+    state.records_quiet &= not any(vs.slots.track for vs in state.vips.values())
+    effects: Effects = [*created, state.configure()]
+    if state.vips and state.own is None and state.set_ring(plan.snapshot, now_ns):
+        effects.append(_ownership(state))
+    effects += written
+    effects += [remember(state), Trace("prepared", detail=f"generation {plan.generation}", slots=_tracking(state))]
+    return [*effects, Reply(request, state.status())]
+
+
+def _to_prepare(state: State, call: PrepareCall) -> Plan | None:
+    """The staged plan to prepare; None: that has been done (a lost answer)."""
+    where, generation = state.node_name, call.generation
+    for plan in state.plans():
+        if plan.generation == generation and plan.digest == call.digest:
+            return None
+        if generation <= plan.generation:
+            raise _Refused(f"generation {generation} cannot be prepared: {where} is at {plan.generation} already")
+    if state.staged is None or state.staged.generation != generation:
+        raise _Refused(f"generation {generation} has not been pushed to {where}; put the snapshot first")
+    if state.staged.digest != call.digest:
+        raise _Refused(f"generation {generation} on {where} has other contents than the ones to prepare")
+    return state.staged
+
+
+def _ownership(state: State) -> WriteOwnership:
+    assert state.own is not None, "ownership is written once it is known"
+    return WriteOwnership(state.own)
+
+
+def remember(state: State) -> Remember:
+    return Remember(
+        committed=state.committed.snapshot if state.committed is not None else None,
+        prepared=state.prepared.snapshot if state.prepared is not None else None,
+    )
+
+
+def _tracking(state: State) -> int:
+    return sum(vs.slots.tracking_count for vs in state.vips.values())
+
+
+# --- Commit -----------------------------------------------------------------------------------------------------------
+def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects:
+    """POST /v1/commit: new flows get the new table. Everybody tracks what differs by now, so skew cannot hurt."""
+    done, plan = state.committed, state.prepared
+    if done is not None and (done.generation, done.digest) == (call.generation, call.digest):
+        return [Reply(request, state.status())]
+    if plan is None or plan.generation != call.generation:
+        sentence = f"generation {call.generation} has not been prepared on {state.node_name}; prepare it first"
+        return [Refuse(request, CONFLICT, sentence)]
+    if plan.digest != call.digest:
+        sentence = f"generation {call.generation} on {state.node_name} has other contents than the ones to commit"
+        return [Refuse(request, CONFLICT, sentence)]
+    before = state.status()
+    state.confirmed = before.committed, before.prepared
+    named = _endpoints(vip for known in reversed(state.plans()) for vip in known.snapshot.vips)
+    was_alive = state.alive
+    state.committed, state.prepared = Plan(plan.snapshot, plan.digest), None
+    state.refresh()
+    for number in np.flatnonzero(was_alive & ~state.alive).tolist():
+        state.resting[number], state.died_at_ns = (named[number], now_ns), now_ns
+    effects: Effects = []
+    if state.vips and state.set_ring(plan.snapshot, now_ns):
+        effects.append(_ownership(state))
+    kept = {vip.id: vip for vip in plan.snapshot.vips} if state.in_ring(plan.snapshot) else {}
+    gone = sorted(state.vips.keys() - kept.keys())
+    for vip_id in gone:
+        del state.vips[vip_id]
+        state.purge.pop(vip_id, None)
+        state.purging.pop(vip_id, None)
+    for vip_id, vs in sorted(state.vips.items()):
+        effects += state.write(vs, vs.slots.commit(plan.tables.get(vip_id), state.alive, now_ns))
+        vs.vip = kept[vip_id]
+        _hasten(vs, now_ns)
+    effects += [state.configure(), *(DeleteVip(vip_id) for vip_id in gone), remember(state)]
+    effects.append(Trace("committed", detail=f"generation {plan.generation}", slots=_tracking(state)))
+    return [*effects, Reply(request, state.status())]
+
+
+def _hasten(vs: VipState, now_ns: int) -> None:
+    """After a change the pauses between attempts to settle start short again."""
+    vs.scan_at_ns = vs.early_at_ns = now_ns
+    vs.scan_pause_ns = vs.early_pause_ns = RETRY_NS
+    vs.look_at_ns = now_ns + STEADY_ASK_NS
+
+
+def let_ids_rest(state: State, now_ns: int) -> None:
+    """Ids of dead backends may be used again once no lease and no record can name them.
+
+    Leases end by themselves; records of dead backends are dropped from each list of all records (``forget``).
+    """
+    over = [
+        number
+        for number, (_, died_at_ns) in state.resting.items()
+        if died_at_ns + LEASE_NS_MAX + MARGIN_NS < now_ns and died_at_ns < state.dump_done_ns
+    ]
+    for number in over:
+        del state.resting[number]
+
+
+# --- Restart ----------------------------------------------------------------------------------------------------------
+def restore(state: State, event: Restored, now_ns: int) -> Effects:
+    """The agent has restarted; the fast path has not. Take up what was kept, and write only what differs."""
+    state.committed = plan_of(event.committed) if event.committed is not None else None
+    state.prepared = plan_of(event.prepared) if event.prepared is not None else None
+    state.staged = state.prepared or state.committed
+    state.refresh()
+    created: Effects = []
+    written: Effects = []
+    nothing = np.zeros(SLOT_COUNT, dtype=np.uint32)
+    for vip_id, (committed, prepared) in sorted(_vips_to_restore(state).items()):
+        table = _build_of(state, committed) if committed is not None else nothing
+        other = _build_of(state, prepared) if prepared is not None and not _same(prepared, committed) else None
+        if other is not None and state.prepared is not None:
+            state.prepared.tables[vip_id] = other
+        found = event.slots.get(vip_id)
+        vs = state.vips[vip_id] = VipState(vip_id, Slots(found))
+        if found is None:
+            created.append(CreateVip(vip_id))
+        if committed is not None and (found is None or not found.any()) and table.any():
+            changed = vs.slots.adopt(table, now_ns)
+        else:
+            changed = vs.slots.restore(table, other, state.alive, state.prepared is not None, now_ns)
+        vs.vip = committed if (current_of(vs.slots.words) == table).all() else None
+        if state.prepared is not None and prepared is not None and vs.vip is None:
+            state.prepared.tables.setdefault(vip_id, _build_of(state, prepared))
+        written += state.write(vs, changed)
+        _hasten(vs, now_ns)
+    state.refresh()
+    state.records_quiet = False
+    effects: Effects = [*created]
+    if state.newest is not None:
+        effects.append(state.configure())
+        if state.vips and state.set_ring(state.newest.snapshot, now_ns):
+            effects.append(_ownership(state))
+    effects += written
+    effects += [DeleteVip(vip_id) for vip_id in sorted(event.slots.keys() - state.vips.keys())]
+    return [*effects, Trace("restored", detail=f"generation {state.generation}", slots=_tracking(state))]
+
+
+def _vips_to_restore(state: State) -> dict[int, tuple[Vip | None, Vip | None]]:
+    """VIP id -> as committed, as prepared."""
+    found: dict[int, tuple[Vip | None, Vip | None]] = {}
+    if state.committed is not None and state.in_ring(state.committed.snapshot):
+        found = {vip.id: (vip, None) for vip in state.committed.snapshot.vips}
+    if state.prepared is not None and state.in_ring(state.prepared.snapshot):
+        for vip in state.prepared.snapshot.vips:
+            found[vip.id] = found.get(vip.id, (None, None))[0], vip
+    return found
+
+
+def _same(prepared: Vip, committed: Vip | None) -> bool:
+    backends: tuple[Backend, ...] = committed.backends if committed is not None else ()
+    return same_table(eligible(prepared.backends), eligible(backends))
+
+
+def _build_of(state: State, vip: Vip) -> U32:
+    assert state.newest is not None, "only what was kept is restored"
+    return _build(state, state.newest.snapshot, vip)[0]

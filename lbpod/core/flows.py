@@ -1,0 +1,161 @@
+"""Arithmetic on thousands of flows at once: which slot, whose question, what time, still alive.
+
+Why apart from the Keeper: these are pure functions of arrays, and the only places where the LB's brain touches single
+flows. None of them loops over flows in Python (4,096 flows take about a millisecond); a loop over the few VIPs or LBs
+in a batch is the most that is allowed.
+
+Left to others: what is asked or answered when (``resolve``, ``forget``, ``quiet``), and the hash itself (``hashing``).
+
+**The times of a flow** (DESIGN: sections 2 and 3). A flow that is silent for longer than ``idle`` may be taken for
+over. A lease keeps a flow's packets away from the owner for ``lease`` at most. So an owner that has seen nothing of a
+flow for ``window = idle + lease + margin`` knows that it is over, wherever its last packet went: the last one that an
+LB sent by a lease may have come ``lease`` after the owner's last sight of it, and it is then silent for ``idle``.
+Both settling and forgetting wait for the window. (Forgetting after ``idle`` alone was dropped: a flow that speaks
+once per lease, then pauses for just under ``idle``, would lose its record.)
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.hashing import MAPPED_PREFIX, U8, flow_hashes, murmur3_words
+from lbpod.core.layout import FLOW, NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
+from lbpod.core.limits import LEASE_DIVISOR, LEASE_NS_MAX, MARGIN_NS, VIPS_MAX
+from lbpod.core.model import Affinity, Protocol, Vip, is_v4
+
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.intp]
+Rows = npt.NDArray[np.void]
+
+_PREFIX: Final = np.frombuffer(MAPPED_PREFIX, dtype=np.uint8)
+_FINS: Final = NAT_FIN_IN | NAT_FIN_OUT
+_MS_NS: Final = 1_000_000
+
+
+def lease_ns(idle_ns: int) -> int:
+    """How long an answer about a flow may be used."""
+    return min(idle_ns // LEASE_DIVISOR, LEASE_NS_MAX)
+
+
+def window_ns(idle_ns: int, lease: int | None = None) -> int:
+    """How long a replica that has seen nothing of a flow must wait to know that it is over.
+
+    lease: the longest that may still run, where it is not the one of ``idle_ns`` (idle has been lowered).
+    """
+    return idle_ns + max(lease or 0, lease_ns(idle_ns)) + MARGIN_NS
+
+
+def groups(values: npt.NDArray[np.generic]) -> Iterator[tuple[int, Places]]:
+    """Each value that occurs, ascending, with the places where it does."""
+    if not len(values):
+        return
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    ends = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for places in np.split(order, ends):
+        yield int(values[places[0]]), places
+
+
+class Facts:
+    """What a batch of flows has to know of its VIPs: arrays by VIP id, (VIPS_MAX,) each; zero where there is none."""
+
+    def __init__(self, vips: Iterable[Vip] = (), seed: int = 0) -> None:
+        self.seed = seed
+        self.known: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
+        self.udp: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
+        self.client_ip: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
+        self.address: U8 = np.zeros((VIPS_MAX, 16), dtype=np.uint8)
+        self.port: U16 = np.zeros(VIPS_MAX, dtype=np.uint16)
+        self.protocol: U8 = np.zeros(VIPS_MAX, dtype=np.uint8)
+        self.idle_ns: U64 = np.zeros(VIPS_MAX, dtype=np.uint64)
+        self.lease_ns: U64 = np.zeros(VIPS_MAX, dtype=np.uint64)
+        self.window_ns: U64 = np.zeros(VIPS_MAX, dtype=np.uint64)
+        self._all_v4 = True
+        for vip in vips:
+            self._add(vip)
+
+    def _add(self, vip: Vip) -> None:
+        at, idle_ns = vip.id, max(vip.idle_ns, int(self.idle_ns[vip.id]))
+        self.known[at] = True
+        self.udp[at] = vip.protocol is Protocol.UDP
+        self.client_ip[at] = vip.affinity is Affinity.CLIENT_IP
+        self.address[at] = np.frombuffer(vip.address, dtype=np.uint8)
+        self.port[at] = vip.port
+        self.protocol[at] = vip.protocol
+        self.idle_ns[at] = idle_ns
+        self.lease_ns[at] = lease_ns(idle_ns)
+        self.window_ns[at] = window_ns(idle_ns)
+        self._all_v4 &= is_v4(vip.address)
+
+    def has(self, vips: U32) -> Bools:
+        """(n,): which ids name a VIP. Any uint32 may be asked."""
+        return (vips < VIPS_MAX) & self.known[np.where(vips < VIPS_MAX, vips, 0)]
+
+    def slots(self, flows: Rows) -> U32:
+        """Slot of each flow (rows of layout.FLOW whose VIPs are known), (n,) uint32: what the fast path computes."""
+        vips = flows["vip"]
+        if not self._all_v4 or (flows["addr"][:, :12] != _PREFIX).any():
+            return self._slots_each(flows)
+        words = np.empty((len(flows), 4), dtype=np.uint32)
+        words[:, 0] = np.ascontiguousarray(flows["addr"][:, 12:]).view("<u4")[:, 0]
+        words[:, 1] = np.ascontiguousarray(self.address[vips, 12:]).view("<u4")[:, 0]
+        ports = np.empty((len(flows), 2), dtype=">u2")
+        ports[:, 0] = np.where(self.client_ip[vips], 0, flows["port_be"])
+        ports[:, 1] = self.port[vips]
+        words[:, 2] = ports.view("<u4")[:, 0]
+        words[:, 3] = self.protocol[vips]
+        return murmur3_words(words, self.seed) >> np.uint32(16)
+
+    def _slots_each(self, flows: Rows) -> U32:
+        """The same, VIP by VIP: for the day of IPv6."""
+        slots = np.zeros(len(flows), dtype=np.uint32)
+        for vip, places in groups(flows["vip"]):
+            slots[places] = self.slots_of(vip, flows["addr"][places], flows["port_be"][places].astype(np.uint16))
+        return slots
+
+    def slots_of(self, vip: int, addresses: U8, ports: U16) -> U32:
+        """Slot of each client of one VIP. addresses: (n, 16); ports: (n,) host integers."""
+        address, affine = self.address[vip].tobytes(), bool(self.client_ip[vip])
+        hashes = flow_hashes(addresses, ports, address, int(self.port[vip]), int(self.protocol[vip]), affine, self.seed)
+        return hashes >> np.uint32(16)
+
+    def leases_ms(self, vips: U32) -> U32:
+        """The lease of each VIP in milliseconds, rounded down."""
+        return (self.lease_ns[vips] // np.uint64(_MS_NS)).astype(np.uint32)
+
+
+def flows_from(data: bytes) -> Rows:
+    """Rows of layout.FLOW from a body. The border has checked that they are whole."""
+    return np.frombuffer(data, dtype=FLOW)
+
+
+def over(seen_ns: U64, wait_ns: U64 | int, now_ns: int) -> Bools:
+    """True where ``wait_ns`` has passed since a stamp. Nothing wraps: stamps may be a little ahead of ``now_ns``."""
+    return seen_ns + np.asarray(wait_ns, dtype=np.uint64) < np.uint64(now_ns)
+
+
+def live(keys: Rows, values: Rows, idle_ns: int, now_ns: int) -> Bools:
+    """Which translated flows (layout.NAT_KEY, NAT) may still have something to say.
+
+    Over: silent for longer than idle; or closed (RST, or both FINs) and silent for the margin. The margin is for the
+    last data and FIN of a pod, which it may have to send again, and whose ACKs have to reach it.
+    """
+    flags, seen = values["flags"], values["seen_ns"].astype(np.uint64)
+    closed = (flags & NAT_RST != 0) | (flags & _FINS == _FINS)
+    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed & over(seen, MARGIN_NS, now_ns)))
+
+
+def endpoints_match(addresses: U8, ports: U16, wanted: Iterable[tuple[bytes, int]]) -> Bools:
+    """Which (address, port) pairs are among the wanted ones (few). addresses: (n, 16) uint8; ports: (n,) host
+    integers."""
+    halves = np.ascontiguousarray(addresses).view("<u8")
+    found = np.zeros(len(ports), dtype=np.bool_)
+    for address, port in wanted:
+        low, high = np.frombuffer(address, dtype="<u8")
+        found |= (ports == port) & (halves[:, 1] == high) & (halves[:, 0] == low)
+    return found

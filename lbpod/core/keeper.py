@@ -1,0 +1,228 @@
+"""Keeper: the brain of one LB. One event goes in, effects come out, in the order in which they are to be carried out.
+
+**Map of the Keeper.** This file receives events and hands each to the part that decides about it; what failed comes
+back here.
+
+| file | decides |
+| --- | --- |
+| ``keeper_state`` | what is known, and the questions that are open |
+| ``change`` | snapshots: stage, prepare, commit, restore |
+| ``transition`` | the words of a VIP's slots |
+| ``resolve`` | who has this flow: asking, and answering as owner |
+| ``settle`` | from tracking back to steady, and rebase |
+| ``forget`` | when records go |
+| ``quiet`` | as host agent: which slots have no live flow left |
+| ``flows`` | arithmetic on thousands of flows |
+
+**When a write fails** (EffectsFailed), nothing that stood behind it was done: whoever waits for a Reply in the rest
+is refused with 503, questions in it have failed, and what was to be written is noted (``Unwritten``). Decisions
+stand: the mirror is ahead of the maps. The next Tick, and every call that would be acknowledged on the strength of
+the mirror, first writes all of it whole from the mirror, and counts the quiet time of those VIPs anew (new flows may
+have had the old ``current`` until now). So an acknowledgement still means: written.
+
+No clock, no I/O, nothing random: the same events at the same times give the same effects. What no rule foresees is a
+mistake of ours and ends in an AssertionError; the fast path goes on without us, and a restart restores.
+"""
+
+from typing import assert_never
+
+import numpy as np
+
+from lbpod.core import change, forget, quiet, resolve, settle
+from lbpod.core.keeper_state import Answer, Effects, State
+from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
+from lbpod.core.messages import (
+    Answered,
+    Ask,
+    AskFailed,
+    Called,
+    CommitCall,
+    Configure,
+    CreateVip,
+    DeleteVip,
+    DropRecords,
+    DumpNat,
+    DumpRecords,
+    EffectsFailed,
+    ForgetCall,
+    KeeperEffect,
+    KeeperEvent,
+    LbStatus,
+    LookRecords,
+    LookSeen,
+    MemberSeen,
+    NatDumped,
+    PendingDrained,
+    PrepareCall,
+    PutCache,
+    QuietCall,
+    RecordsDumped,
+    RecordsLooked,
+    Refuse,
+    Remember,
+    Reply,
+    ResolveCall,
+    Restored,
+    SeenRead,
+    SettleCall,
+    Tell,
+    Tick,
+    Trace,
+    WriteOwnership,
+    WriteSlots,
+)
+from lbpod.core.model import Snapshot
+
+UNWRITTEN = 503
+
+
+class Keeper:
+    """The LB's brain on one node (also of a node that is in no ring, where it is only the host agent's)."""
+
+    def __init__(self, node_name: str) -> None:
+        self._state = State(node_name)
+
+    def step(self, event: KeeperEvent, now_ns: int) -> list[KeeperEffect]:
+        """Take one event; give what is to be done about it, in this order. now_ns: monotonic, as the fast path's
+        clock."""
+        match event:
+            case Called():
+                return self._called(event, now_ns)
+            case Answered():
+                return self._answered(event.token, event.body, now_ns)
+            case RecordsLooked() | RecordsDumped() | NatDumped() | SeenRead():
+                return self._answered(event.token, event, now_ns)
+            case AskFailed():
+                return self._unanswered(event.token, event.reason, now_ns)
+            case PendingDrained():
+                return resolve.pending(self._state, event, now_ns)
+            case MemberSeen():
+                return self._member_seen(event)
+            case EffectsFailed():
+                return self._effects_failed(event, now_ns)
+            case Tick():
+                return self._tick(now_ns)
+            case Restored():
+                return change.restore(self._state, event, now_ns)
+        assert_never(event)
+
+    def status(self, with_snapshot: bool = False) -> LbStatus:
+        """Where this LB stands (GET /v1/state). with_snapshot: and the newest snapshot that it has accepted."""
+        return self._state.status(with_snapshot)
+
+    def tracking_slots(self) -> dict[int, int]:
+        """VIP id -> slots that are tracking (metrics)."""
+        return {vip: vs.slots.tracking_count for vip, vs in sorted(self._state.vips.items())}
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError with a sentence where one does not hold. For tests, after every step."""
+        self._state.check_invariants()
+
+    # --- Events -------------------------------------------------------------------------------------------------------
+    def _called(self, event: Called, now_ns: int) -> Effects:
+        state, request, body = self._state, event.request, event.body
+        match body:
+            case ResolveCall():
+                return resolve.asked(state, request, body, now_ns)
+            case ForgetCall():
+                return forget.asked(state, request, body, now_ns)
+            case QuietCall():
+                return quiet.asked(state, request, body, now_ns)
+            case SettleCall():
+                return [*self._write_again(now_ns), *settle.called(state, request, body, now_ns)]
+            case Snapshot():
+                return [*self._write_again(now_ns), *change.stage(state, request, body, event.with_snapshot)]
+            case PrepareCall():
+                return [*self._write_again(now_ns), *change.prepare(state, request, body, now_ns)]
+            case CommitCall():
+                return [*self._write_again(now_ns), *change.commit(state, request, body, now_ns)]
+        assert_never(body)
+
+    def _answered(self, token: int, answer: Answer, now_ns: int) -> Effects:
+        question = self._state.close(token)
+        # A token that is not open: the answer came after it had been given up.
+        return question.answered(self._state, answer, now_ns) if question is not None else []
+
+    def _unanswered(self, token: int, reason: str, now_ns: int) -> Effects:
+        question = self._state.close(token)
+        return question.failed(self._state, reason, now_ns) if question is not None else []
+
+    def _member_seen(self, event: MemberSeen) -> Effects:
+        state = self._state
+        if event.member in {state.member, MEMBER_NONE} or event.up == (event.member not in state.down):
+            return []
+        state.down ^= {event.member}
+        return [
+            state.configure(),
+            Trace("believed up" if event.up else "believed down", detail=f"member {event.member}"),
+        ]
+
+    def _tick(self, now_ns: int) -> Effects:
+        state = self._state
+        effects = self._write_again(now_ns)
+        for token in state.lost(now_ns):
+            effects += self._unanswered(token, "no answer came in time", now_ns)
+        quiet.let_go(state, now_ns)
+        change.let_ids_rest(state, now_ns)
+        return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns)]
+
+    # --- Failures -----------------------------------------------------------------------------------------------------
+    def _effects_failed(self, event: EffectsFailed, now_ns: int) -> Effects:
+        effects: Effects = []
+        for undone in (event.failed, *event.rest):
+            effects += self._undone(undone, event.reason, now_ns)
+        if self._state.unwritten:
+            self._state.unwritten.reason = event.reason
+        return [*effects, Trace("effects failed", detail=f"{type(event.failed).__name__}: {event.reason}")]
+
+    def _undone(self, effect: KeeperEffect, reason: str, now_ns: int) -> Effects:
+        """What becomes of an effect that was not carried out."""
+        unwritten = self._state.unwritten
+        match effect:
+            case WriteSlots() | CreateVip():
+                unwritten.vips.add(effect.vip)
+            case DeleteVip():
+                unwritten.deleted.add(effect.vip)
+            case Configure():
+                unwritten.configure = True
+            case WriteOwnership():
+                unwritten.ownership = True
+            case Remember():
+                unwritten.remember = True
+            case DropRecords():
+                forget.drop_failed(self._state)
+            case Ask() | LookRecords() | DumpRecords() | DumpNat() | LookSeen():
+                return self._unanswered(effect.token, reason, now_ns)
+            case Reply():
+                sentence = f"{self._state.node_name} could not write what it would have to acknowledge: {reason}"
+                return [Refuse(effect.request, UNWRITTEN, sentence)]
+            case Refuse():
+                return [effect]
+            case PutCache() | Tell() | Trace():
+                pass  # the fast path notes flows again; a lost telling is asked about; nobody needs a trace
+            case _:
+                assert_never(effect)
+        return []
+
+    def _write_again(self, now_ns: int) -> Effects:
+        """Everything that failed effects have left to be written, whole, from the mirror."""
+        state, unwritten = self._state, self._state.unwritten
+        if not unwritten:
+            return []
+        effects: Effects = []
+        written: Effects = []
+        for vip in sorted(unwritten.vips & state.vips.keys()):
+            vs = state.vips[vip]
+            vs.slots.count_anew(now_ns)
+            effects.append(CreateVip(vip))
+            written.append(WriteSlots(vip, np.arange(SLOT_COUNT, dtype=np.uint32), vs.slots.words.copy()))
+        if state.newest is not None:
+            effects.append(state.configure())
+        if unwritten.ownership and state.own is not None:
+            effects.append(WriteOwnership(state.own))
+        effects += written
+        effects += [DeleteVip(vip) for vip in sorted(unwritten.deleted - state.vips.keys())]
+        if unwritten.remember:
+            effects.append(change.remember(state))
+        state.unwritten = type(unwritten)()
+        return effects

@@ -1,0 +1,455 @@
+"""What one LB's brain knows, and the few questions that all of its parts ask of it.
+
+Why apart from ``keeper.py``: the parts (``change``, ``resolve``, ``settle``, ``forget``, ``quiet``) decide, each
+about one thing, on one state; here the state is written down once, with its invariants beside its fields. Nothing is
+decided here but what follows from the snapshots: who is alive, who owns a slot, which numbers a VIP has.
+
+**Questions.** What the Keeper asks of its shell or of a peer carries a token; what it wants to do with the answer is
+kept as a ``Question`` until then. A shell gives exactly one answer; one that has not come after CALL_LOST_NS counts
+as failed. So nothing waits for ever, and all that is open is bounded (QUEUE_MAX in all, OUTSTANDING_MAX to one node).
+
+**The mirror.** ``VipState.slots`` is what the maps hold, or will hold once they take writes again. Decisions are made
+on the mirror. ``Unwritten`` names what a failed effect has left to be written; it is written whole before anything
+more is acknowledged (``keeper``).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.flows import Facts, window_ns
+from lbpod.core.limits import (
+    BACKEND_IDS_MAX,
+    CALL_LOST_NS,
+    MEMBER_NONE,
+    OUTSTANDING_MAX,
+    QUEUE_MAX,
+    SLOT_COUNT,
+)
+from lbpod.core.messages import (
+    Configure,
+    KeeperEffect,
+    LbStatus,
+    NatDumped,
+    PeerAnswer,
+    QuietCall,
+    RecordsDumped,
+    RecordsLooked,
+    SeenRead,
+    WriteSlots,
+)
+from lbpod.core.model import Backend, Snapshot, Vip
+from lbpod.core.ownership import Member, backups, owners, ownership
+from lbpod.core.snapshot import Tables, digest_of
+from lbpod.core.transition import Slots, base_of, current_of, is_tracking
+
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+Effects = list[KeeperEffect]
+Answer = PeerAnswer | RecordsLooked | RecordsDumped | NatDumped | SeenRead
+Endpoint = tuple[int, bytes, int]
+"""What a backend id names: (VIP id, address, port)."""
+
+
+class Question(ABC):
+    """Something asked, and what is done with the answer. Exactly one of the two methods is called, once."""
+
+    @abstractmethod
+    def answered(self, state: "State", answer: Answer, now_ns: int) -> Effects:
+        """An answer came. One of another kind than asked for is a failure."""
+
+    @abstractmethod
+    def failed(self, state: "State", reason: str, now_ns: int) -> Effects:
+        """None will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    question: Question
+    asked_at_ns: int
+    node: int
+    """0: the shell itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A snapshot that has been accepted, with the tables that it needs."""
+
+    snapshot: Snapshot
+    digest: bytes
+    tables: dict[int, U32] = field(default_factory=dict)
+    """VIP id -> table. Staged: those built for it. Prepared: exactly those that commit will write."""
+
+    @property
+    def generation(self) -> int:
+        """The snapshot's."""
+        return self.snapshot.generation
+
+
+class Phase(Enum):
+    """Where a round of settling stands."""
+
+    HOSTS = "host agents have been asked"
+    LOOKING = "the slots are flagged, the stamps are being read"
+    ASKING = "backups have been asked"
+
+
+@dataclass(slots=True)
+class Round:
+    """One attempt to settle slots of a VIP, as their owner. At most one per VIP at a time."""
+
+    epoch: int
+    phase: Phase
+    asked_at_ns: int
+    """When the host agents were asked."""
+    early_slots: U32
+    """Slots that host agents were asked about, ascending."""
+    early_quiet: Bools
+    """(len(early_slots),): no host agent that has answered has seen a live flow; False where one cannot tell."""
+    early_backends: U32
+    """The backends that they were asked about: every slot of the round about every backend but its own current."""
+    waiting: int = 0
+    """Answers that are still to come."""
+    settled: int = 0
+    """Slots that it has settled or rebased so far."""
+
+
+@dataclass(slots=True)
+class VipState:
+    """One VIP that this LB serves, or will serve once a prepared change is committed."""
+
+    id: int
+    slots: Slots = field(default_factory=Slots)
+    vip: Vip | None = None
+    """Its definition whose table ``current`` is; None: of no one definition (not committed yet, or a crash came
+    between)."""
+    lease_ns: int = 0
+    """Longest lease that may still run: of the largest idle time that the VIP had while it was tracking."""
+    round: Round | None = None
+    scan_at_ns: int = 0
+    scan_pause_ns: int = 0
+    early_at_ns: int = 0
+    early_pause_ns: int = 0
+    look_at_ns: int = 0
+    early_turn: int = 0
+    """Which host agents come first, where there are more than can be asked at one time."""
+
+
+@dataclass(slots=True)
+class Unwritten:
+    """What a failed effect has left to be written, from the mirror, before anything is acknowledged again."""
+
+    vips: set[int] = field(default_factory=set)
+    deleted: set[int] = field(default_factory=set)
+    configure: bool = False
+    ownership: bool = False
+    remember: bool = False
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.vips or self.deleted or self.configure or self.ownership or self.remember)
+
+
+class State:
+    """All that one Keeper knows. The parts of the Keeper change it; nothing else does."""
+
+    def __init__(self, node_name: str) -> None:
+        self.node_name: Final = node_name
+        self.committed: Plan | None = None
+        self.prepared: Plan | None = None
+        self.staged: Plan | None = None
+        """Invariant: committed <= prepared <= staged by generation, where they are there; staged is there if any is."""
+        self.vips: dict[int, VipState] = {}
+        """Invariant: empty unless this node is in the ring of the committed or the prepared snapshot."""
+        self.tables: Tables | None = None
+        self.member: int = MEMBER_NONE
+        """This node's member id by the newest of committed and prepared (Planner: it never changes in a ring)."""
+
+        self.own: U32 | None = None
+        """Ownership as written to the maps; None: not yet."""
+        self.ring: tuple[Member, ...] = ()
+        """The LBs that `own` was computed from."""
+        self.owner: U16 = np.full(SLOT_COUNT, MEMBER_NONE, dtype=np.uint16)
+        self.backup: U16 = self.owner.copy()
+        self.replicas_changed_ns: U64 | None = None
+        """When a slot's replicas last changed; None: never since they were first known."""
+        self.down: set[int] = set()
+        """Members that the shell believes to be down. Never this one."""
+
+        self.alive: Bools = np.zeros(BACKEND_IDS_MAX, dtype=np.bool_)
+        """Invariant: exactly the backends of the committed and the prepared snapshot."""
+        self.vip_of: U32 = np.zeros(BACKEND_IDS_MAX, dtype=np.uint32)
+        """VIP of each backend that is alive, else 0."""
+        self.facts = Facts()
+        """Of the VIPs of the committed and the prepared snapshot."""
+        self.node_of_member: dict[int, int] = {}
+        self.resting: dict[int, tuple[Endpoint, int]] = {}
+        """Backend ids that have died here: what they named, and when. Not to be used again while in here."""
+
+        self.died_at_ns = 0
+        """When a backend last died here."""
+
+        self.purge: dict[int, U64] = {}
+        """VIP -> (SLOT_COUNT,) when slots settled whose records are still to be dropped (0: none)."""
+        self.purging: dict[int, U64] = {}
+        """What the last DropRecords stands for, in case it fails."""
+        self.dump_open = False
+        self.dump_done_ns = 0
+        """When the last list of records was asked for that has been worked through."""
+        self.dump_at_ns = 0
+        self.forget_at_ns = 0
+        self.records_quiet = True
+        """No slot has been tracking since a list of records came back empty."""
+
+        self.nat: NatDumped | None = None
+        self.nat_asked_ns = 0
+        """When `nat` was asked for."""
+        self.nat_waiting: list[tuple[int, QuietCall]] = []
+        """Requests that wait for a list. Invariant: not empty only while one has been asked for."""
+
+        self.unwritten = Unwritten()
+        self.confirmed = (0, 0)
+        """(committed, prepared) before the change whose effects failed; reported until they are written."""
+        self._open: dict[int, _Open] = {}
+        self._outstanding: dict[int, int] = {}
+        self._next_token = 1
+
+    # --- Questions ----------------------------------------------------------------------------------------------------
+    def open(self, question: Question, now_ns: int, node: int = 0) -> int:
+        """Keep a question until its answer comes; returns its token."""
+        token = self._next_token
+        self._next_token += 1
+        self._open[token] = _Open(question, now_ns, node)
+        if node:
+            self._outstanding[node] = self._outstanding.get(node, 0) + 1
+        return token
+
+    def close(self, token: int) -> Question | None:
+        """Take out the question of a token; None: it is not open (any more)."""
+        found = self._open.pop(token, None)
+        if found is None:
+            return None
+        if found.node:
+            self._outstanding[found.node] -= 1
+            if not self._outstanding[found.node]:
+                del self._outstanding[found.node]
+        return found.question
+
+    def has_room(self, node: int = 0) -> bool:
+        """May another question be asked (of this node)?"""
+        return len(self._open) < QUEUE_MAX and self._outstanding.get(node, 0) < OUTSTANDING_MAX
+
+    def lost(self, now_ns: int) -> list[int]:
+        """Tokens whose answers have not come in time."""
+        # Tokens ascend with time, so the oldest are in front.
+        found = []
+        for token, entry in self._open.items():
+            if entry.asked_at_ns + CALL_LOST_NS > now_ns:
+                break
+            found.append(token)
+        return found
+
+    # --- Snapshots ----------------------------------------------------------------------------------------------------
+    @property
+    def newest(self) -> Plan | None:
+        """The newest of committed and prepared: what this LB must be able to serve."""
+        return self.prepared or self.committed
+
+    @property
+    def generation(self) -> int:
+        """Generation in force; 0: none."""
+        return self.committed.generation if self.committed is not None else 0
+
+    @property
+    def is_calm(self) -> bool:
+        """A snapshot is in force and nothing newer has been prepared: the only time when slots may settle."""
+        return self.committed is not None and self.prepared is None
+
+    def plans(self) -> list[Plan]:
+        """Prepared and committed, newest first."""
+        return [plan for plan in (self.prepared, self.committed) if plan is not None]
+
+    def in_ring(self, snapshot: Snapshot) -> bool:
+        """Does this node take part as an LB?"""
+        return self.member_in(snapshot) in snapshot.ring.members
+
+    def member_in(self, snapshot: Snapshot) -> int:
+        """This node's member id in a snapshot; MEMBER_NONE where it has none."""
+        return next((node.member for node in snapshot.nodes if node.name == self.node_name), MEMBER_NONE)
+
+    def find_vip(self, vip_id: int) -> Vip | None:
+        """A VIP by the newest snapshot that has it."""
+        for plan in self.plans():
+            for vip in plan.snapshot.vips:
+                if vip.id == vip_id:
+                    return vip
+        return None
+
+    def refresh(self) -> None:
+        """Bring what follows from the snapshots up to date. Call it whenever committed or prepared has changed."""
+        plans = self.plans()
+        newest = plans[0].snapshot if plans else None
+        self.member = self.member_in(newest) if newest is not None else MEMBER_NONE
+        seed = newest.cluster.seed if newest is not None else 0
+        self.facts = Facts((vip for plan in reversed(plans) for vip in plan.snapshot.vips), seed)
+        self.node_of_member = {
+            node.member: node.id
+            for plan in reversed(plans)
+            for node in plan.snapshot.nodes
+            if node.member != MEMBER_NONE
+        }
+        self.alive, self.vip_of = np.zeros_like(self.alive), np.zeros_like(self.vip_of)
+        for plan in plans:
+            for vip in plan.snapshot.vips:
+                ids = np.array([one.id for one in vip.backends], dtype=np.int64)
+                self.alive[ids], self.vip_of[ids] = True, vip.id
+        for vs in self.vips.values():
+            lease = int(self.facts.lease_ns[vs.id])
+            vs.lease_ns = max(vs.lease_ns, lease) if vs.slots.track is not None else lease
+            self.facts.window_ns[vs.id] = window_ns(int(self.facts.idle_ns[vs.id]), vs.lease_ns)
+
+    def configure(self) -> Configure:
+        """The effect that writes all but slots."""
+        members = self.newest.snapshot.ring.members if self.newest is not None else ()
+        return Configure(
+            committed=self.committed.snapshot if self.committed is not None else None,
+            prepared=self.prepared.snapshot if self.prepared is not None else None,
+            alive=frozenset(np.flatnonzero(self.alive).tolist()),
+            members_up=frozenset(member for member in members if member not in self.down),
+        )
+
+    def write(self, vs: VipState, slots: U32) -> Effects:
+        """The effect that brings changed slots from the mirror into the maps; none where none changed."""
+        return [WriteSlots(vs.id, slots, vs.slots.words[slots])] if len(slots) else []
+
+    # --- Slots and replicas -------------------------------------------------------------------------------------------
+    def set_ring(self, snapshot: Snapshot, now_ns: int) -> bool:
+        """Owner and backup of each slot follow from this snapshot's ring from now on; False: as before.
+
+        Where the replicas of a slot change, the quiet time counts anew: whoever left may have seen what others have
+        not.
+        """
+        nodes = (node for node in snapshot.nodes if node.member in snapshot.ring.members)
+        ring = tuple(sorted(Member(node.member, node.address) for node in nodes))
+        if self.own is not None and ring == self.ring:
+            return False
+        own = ownership(ring, snapshot.cluster.seed)
+        if self.own is not None:
+            stamps = self.replicas_changed_ns
+            self.replicas_changed_ns = np.zeros(SLOT_COUNT, dtype=np.uint64) if stamps is None else stamps
+            self.replicas_changed_ns[own != self.own] = now_ns
+        self.ring, self.own, self.owner, self.backup = ring, own, owners(own), backups(own)
+        return True
+
+    def is_up(self, members: U16) -> Bools:
+        """(n,): which of these are members that are not believed to be down."""
+        up: Bools = (members != MEMBER_NONE) & ~np.isin(members, sorted(self.down))
+        return up
+
+    def peer(self, slots: U32) -> U16:
+        """The replica to ask about each slot: the owner where it is up and not this LB, else the backup, else nobody."""
+        result = np.full(len(slots), MEMBER_NONE, dtype=np.uint16)
+        for members in (self.backup[slots], self.owner[slots]):
+            fits = self.is_up(members) & (members != self.member)
+            result[fits] = members[fits]
+        return result
+
+    def is_replica(self, slots: U32) -> Bools:
+        """(n,): is this LB a replica of the slot? (Ring changes will add next and prev.)"""
+        replica: Bools = (self.owner[slots] == self.member) | (self.backup[slots] == self.member)
+        return replica
+
+    def window_ns(self, vs: VipState) -> int:
+        """How long slots of a VIP must have been quiet."""
+        return int(self.facts.window_ns[vs.id])
+
+    def is_udp(self, vs: VipState) -> bool:
+        """Nobody can tell its first packets."""
+        return bool(self.facts.udp[vs.id])
+
+    def words(self, vips: U32, slots: U32) -> tuple[U64, Bools]:
+        """Words of slots of many VIPs, and which VIPs this LB serves (elsewhere 0)."""
+        words, held = np.zeros(len(slots), dtype=np.uint64), np.zeros(len(slots), dtype=np.bool_)
+        for vip_id in np.unique(vips).tolist():
+            vs = self.vips.get(vip_id)
+            if vs is not None:
+                places = vips == vip_id
+                words[places], held[places] = vs.slots.words[slots[places]], True
+        return words, held
+
+    # --- For people and controllers -----------------------------------------------------------------------------------
+    def status(self, with_snapshot: bool = False) -> LbStatus:
+        """Where this LB stands. What was not written yet does not count."""
+        committed, prepared = self.generation, self.prepared.generation if self.prepared is not None else 0
+        if self.unwritten:
+            committed, prepared = self.confirmed
+        known = self.newest or self.staged
+        return LbStatus(
+            node=self.node_name,
+            member=self.member_in(known.snapshot) if known is not None else MEMBER_NONE,
+            committed=committed,
+            prepared=prepared,
+            staged=self.staged.generation if self.staged is not None else 0,
+            digest=self.staged.digest if self.staged is not None else b"",
+            ring_epoch=self.newest.snapshot.ring.epoch if self.newest is not None else 0,
+            tracking_slots=sum(vs.slots.tracking_count for vs in self.vips.values()),
+            problem=f"writing to the datapath failed: {self.unwritten.reason}" if self.unwritten else "",
+            snapshot=self.staged.snapshot if with_snapshot and self.staged is not None else None,
+        )
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where one does not hold."""
+        generations = [plan.generation for plan in (self.committed, self.prepared, self.staged) if plan is not None]
+        assert generations == sorted(generations), "committed <= prepared <= staged"
+        assert not generations or self.staged is not None, "what is prepared or committed has been staged"
+        assert not self.vips or any(self.in_ring(plan.snapshot) for plan in self.plans()), "only an LB holds slots"
+        assert self.member not in self.down, "an LB believes in itself"
+        assert len(self._open) <= QUEUE_MAX, "questions are bounded"
+        waiting = [node for node in self._outstanding.values() if not 0 < node <= OUTSTANDING_MAX]
+        assert not waiting, "questions to one node are bounded"
+        listed = sorted({one.id for plan in self.plans() for vip in plan.snapshot.vips for one in vip.backends})
+        assert listed == np.flatnonzero(self.alive).tolist(), "alive: the backends of committed and prepared"
+        assert not self.alive[sorted(self.resting)].any(), "a resting id names nobody"
+        for vip_id, vs in self.vips.items():
+            assert vip_id == vs.id, "VIPs are filed under their ids"
+            vs.slots.check_invariants(self.alive)
+            current, tracking = current_of(vs.slots.words), is_tracking(vs.slots.words)
+            both = np.concatenate([current, base_of(vs.slots.words)])
+            assert (self.vip_of[both[both != 0]] == vip_id).all(), "a slot holds backends of its own VIP"
+            assert vs.round is None or self.committed is not None, "nothing settles before the first commit"
+            assert self.prepared is not None or vs.slots.track is None or not vs.slots.track.touched.any(), (
+                "slots are touched only while a change is prepared"
+            )
+            assert not (tracking & (self.own is None)).any(), "a tracking slot has replicas to ask"
+
+
+def plan_of(snapshot: Snapshot) -> Plan:
+    """A plan without tables (they are added while it is staged)."""
+    return Plan(snapshot, digest_of(snapshot))
+
+
+def same_table(one: tuple[Backend, ...], other: tuple[Backend, ...]) -> bool:
+    """Do these eligible backends make the same table, ids and all?"""
+    return [(b.id, b.address, b.port, b.weight) for b in one] == [(b.id, b.address, b.port, b.weight) for b in other]
+
+
+def slots_bytes(slots: U32) -> bytes:
+    """Slots as they travel (u16)."""
+    return slots.astype("<u2").tobytes()
+
+
+def slots_from(data: bytes) -> U32:
+    """Slots of a body, ascending, each once."""
+    return np.unique(np.frombuffer(data, dtype="<u2")).astype(np.uint32)
+
+
+def ids_from(data: bytes) -> U32:
+    """Backend ids of a body. The border has checked their range."""
+    return np.frombuffer(data, dtype="<u4").astype(np.uint32)

@@ -1,0 +1,148 @@
+"""Who has this flow? Asking the owner about flows that cannot be resolved here, and answering as one.
+
+The fast path relays a packet that it cannot decide, and notes the flow. The packet is served; what is asked here only
+spares the flow's *next* packets the detour. So nothing of this has to arrive: where a peer is silent or has enough to
+do already, the flows are dropped here and the fast path notes them again.
+
+**The lease of an answer is counted from the question.** The owner gives an answer after it was asked; so a lease that
+the asker lets end ``lease`` after *asking* can never outlast what the owner reckons with when it settles or forgets.
+
+**What an owner may promise.** With a record: its backend. Without one, TCP: base, where the owner itself sends the
+flow's packets. UDP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner, so that it
+is recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no room. A
+lease on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the flow
+from being recorded and so put the rebase off; without one, the next packet is relayed and records it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.flows import flows_from, groups
+from lbpod.core.keeper_state import Answer, Effects, Question, State
+from lbpod.core.layout import FLOW, LEASE, RECORD_MISSING
+from lbpod.core.limits import BATCH_MAX, MEMBER_NONE, SLOT_COUNT
+from lbpod.core.messages import (
+    Ask,
+    LookRecords,
+    PendingDrained,
+    PutCache,
+    RecordsLooked,
+    Refuse,
+    Reply,
+    ResolveAnswer,
+    ResolveCall,
+)
+from lbpod.core.transition import base_of, current_of, is_tracking
+
+U32 = npt.NDArray[np.uint32]
+Rows = npt.NDArray[np.void]
+
+BUSY = 503
+_MS_NS = np.uint64(1_000_000)
+
+
+# --- As the one who asks ----------------------------------------------------------------------------------------------
+def pending(state: State, event: PendingDrained, now_ns: int) -> Effects:
+    """Ask the owners (or backups) of these flows, BATCH_MAX at a time, as far as there is room for questions."""
+    slots = event.values["slot"].astype(np.uint32)
+    wanted = np.flatnonzero(state.facts.has(event.flows["vip"]) & (slots < SLOT_COUNT))
+    flows, slots = event.flows[wanted], slots[wanted]
+    effects: Effects = []
+    for member, places in groups(state.peer(slots)):
+        node = state.node_of_member.get(member, 0)
+        if member == MEMBER_NONE or not node:
+            continue
+        for first in range(0, len(places), BATCH_MAX):
+            if not state.has_room(node):
+                break
+            batch = places[first : first + BATCH_MAX]
+            token = state.open(_Asked(flows[batch], slots[batch], now_ns), now_ns, node)
+            effects.append(Ask(token, node, ResolveCall(state.member, flows[batch].tobytes())))
+    return effects
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked(Question):
+    """These flows were asked about: what is answered about others is never believed."""
+
+    flows: Rows
+    slots: U32
+    asked_at_ns: int
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        if not isinstance(answer, ResolveAnswer):
+            return []
+        backends = np.frombuffer(answer.backends, dtype="<u4").astype(np.uint32)
+        leases_ms = np.frombuffer(answer.leases_ms, dtype="<u4").astype(np.uint64)
+        if len(backends) != len(self.flows) or len(leases_ms) != len(self.flows):
+            return []
+        vips = self.flows["vip"]
+        words, _ = state.words(vips, self.slots)
+        # Ids are in range (the border checks). vip_of differs where a backend is another VIP's, or dead.
+        useful = is_tracking(words) & (backends != 0) & (leases_ms != 0) & (state.vip_of[backends] == vips)
+        places = np.flatnonzero(useful)
+        if not len(places):
+            return []
+        leases = np.zeros(len(places), dtype=LEASE)
+        leases["backend"] = backends[places]
+        length_ns = np.minimum(leases_ms[places] * _MS_NS, state.facts.lease_ns[vips[places]])
+        leases["until_ns"] = np.uint64(self.asked_at_ns) + length_ns
+        return [PutCache(self.flows[places], leases)]
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        return []
+
+
+# --- As the one who is asked ------------------------------------------------------------------------------------------
+def asked(state: State, request: int, call: ResolveCall, now_ns: int) -> Effects:
+    """POST /v1/flows/resolve: look for records first, then answer."""
+    if not state.has_room():
+        return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
+    flows = flows_from(call.flows)
+    return [LookRecords(state.open(_Looked(request, flows), now_ns), flows)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Looked(Question):
+    """A peer waits for what is recorded about these flows."""
+
+    request: int
+    flows: Rows
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows):
+            return self.failed(state, "the records could not be read", now_ns)
+        backends, leases_ms = decide(state, self.flows, answer.records)
+        body = ResolveAnswer(backends.astype("<u4").tobytes(), leases_ms.astype("<u4").tobytes())
+        return [Reply(self.request, body)]
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
+
+
+def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
+    """Backend (0: cannot tell) and lease in ms (0: do not keep) of each flow (layout.FLOW, RECORD), as a replica says.
+
+    It is the fast path's own rule (lbpod/bpf/README.md, step 6) without the side effects.
+    """
+    assert flows.dtype == FLOW, "flows come in the layout of the maps"
+    known = np.flatnonzero(state.facts.has(flows["vip"]))
+    answer = np.zeros(len(flows), dtype=np.uint32)
+    leases_ms = np.zeros(len(flows), dtype=np.uint32)
+    flows, records = flows[known], records[known]
+    vips = flows["vip"]
+    slots = state.facts.slots(flows)
+    words, held = state.words(vips, slots)
+    tracking, current, base = is_tracking(words), current_of(words), base_of(words)
+    noted = records["backend"]
+    recorded = (records["flags"] != RECORD_MISSING) & (
+        state.vip_of[np.where(noted < len(state.vip_of), noted, 0)] == vips
+    )
+    backend = np.where(tracking & recorded, noted, np.where(tracking & state.alive[base], base, current))
+    sure = held & state.is_replica(slots) & state.alive[backend]
+    leased = sure & ~(tracking & ~recorded & state.facts.udp[vips])
+    answer[known[sure]] = backend[sure]
+    leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])
+    return answer, leases_ms

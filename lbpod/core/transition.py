@@ -1,0 +1,312 @@
+"""What may become of the slots of one VIP at one LB: steady, tracking, and every step between the two.
+
+**Theory of operation** (DESIGN: section 3). A slot is one word ``current | flags | base << 32``. It has two phases::
+
+              prepare: it will differ                         finish: agreed, nothing newer
+    STEADY ───────────────────────────► TRACKING ─────────────────────────────────────────► STEADY
+    current                             current, base          commit: current := table
+                                                               rebase: base := current
+
+- *Steady*: every live flow of the slot belongs to ``current``. Nothing else is known, and nothing else is needed.
+- *Tracking*: a live flow belongs to the backend of its record where it has one, else to ``base``. New ones get
+  ``current``.
+
+The promise that all of this serves: **an LB is steady on a slot, having committed generation e, only if every live
+flow of the slot belongs to current(e)**. So whoever learns that one LB is steady at e may be steady at e, too.
+
+``possible`` answers what makes an early settle safe: *which backends may live flows of this slot have, besides
+current?* It is base, and each ``current`` that the slot has had (or that an LB ahead of us may have committed) since
+it was last steady: at most EARLIER_MAX of them are remembered, then ``unknown`` says that it may be any backend of
+the VIP.
+
+This file decides words, and nothing about time, messages or who owns a slot: that is the Keeper's. All is NumPy over
+whole tables; each method returns the slots whose words it changed. Tried and dropped: a third phase for "prepared";
+``touched`` says the same and the fast path need not know.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core.layout import SLOT_BASE_SHIFT, SLOT_CURRENT_MASK, SLOT_SETTLING, SLOT_TRACKING
+from lbpod.core.limits import EARLIER_MAX, SLOT_COUNT
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+_CURRENT: Final = np.uint64(SLOT_CURRENT_MASK)
+_TRACKING: Final = np.uint64(SLOT_TRACKING)
+_SETTLING: Final = np.uint64(SLOT_SETTLING)
+_FLAGS: Final = np.uint64(SLOT_TRACKING | SLOT_SETTLING)
+_NO_FLAGS: Final = np.uint64(0)
+_SHIFT: Final = np.uint64(SLOT_BASE_SHIFT)
+
+
+def current_of(words: U64) -> U32:
+    """Backend of new flows; 0: none."""
+    return (words & _CURRENT).astype(np.uint32)
+
+
+def base_of(words: U64) -> U32:
+    """Backend of a tracking slot's unrecorded flows; 0: none."""
+    return (words >> _SHIFT).astype(np.uint32)
+
+
+def is_tracking(words: U64) -> Bools:
+    """True where the slot has changed recently."""
+    return np.asarray((words & _TRACKING) != 0, dtype=np.bool_)
+
+
+def is_settling(words: U64) -> Bools:
+    """True where an answer to a settle is outstanding."""
+    return np.asarray((words & _SETTLING) != 0, dtype=np.bool_)
+
+
+def make_words(current: U32, base: U32, flags: U64 | np.uint64 = _NO_FLAGS) -> U64:
+    """Put words together. flags: SLOT_TRACKING, SLOT_SETTLING."""
+    return current.astype(np.uint64) | flags | base.astype(np.uint64) << _SHIFT
+
+
+def _no_stamps() -> U64:
+    return np.zeros(SLOT_COUNT, dtype=np.uint64)
+
+
+def _nowhere() -> Bools:
+    return np.zeros(SLOT_COUNT, dtype=np.bool_)
+
+
+@dataclass(slots=True)
+class Track:
+    """What is known of a VIP's tracking slots, (SLOT_COUNT,) each. Entries of steady slots are 0 (but for
+    changed_at_ns)."""
+
+    changed_at_ns: U64 = field(default_factory=_no_stamps)
+    """When the last change that touched the slot was committed here (while it is only prepared: prepared)."""
+    touched: Bools = field(default_factory=_nowhere)
+    """The change that is prepared, or one that it superseded, touches the slot. Invariant: touched => tracking."""
+    unknown: Bools = field(default_factory=_nowhere)
+    """Live flows may have any backend of the VIP."""
+    agreed: Bools = field(default_factory=_nowhere)
+    """As backup, this LB has agreed to settle since the last change: nothing that it may have forgotten is left."""
+    earlier: U32 | None = None
+    """(SLOT_COUNT, EARLIER_MAX) backends that live flows may have besides base and current; None: no slot has one."""
+
+
+class Slots:
+    """The words of one VIP as they are in the fast path, or will be once it takes writes again."""
+
+    def __init__(self, words: U64 | None = None) -> None:
+        self.words: Final[U64] = np.zeros(SLOT_COUNT, dtype=np.uint64) if words is None else words.copy()
+        """Invariant: a steady slot has base == current and no flag."""
+        self.track: Track | None = None
+        """Invariant: None iff no slot is tracking."""
+
+    @property
+    def tracking(self) -> Bools:
+        """(SLOT_COUNT,): which slots are tracking."""
+        return is_tracking(self.words)
+
+    @property
+    def tracking_count(self) -> int:
+        """How many."""
+        return 0 if self.track is None else int(np.count_nonzero(self.tracking))
+
+    # --- Begin --------------------------------------------------------------------------------------------------------
+    def adopt(self, table: U32, now_ns: int) -> U32:
+        """An LB without state in a living cluster: it tracks all slots, because it can know nothing of any."""
+        track = self._tracked()
+        self.words[:] = make_words(table, table, _TRACKING)
+        track.changed_at_ns[:] = now_ns
+        track.touched[:] = True
+        track.unknown[:] = True
+        return np.arange(SLOT_COUNT, dtype=np.uint32)
+
+    def restore(self, table: U32, other: U32 | None, alive: Bools, prepared: bool, now_ns: int) -> U32:
+        """After a restart on the words found. table: committed; other: prepared where it differs.
+
+        What a crash in the middle of a commit leaves (``current`` of either table in a tracking slot) stays as it is
+        and the commit is repeated. A steady slot that has neither (no such word was ever written) is tracked with
+        what was found as base. Times and ``earlier`` are lost: the quiet time counts anew, and any backend is
+        possible.
+        """
+        before = self.words.copy()
+        current, base, tracking = current_of(before), base_of(before), self.tracking
+        right = current == table
+        if other is not None:
+            right |= (tracking | (table == 0)) & (current == other)
+        base = np.where(tracking, base, current)
+        tracking |= ~right & (current != 0)
+        current = np.where(right, current, table)
+        base = np.where(tracking & alive[base], base, current)
+        flags = np.where(tracking, before & _SETTLING | _TRACKING, _NO_FLAGS)
+        self.words[:] = make_words(current, base, flags)
+        if tracking.any():
+            track = self._tracked()
+            track.changed_at_ns[tracking] = now_ns
+            track.unknown[tracking] = True
+            track.touched[tracking] = prepared
+        return self._changed(before)
+
+    # --- A change of the backends -------------------------------------------------------------------------------------
+    def prepare(self, table: U32, begun: U32 | None, alive: Bools, now_ns: int) -> U32:
+        """Track every slot that will differ. ``current`` stays as it is.
+
+        begun: the table of a prepared change that this one supersedes. Its controller is gone, and some LB may have
+        been told to commit: flows may have its backends already, so they are possible. Where this LB has no
+        ``current`` (the VIP is new, or had no backend), there can be no other flows than those.
+
+        A slot without a backend (``current`` 0) is not tracked: nobody can have a flow in it.
+        """
+        before = self.words.copy()
+        current, tracking = current_of(before), self.tracking
+        held = current if begun is None else np.where(current == 0, begun, current)
+        touched = (held != table) & (held != 0)
+        fresh = touched & ~tracking
+        base = np.where(alive[held], held, current)
+        self.words[fresh] = make_words(current[fresh], base[fresh], _TRACKING)
+        tracking |= fresh
+        if tracking.any():
+            track = self._tracked()
+            track.touched |= touched
+            track.agreed &= ~touched
+            track.changed_at_ns[touched] = now_ns
+            if begun is not None:
+                self._remember(np.flatnonzero(tracking & (begun != current) & (begun != 0)), begun, alive)
+        return self._changed(before)
+
+    def commit(self, table: U32 | None, alive: Bools, now_ns: int) -> U32:
+        """``current := table`` (None: it stays), and a base that is gone is given up: its flows are dead.
+
+        alive: (BACKEND_IDS_MAX,), by the committed snapshot alone.
+        """
+        before = self.words.copy()
+        old, base, tracking = current_of(before), base_of(before), self.tracking
+        new = old if table is None else table
+        moved = tracking & (new != old)
+        track = self.track
+        if track is not None:
+            self._remember(np.flatnonzero(moved & (old != base)), old, alive)
+            touched = track.touched | moved
+            track.changed_at_ns[touched] = now_ns
+            track.agreed &= ~touched
+            track.touched[:] = False
+            if track.earlier is not None:
+                track.earlier[~alive[track.earlier]] = 0
+        base = np.where(tracking & alive[base], base, new)
+        self.words[:] = make_words(new, base, before & _FLAGS)
+        return self._changed(before)
+
+    def count_anew(self, now_ns: int) -> None:
+        """Count the quiet time of all tracking slots from now: what was written may have come late."""
+        if self.track is not None:
+            self.track.changed_at_ns[self.tracking] = now_ns
+
+    # --- Settle -------------------------------------------------------------------------------------------------------
+    def flag(self, slots: U32) -> U32:
+        """SETTLING on tracking slots: from here on, what the owner cannot record is dropped."""
+        return self._write(slots, self.words[slots] | np.where(is_tracking(self.words[slots]), _SETTLING, np.uint64(0)))
+
+    def unflag(self, slots: U32) -> U32:
+        """SETTLING off."""
+        return self._write(slots, self.words[slots] & ~_SETTLING)
+
+    def agree(self, slots: U32) -> U32:
+        """As backup: ``base := current``, and go on tracking."""
+        if self.track is not None:
+            self.track.agreed[slots] = is_tracking(self.words[slots])
+        return self._set_base(slots, current_of(self.words[slots]))
+
+    def take_over(self, slots: U32, bases: U32, alive: Bools) -> U32:
+        """As owner: ``base`` is what the backup has made it (``current`` where that backend has died since)."""
+        return self._set_base(slots, np.where(alive[bases], bases, current_of(self.words[slots])))
+
+    def rebase(self, slots: U32, bases: U32, alive: Bools, now_ns: int) -> U32:
+        """As either: every live flow is recorded, so base may move; the old one stays possible, and time counts anew."""
+        if self.track is None:
+            return np.zeros(0, dtype=np.uint32)
+        kept = is_tracking(self.words[slots])
+        slots, bases = slots[kept], bases[kept]
+        self._remember(slots.astype(np.intp), base_of(self.words), alive)
+        self.track.changed_at_ns[slots] = now_ns
+        return self.take_over(slots, bases, alive)
+
+    def finish(self, slots: U32) -> U32:
+        """Steady: the slot's live flows all belong to ``current``."""
+        slots = slots[is_tracking(self.words[slots])]
+        if self.track is not None:
+            for array in (self.track.touched, self.track.unknown, self.track.agreed):
+                array[slots] = False
+            if self.track.earlier is not None:
+                self.track.earlier[slots] = 0
+        current = current_of(self.words[slots])
+        changed = self._write(slots, make_words(current, current))
+        if not self.tracking.any():
+            self.track = None
+        return changed
+
+    def possible(self, slots: U32, alive: Bools) -> U32:
+        """Backends that live flows of these tracking slots may have besides current: (n, 1 + EARLIER_MAX), 0: none.
+
+        Where ``unknown`` is set, it may be any other one, too.
+        """
+        words = self.words[slots]
+        rows = np.zeros((len(slots), 1 + EARLIER_MAX), dtype=np.uint32)
+        rows[:, 0] = base_of(words)
+        if self.track is not None and self.track.earlier is not None:
+            rows[:, 1:] = self.track.earlier[slots]
+        rows[~alive[rows] | (rows == current_of(words)[:, None])] = 0
+        return rows
+
+    # --- Tools --------------------------------------------------------------------------------------------------------
+    def _tracked(self) -> Track:
+        if self.track is None:
+            self.track = Track()
+        return self.track
+
+    def _remember(self, slots: npt.NDArray[np.intp], backends: U32, alive: Bools) -> None:
+        """``backends[slots]`` become possible; dead ones make room, and what finds none makes the slot unknown."""
+        slots = slots[backends[slots] != 0]
+        if not len(slots):
+            return
+        track = self._tracked()
+        if track.earlier is None:
+            track.earlier = np.zeros((SLOT_COUNT, EARLIER_MAX), dtype=np.uint32)
+        rows, new = track.earlier[slots], backends[slots]
+        rows[~alive[rows]] = 0
+        missing = ~(rows == new[:, None]).any(axis=1)
+        free = rows == 0
+        put = np.flatnonzero(missing & free.any(axis=1))
+        rows[put, free[put].argmax(axis=1)] = new[put]
+        track.earlier[slots] = rows
+        track.unknown[slots[missing & ~free.any(axis=1)]] = True
+
+    def _set_base(self, slots: U32, bases: U32) -> U32:
+        words = self.words[slots]
+        moved = make_words(current_of(words), bases, words & _FLAGS)
+        return self._write(slots, np.where(is_tracking(words), moved, words))
+
+    def _write(self, slots: U32, words: U64) -> U32:
+        changed: U32 = slots[self.words[slots] != words]
+        self.words[slots] = words
+        return changed
+
+    def _changed(self, before: U64) -> U32:
+        return np.flatnonzero(before != self.words).astype(np.uint32)
+
+    def check_invariants(self, alive: Bools) -> None:
+        """Raise AssertionError where one does not hold. Cheap enough to be called after every step of a test."""
+        current, base, tracking = current_of(self.words), base_of(self.words), self.tracking
+        assert (base == current)[~tracking].all(), "a steady slot has base == current"
+        assert not is_settling(self.words)[~tracking].any(), "only a tracking slot can be settling"
+        assert not (self.words & ~(_CURRENT | _FLAGS) & np.uint64(0xFFFF_FFFF)).any(), "a word has no other bits"
+        assert (alive[current] | (current == 0)).all(), "new flows never get a dead backend"
+        assert (alive[base] | (base == current) | (base == 0)).all(), "a dead base is given up"
+        assert (self.track is not None) == bool(tracking.any()), "tracks are kept exactly while a slot is tracking"
+        if self.track is not None:
+            for name in ("touched", "unknown", "agreed"):
+                assert not getattr(self.track, name)[~tracking].any(), f"a steady slot is not {name}"
+            if self.track.earlier is not None:
+                assert not self.track.earlier[~tracking].any(), "a steady slot has no earlier backends"
