@@ -23,6 +23,7 @@ from typing import Final, assert_never
 from lbpod.datapath import libbpf
 from lbpod.datapath.libbpf import KernelError, XdpFlag
 from lbpod.datapath.loader import FastPath
+from lbpod.datapath.misses import Miss
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import DatapathError
 
@@ -31,6 +32,8 @@ TC_HANDLE: Final = 0x4846
 
 TC_PRIORITY: Final = 1
 """First in line: a filter before us that ends the walk would leave replies with the pod's address."""
+
+_ASKED_FOR: Final = "asked for"
 
 _NO_FALLBACK: Final = frozenset({errno.EPERM, errno.ENODEV, errno.EBUSY, errno.EEXIST})
 """Refusals of native XDP that generic XDP would meet as well."""
@@ -62,6 +65,11 @@ class XdpAttachment:
     """Why this mode, for people."""
     replaced: bool
     """True where a program of ours was there before."""
+
+    @property
+    def miss(self) -> Miss | None:
+        """What the interface lacks, as far as anybody minds: generic XDP that was asked for is no lack."""
+        return Miss.NATIVE_XDP if self.mode is XdpMode.GENERIC and self.reason != _ASKED_FOR else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +140,7 @@ def _attach_anew(ifindex: int, fd: int, wish: XdpWish) -> tuple[XdpMode, str]:
         case XdpWish.NATIVE | XdpWish.GENERIC:
             mode = XdpMode(wish.value)
             libbpf.xdp_attach(ifindex, fd, _flag(mode), None)
-            return mode, "asked for"
+            return mode, _ASKED_FOR
         case XdpWish.AUTO:
             try:
                 libbpf.xdp_attach(ifindex, fd, XdpFlag.NATIVE, None)

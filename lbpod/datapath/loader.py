@@ -111,16 +111,19 @@ def load(settings: LoadSettings) -> FastPath:
     pins = PinFolder(settings.pin_folder)
     opened: BpfObject | None = None
     found: dict[str, int] = {}
+    maps: dict[str, LoadedMap] = {}
+    programs: dict[str, LoadedProgram] = {}
+    fast_path = FastPath(pins, maps, programs)
     try:
         found = pins.maps()
         opened = BpfObject(str(settings.object_file))
         reused = _reuse(opened, found, settings)
         opened.load()
-        maps = _pin_maps(opened, pins, reused, found)
-        programs = _pin_programs(opened, pins)
-        return FastPath(pins, maps, programs)
+        _pin_maps(opened, pins, reused, found, maps)
+        _pin_programs(opened, pins, programs)
+        return fast_path
     except DatapathError:
-        pins.close()
+        fast_path.close()
         raise
     finally:
         for fd in found.values():
@@ -157,11 +160,10 @@ def _shape(info: MapInfo) -> tuple[int, int, int, int]:
 
 
 def _pin_maps(
-    opened: BpfObject, pins: PinFolder, reused: frozenset[str], found: Mapping[str, int]
-) -> dict[str, LoadedMap]:
-    """Descriptors of all maps; pins the new ones, `config` and its version first."""
+    opened: BpfObject, pins: PinFolder, reused: frozenset[str], found: Mapping[str, int], maps: dict[str, LoadedMap]
+) -> None:
+    """Fills `maps`; pins the new ones, `config` and its version first."""
     names = sorted(opened.map_names(), key=lambda name: (name != "config", name))
-    maps: dict[str, LoadedMap] = {}
     for name in names:
         fd = opened.map_fd(name)
         maps[name] = LoadedMap(fd, libbpf.map_info(fd), name in reused)
@@ -172,13 +174,10 @@ def _pin_maps(
             row["version"] = LAYOUT_VERSION
             libbpf.map_update(fd, name, bytes(4), row.tobytes())
         pins.pin_map(name, fd, replace=name in found)
-    return maps
 
 
-def _pin_programs(opened: BpfObject, pins: PinFolder) -> dict[str, LoadedProgram]:
-    programs: dict[str, LoadedProgram] = {}
+def _pin_programs(opened: BpfObject, pins: PinFolder, programs: dict[str, LoadedProgram]) -> None:
     for name in opened.program_names():
         fd = opened.program_fd(name)
         programs[name] = LoadedProgram(fd, libbpf.program_info(fd).id, name)
         pins.pin_program(name, programs[name].id, fd)
-    return programs

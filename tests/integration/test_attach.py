@@ -1,0 +1,221 @@
+"""Attaching on a real interface: the mode is found by itself, replacing loses no packet, strangers are left alone."""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from lbpod.core import layout
+from lbpod.core.layout import PROTOCOL_ICMP, PROTOCOL_UDP, vip_index
+from lbpod.core.packets import checksum
+from lbpod.core.verdicts import Verdict
+from lbpod.datapath.attach import (
+    TC_HANDLE,
+    XdpMode,
+    XdpWish,
+    attach_tc,
+    attach_xdp,
+    detach,
+    forget_old_programs,
+)
+from lbpod.datapath.kernel import KernelDatapath
+from lbpod.datapath.loader import LoadSettings, load
+from lbpod.datapath.pins import PinFolder
+from lbpod.datapath.port import ArrayName, DatapathError
+from tests.bpf.datapaths import bpffs, built, settings
+from tests.integration.attach_spaces import Space, command, need_namespaces, wire
+
+VIP = "203.0.113.10"
+POD, CLIENT = ("10.99.0.1", 7_000), ("10.99.0.2", 7_001)
+REPLACEMENTS = 15
+WINDOW = 32
+"""Echo requests under way at a time: a gap of a few microseconds would swallow some of them."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    need_namespaces()
+    with bpffs(tmp_path / "bpffs") as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def spaces(folder: Path) -> Iterator[tuple[Space, Space]]:
+    with wire() as both:
+        yield both
+
+
+def mapped(address: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(bytes(10) + b"\xff\xff" + socket.inet_aton(address), np.uint8)
+
+
+def serve_echo(datapath: KernelDatapath) -> None:
+    """Makes VIP an address that answers ICMP echo."""
+    row = np.zeros(1, layout.VIP)
+    row["addr"], row["protocol"], row["used"] = mapped(VIP), PROTOCOL_ICMP, 1
+    datapath.write(ArrayName.VIPS, np.array([vip_index(row["addr"][0].tobytes(), 0, PROTOCOL_ICMP)], np.uint32), row)
+
+
+def echo_request(number: int) -> bytes:
+    body = struct.pack("!HH", 4_711, number)
+    return struct.pack("!BBH", 8, 0, checksum(b"\x08\x00\x00\x00" + body)) + body
+
+
+def ping_until(stop: threading.Event, counted: list[int]) -> None:
+    """Keeps WINDOW echo requests under way; a lost one ends in a TimeoutError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, PROTOCOL_ICMP) as sock:
+        sock.settimeout(3)
+        sent = received = 0
+        while received < sent or not stop.is_set():
+            while sent - received < WINDOW and not stop.is_set():
+                sock.sendto(echo_request(sent & 0xFFFF), (VIP, 0))
+                sent += 1
+            if received < sent:
+                sock.recv(2_048)
+                received += 1
+        counted += [sent, received]
+
+
+@pytest.mark.parametrize("wish", [XdpWish.NATIVE, XdpWish.GENERIC])
+def test_replacing_xdp_loses_no_packet(folder: Path, spaces: tuple[Space, Space], wish: XdpWish) -> None:
+    here, there = spaces
+    there.ip(f"route add {VIP} via 10.99.0.1")
+    if wish is XdpWish.NATIVE:  # a veth delivers XDP_TX only to a peer that runs native XDP, too
+        peer = load(LoadSettings(folder / "peer", built("foreign")))
+        there.run(lambda: attach_xdp(peer, "hfb0", XdpWish.NATIVE))
+        peer.close()
+    first = load(settings(folder))
+    assert not here.run(lambda: attach_xdp(first, "hfa0", wish)).replaced
+    with closing(KernelDatapath(first)) as datapath:
+        serve_echo(datapath)
+    stop, counted, failed = threading.Event(), list[int](), list[BaseException]()
+
+    def traffic() -> None:
+        try:
+            there.run(lambda: ping_until(stop, counted))
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            failed.append(error)
+
+    thread = threading.Thread(target=traffic, daemon=True)
+    thread.start()
+    for _ in range(REPLACEMENTS):
+        with closing(load(settings(folder))) as following:
+            attachment = here.run(lambda following=following: attach_xdp(following, "hfa0"))  # type: ignore[misc]
+            assert (wish.value, True) == (attachment.mode.value, attachment.replaced)
+            here.run(lambda following=following: forget_old_programs(following))  # type: ignore[misc]
+    stop.set()
+    thread.join(30)
+    assert [] == failed
+    assert counted[0] == counted[1] > 0
+    with closing(KernelDatapath(load(settings(folder)))) as datapath:
+        assert counted[0] == datapath.counters()[Verdict.ICMP_ECHO][0], "the old and the new programs answered them all"
+
+
+def test_replacing_tc_lets_no_reply_out_unchanged(folder: Path, spaces: tuple[Space, Space]) -> None:
+    here, there = spaces
+    here.ip("neigh replace 10.99.0.2 lladdr " + mac(there, "hfb0") + " dev hfa0")
+    first = load(settings(folder))
+    here.run(lambda: attach_tc(first, "hfa0"))
+    with closing(KernelDatapath(first)) as datapath:
+        key, value = np.zeros(1, layout.NAT_KEY), np.zeros(1, layout.NAT)
+        key["client"], key["pod"] = mapped(CLIENT[0]), mapped(POD[0])
+        key["client_port_be"], key["pod_port_be"], key["protocol"] = CLIENT[1], POD[1], PROTOCOL_UDP
+        value["vip"], value["vip_port_be"] = mapped(VIP), 80
+        assert 1 == datapath._put("nat", key, value)
+    receiver = there.run(lambda: bound(CLIENT))
+    sender = here.run(lambda: bound(POD))
+    sources: dict[tuple[str, int], int] = {}
+    with receiver, sender:
+        for number in range(REPLACEMENTS * 20):
+            if number % 20 == 0:
+                with closing(load(settings(folder))) as following:
+                    replaced = here.run(lambda following=following: attach_tc(following, "hfa0"))  # type: ignore[misc]
+                    assert replaced.replaced
+                    here.run(lambda following=following: forget_old_programs(following))  # type: ignore[misc]
+            sender.sendto(b"reply", CLIENT)
+            _, source = receiver.recvfrom(100)
+            sources[source] = sources.get(source, 0) + 1
+    assert {(VIP, 80): REPLACEMENTS * 20} == sources
+    listed = command(f"tc -n {here.name} filter show dev hfa0 egress")
+    assert 1 == listed.count(f"handle {TC_HANDLE:#x}")
+
+
+def bound(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(3)
+    sock.bind(address)
+    return sock
+
+
+def mac(space: Space, device: str) -> str:
+    return space.ip(f"-br link show {device}").split()[2]
+
+
+def test_the_mode_is_found_and_the_reason_given(folder: Path) -> None:
+    fast_path = load(settings(folder))
+    with wire() as (here, _):
+        native = here.run(lambda: attach_xdp(fast_path, "hfa0"))
+        assert (XdpMode.NATIVE, "the driver has it", False) == (native.mode, native.reason, native.replaced)
+        asked = here.run(lambda: attach_xdp(fast_path, "hfa0", XdpWish.GENERIC))
+        assert (XdpMode.GENERIC, "asked for", True) == (asked.mode, asked.reason, asked.replaced)
+        again = here.run(lambda: attach_xdp(fast_path, "hfa0"))
+        assert (XdpMode.GENERIC, True) == (again.mode, again.replaced), "the mode is kept: a swap would leave a gap"
+        assert "xdpgeneric" in here.ip("link show hfa0")
+        assert ("hfa0",) == here.run(lambda: detach(fast_path.pins))
+    # A veth runs native XDP only where its peer's frames fit into a page.
+    with wire(mtu=9_000) as (here, _):
+        generic = here.run(lambda: attach_xdp(fast_path, "hfa0"))
+        assert XdpMode.GENERIC is generic.mode
+        assert generic.reason.startswith("native XDP was refused: ")
+        with pytest.raises(DatapathError, match="attaching XDP"):
+            here.run(lambda: attach_xdp(fast_path, "hfa0", XdpWish.NATIVE))
+        assert "xdpgeneric" in here.ip("link show hfa0"), "what was there is put back"
+    fast_path.close()
+
+
+def test_a_strangers_program_is_named_and_left_alone(folder: Path, spaces: tuple[Space, Space]) -> None:
+    here, _ = spaces
+    stranger = load(LoadSettings(folder / "stranger", built("foreign")))
+    ours = load(settings(folder))
+    here.run(lambda: attach_xdp(stranger, "hfa0"))
+    here.run(lambda: attach_tc(stranger, "hfa0"))
+    before = here.ip("-d link show hfa0"), command(f"tc -n {here.name} filter show dev hfa0 egress")
+    known = f"id {stranger.program('hf_xdp').id}, 'hf_xdp'"
+    with pytest.raises(DatapathError, match=rf"another program \({known}\) sits on hfa0 \(XDP\): detach it \(ip link"):
+        here.run(lambda: attach_xdp(ours, "hfa0"))
+    with pytest.raises(DatapathError, match=r"sits on hfa0 \(TC egress, our handle\): delete it \(tc filter del"):
+        here.run(lambda: attach_tc(ours, "hfa0"))
+    assert () == here.run(lambda: detach(ours.pins))
+    assert before == (here.ip("-d link show hfa0"), command(f"tc -n {here.name} filter show dev hfa0 egress"))
+    with pytest.raises(DatapathError, match="no interface 'hfz9'"):
+        here.run(lambda: attach_xdp(ours, "hfz9"))
+    stranger.close()
+    ours.close()
+
+
+def test_programs_outlive_their_agent_and_a_killed_one_leaves_no_stranger(
+    folder: Path, spaces: tuple[Space, Space]
+) -> None:
+    here, _ = spaces
+    ids = []
+    for _ in range(3):  # each is "killed" after attaching: nothing is cleaned up
+        with closing(load(settings(folder))) as fast_path:
+            here.run(lambda fast_path=fast_path: attach_xdp(fast_path, "hfa0"))  # type: ignore[misc]
+            ids.append(fast_path.program("hf_xdp").id)
+    assert f"prog/xdp id {ids[-1]}" in here.ip("-d link show hfa0")
+    with closing(load(settings(folder))) as fast_path:
+        here.run(lambda: attach_xdp(fast_path, "hfa0"))
+        assert 9 == here.run(lambda: forget_old_programs(fast_path)), "three programs of three agents"
+        assert 3 == len(list(fast_path.pins.programs()))
+    pins = PinFolder(folder / "holdfast")
+    assert ("hfa0",) == here.run(lambda: detach(pins))
+    assert "xdp" not in here.ip("-d link show hfa0")
+    pins.remove()
+    pins.close()
+    assert not (folder / "holdfast").exists()

@@ -1,0 +1,156 @@
+"""Next hops as the kernel sees them: found, followed when they change, given up when they go."""
+
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lbpod.core.layout import NODE_REACHABLE
+from lbpod.core.packets import ipv4_header, node_checksum
+from lbpod.datapath.neighbours import Neighbours, NextHop, node_row
+from lbpod.datapath.port import Rows
+from tests.integration.attach_spaces import Space, need_namespaces, wire
+
+MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+SELF, ON_LINK, ROUTED, NOBODY, ELSEWHERE, IPV6 = range(6)
+
+
+def address(text: str) -> bytes:
+    return bytes(10) + b"\xff\xff" + socket.inet_aton(text)
+
+
+NODES = {
+    SELF: address("10.99.0.1"),
+    ON_LINK: address("10.99.0.2"),
+    ROUTED: address("10.77.3.4"),
+    NOBODY: address("10.99.0.77"),
+    ELSEWHERE: address("192.0.2.1"),
+    IPV6: socket.inet_pton(socket.AF_INET6, "2001:db8::1"),
+}
+
+
+@pytest.fixture
+def spaces(tmp_path: Path) -> Iterator[tuple[Space, Space]]:
+    need_namespaces()
+    with wire() as (here, there):
+        here.ip(f"link set hfa0 address {MAC_A}")
+        there.ip(f"link set hfb0 address {MAC_B}")
+        here.ip("route add 10.77.0.0/16 via 10.99.0.2")
+        yield here, there
+
+
+@pytest.fixture
+def neighbours(spaces: tuple[Space, Space]) -> Iterator[Neighbours]:
+    watcher = spaces[0].run(lambda: Neighbours(NODES[SELF]))
+    yield watcher
+    watcher.close()
+
+
+def row(watcher: Neighbours, node: int) -> Rows:
+    indices, rows = watcher.rows([node])
+    assert [node] == list(indices)
+    return rows[:1]
+
+
+def wait_until(watcher: Neighbours, seen: Callable[[], bool]) -> set[int]:
+    """Handles events, as they come, until something is seen (ten seconds at most); the nodes that changed."""
+    changed: set[int] = set()
+    end = time.monotonic() + 10
+    while not seen():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        if select.select([watcher], [], [], 0.2)[0]:
+            changed.update(watcher.handle_events())
+    return changed
+
+
+def is_reachable(watcher: Neighbours, node: int) -> bool:
+    return bool(row(watcher, node)["flags"][0] & NODE_REACHABLE)
+
+
+def test_a_row_has_what_the_outer_header_needs() -> None:
+    source, target = address("10.1.2.3"), address("10.250.251.252")
+    made = node_row(target, source, NextHop(7, bytes.fromhex("02000000000a"), bytes.fromhex("02000000000b"), 70_000))
+    assert (target, 7, NODE_REACHABLE, 65_535) == (
+        made["addr"][0].tobytes(), int(made["ifindex"][0]), int(made["flags"][0]), int(made["mtu"][0]),
+    )  # fmt: skip
+    assert ("02000000000a", "02000000000b") == (made["src_mac"][0].tobytes().hex(), made["dst_mac"][0].tobytes().hex())
+    # What the program makes of it, for a packet of 1,000 bytes, is the checksum of the whole header.
+    total = int(made["csum"][0]) + socket.htons(20 + 1_000)
+    for _ in range(2):
+        total = (total & 0xFFFF) + (total >> 16)
+    expected = ipv4_header(source[12:], target[12:], 17, 1_000)[10:12]
+    assert expected == (~total & 0xFFFF).to_bytes(2, "little")
+    assert node_checksum(source[12:], target[12:]) == int(made["csum"][0])
+
+
+def test_an_unreachable_node_has_its_address_and_nothing_else() -> None:
+    made = node_row(address("10.1.2.3"), address("10.1.2.4"), None)
+    assert address("10.1.2.3") == made["addr"][0].tobytes()
+    made["addr"] = 0
+    assert not any(made.tobytes())
+
+
+def test_next_hops_are_found_without_any_traffic(neighbours: Neighbours, spaces: tuple[Space, Space]) -> None:
+    assert tuple(NODES) == neighbours.set_nodes(NODES)
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK) and is_reachable(neighbours, ROUTED))
+    for node in (ON_LINK, ROUTED):
+        found = row(neighbours, node)
+        assert NODES[node] == found["addr"][0].tobytes()
+        assert MAC_B.replace(":", "") == found["dst_mac"][0].tobytes().hex()
+        assert MAC_A.replace(":", "") == found["src_mac"][0].tobytes().hex()
+        assert (1_500, node_checksum(NODES[SELF][12:], NODES[node][12:])) == (found["mtu"][0], found["csum"][0])
+    assert not any(is_reachable(neighbours, node) for node in (SELF, NOBODY, ELSEWHERE, IPV6))
+    indices, rows = neighbours.rows(NODES)
+    assert (sorted(NODES), len(NODES)) == (list(indices), len(rows))
+    assert "managed" in spaces[0].ip("-d neigh show 10.99.0.2") or neighbours.misses
+
+
+def test_what_changes_is_followed(neighbours: Neighbours, spaces: tuple[Space, Space]) -> None:
+    here, there = spaces
+    neighbours.set_nodes(NODES)
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK) and is_reachable(neighbours, ROUTED))
+    here.ip("route add 192.0.2.0/24 via 10.99.0.2 mtu 1300")
+    wait_until(neighbours, lambda: is_reachable(neighbours, ELSEWHERE))
+    assert 1_300 == row(neighbours, ELSEWHERE)["mtu"][0]
+    here.ip("link set hfa0 mtu 1400")
+    changed = wait_until(neighbours, lambda: row(neighbours, ON_LINK)["mtu"][0] == 1_400)
+    assert {ON_LINK, ROUTED} == changed, "a route's own MTU, smaller than the link's, stays as it is"
+    there.ip("link set hfb0 address 02:00:00:00:00:99")
+    here.ip("neigh replace 10.99.0.2 lladdr 02:00:00:00:00:99 dev hfa0")
+    changed = wait_until(neighbours, lambda: row(neighbours, ON_LINK)["dst_mac"][0][5] == 0x99)
+    assert {ON_LINK, ROUTED, ELSEWHERE} == changed
+    here.ip("route del 10.77.0.0/16")
+    assert {ROUTED} == wait_until(neighbours, lambda: not is_reachable(neighbours, ROUTED))
+    here.ip("link set hfa0 down")
+    wait_until(neighbours, lambda: not is_reachable(neighbours, ON_LINK))
+    here.ip("link set hfa0 up")
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK))
+
+
+def test_nothing_new_is_nothing_changed(neighbours: Neighbours) -> None:
+    neighbours.set_nodes(NODES)
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK))
+    time.sleep(0.2)
+    neighbours.handle_events()
+    before = neighbours.rows(NODES)[1].tobytes()
+    assert () == neighbours.resolve_all()
+    assert () == neighbours.set_nodes(NODES)
+    assert before == neighbours.rows(NODES)[1].tobytes()
+
+
+def test_a_node_that_leaves_is_forgotten_and_its_neighbour_released(
+    neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    neighbours.set_nodes({ON_LINK: NODES[ON_LINK], NOBODY: NODES[NOBODY]})
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK))
+    moved = address("10.77.9.9")
+    assert (ON_LINK,) == neighbours.set_nodes({ON_LINK: moved})
+    assert moved == row(neighbours, ON_LINK)["addr"][0].tobytes()
+    assert "managed" not in spaces[0].ip("-d neigh show 10.99.0.77")
+    with pytest.raises(KeyError):
+        neighbours.rows([NOBODY])
+    assert 0 == len(neighbours.rows(np.zeros(0, np.uint32).tolist())[1])
