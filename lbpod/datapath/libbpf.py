@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.limits import KERNEL_LOG_LINES_MAX
+from lbpod.core.limits import KERNEL_LOG_BYTES_MAX, KERNEL_LOG_LINES_MAX
 from lbpod.datapath.port import DatapathError
 
 F_MMAPABLE: Final = 1 << 10
@@ -310,7 +310,7 @@ class _Library:
     def _collect(self, level: int, text: bytes, arguments: int) -> int:
         """libbpf_print_fn_t. Level 2 is chatter. The verifier's log comes in one piece, so the end is what is kept."""
         if level < 2:
-            buffer = c.create_string_buffer(1 << 20)
+            buffer = c.create_string_buffer(KERNEL_LOG_BYTES_MAX)
             self._vsnprintf(buffer, len(buffer), text, arguments)
             self.lines.extend(line for line in buffer.value.decode(errors="replace").splitlines() if line.strip())
         return 0

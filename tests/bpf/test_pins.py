@@ -19,6 +19,7 @@ from lbpod.datapath import libbpf, loader
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
 from lbpod.datapath.loader import FastPath, LoadSettings, load
+from lbpod.datapath.misses import Miss
 from lbpod.datapath.pins import PinFolder, is_bpffs
 from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
 from tests.bpf.datapaths import SIZES, bpffs, built, flows, need_kernel, settings
@@ -90,6 +91,20 @@ def test_a_vip_becomes_visible_with_the_index_and_at_once_where_the_index_has_it
         assert seen_by_programs(fast_path, "slots", 6)
         datapath.vip_delete(6)
         assert not seen_by_programs(fast_path, "slots", 6)
+
+
+def test_a_kernel_that_cannot_publish_in_batches_gets_one_vip_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast_path = load(settings(folder))
+    with closing(KernelDatapath(fast_path)) as datapath:
+        for vip in (5, 6):
+            datapath.vip_create(vip)
+        assert frozenset() == datapath.misses
+        monkeypatch.setattr(libbpf, "map_update_batch", lambda *_: libbpf.Batch(0, 524))
+        datapath.write(ArrayName.VIPS, np.array([0], np.uint32), vip_row(5))
+        assert all(seen_by_programs(fast_path, outer, vip) for outer in ("slots", "other_seen") for vip in (5, 6))
+        assert {Miss.MAP_OF_MAPS_BATCH} == datapath.misses
 
 
 def test_a_vip_that_was_half_made_is_cleared_away(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lbpod.core.layout import NODE_REACHABLE
 from lbpod.core.packets import ipv4_header, node_checksum
+from lbpod.datapath import misses
 from lbpod.datapath.neighbours import Neighbours, NextHop, node_row
 from lbpod.datapath.port import Rows
 from tests.integration.attach_spaces import Space, need_namespaces, wire
@@ -128,6 +129,19 @@ def test_what_changes_is_followed(neighbours: Neighbours, spaces: tuple[Space, S
     here.ip("link set hfa0 down")
     wait_until(neighbours, lambda: not is_reachable(neighbours, ON_LINK))
     here.ip("link set hfa0 up")
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK))
+
+
+def test_a_kernel_without_managed_neighbours_is_asked_again_and_again(
+    neighbours: Neighbours, spaces: tuple[Space, Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(misses, "_NTF_EXT_MANAGED", 0)
+    neighbours.set_nodes({ON_LINK: NODES[ON_LINK]})
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK))
+    assert {misses.Miss.MANAGED_NEIGHBOURS} == neighbours.misses
+    spaces[0].ip("neigh flush dev hfa0")
+    wait_until(neighbours, lambda: not is_reachable(neighbours, ON_LINK))
+    neighbours.resolve_all()
     wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK))
 
 
