@@ -142,6 +142,13 @@ class Kernel:
         found["nat"] = {key.tobytes(): _nat_of(value) for key, value in zip(keys, values, strict=True)}
         return found
 
+    def door(self) -> list[bytes]:
+        """Addresses (16 bytes) that the tunnel's door knows, ascending."""
+        keys = np.zeros(limits.MEMBERS_MAX, np.dtype([("addr", "u1", (16,))]))
+        values = np.zeros(limits.MEMBERS_MAX, np.uint32)
+        batch, _ = libbpf.map_lookup_batch(self._fast_path.map("member_by_addr").fd, None, keys, values)
+        return sorted(key.tobytes() for key in keys[: batch.count])
+
     def other_seen(self, vip: int) -> npt.NDArray[np.uint64]:
         words: npt.NDArray[np.uint64] = self._per_vip["other_seen", vip].words[:, 0]
         return words
