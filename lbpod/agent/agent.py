@@ -123,14 +123,21 @@ class Agent:
         return port
 
     def _restored(self) -> Restored | None:
-        """What an earlier agent left in maps and memory; None where the maps are new."""
+        """What an earlier agent left in maps and memory; None where there is nothing to go on with.
+
+        Maps without a memory are left as they are: they forward until the controller has pushed everything again.
+        """
         datapath = self._parts.datapath
         remembered = self._parts.memory.recall()
         if remembered.why_not:
             _LOG.warning("memory not used", reason=remembered.why_not)
         vips = datapath.vip_ids()
         config: npt.NDArray[Any] = datapath.read(ArrayName.CONFIG)
-        if not vips and not config["epoch"].any():
+        if remembered.committed is None and remembered.prepared is None:
+            if vips:
+                _LOG.warning("maps without a memory", vips=len(vips))
             return None
-        slots = {vip: datapath.read_slots(vip) for vip in vips}
-        return Restored(remembered.committed, remembered.prepared, slots)
+        if not vips and not config["epoch"].any():
+            _LOG.warning("memory not used", reason="the maps that it belongs to are gone")
+            return None
+        return Restored(remembered.committed, remembered.prepared, {vip: datapath.read_slots(vip) for vip in vips})

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lbpod.agent import rows
 from lbpod.agent.rows import Rows, Scene, Uplink
 from lbpod.agent.vip_index import Entry, VipIndex, entries_of
-from lbpod.core.layout import NODE, NODE_REACHABLE
+from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD
 from lbpod.core.limits import NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Configure,
@@ -135,7 +135,9 @@ class Applier:
                 return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
             case DumpRecords():
                 full, embryonic = (self._datapath.flows_dump(each) for each in (FlowMap.RECORDS, FlowMap.EMBRYONIC))
-                flows, records = (np.concatenate(pair) for pair in zip(full, embryonic, strict=True))
+                # With the dtype said: concatenate alone would turn fields in network order into native ones.
+                flows = np.concatenate([full[0], embryonic[0]], dtype=FLOW, casting="no")
+                records = np.concatenate([full[1], embryonic[1]], dtype=RECORD, casting="no")
                 return RecordsDumped(effect.token, flows, records)
             case DumpNat():
                 keys, values = self._datapath.nat_dump()

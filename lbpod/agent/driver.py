@@ -9,7 +9,8 @@ thread, with the loop waiting for it: events wait, but /healthz, TLS and timers 
 still have one user at any time.
 
 Where an effect on the datapath fails, the rest of its list is not carried out: EffectsFailed is the next event. Where
-remembering fails (a full disk), it is counted and said, and the change goes on: it matters only to a restart.
+remembering fails (a full disk), what was remembered before is forgotten and the change goes on: a restart without a
+memory is safe (the controller pushes everything again), one with an old memory is not.
 
 Left to others: every decision (the Keeper), every write (``apply``), sockets (``server``, ``peers``).
 """
@@ -250,23 +251,28 @@ class Driver:
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
             self.effects[type(effect).__name__] += 1
-            if not isinstance(effect, _DATAPATH_EFFECTS):
-                self._act(effect)
-                continue
             try:
-                event = self._applier.apply(effect)
-            except DatapathError as error:
+                event = self._perform(effect)
+            except (DatapathError, OSError) as error:
                 self._note_failure(type(effect).__name__, str(error))
                 return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), str(error))]
-            self.failure = ""
-            if isinstance(effect, Configure):
-                self._learn_nodes(effect)
             if event is not None:
                 following.append(event)
         return following
 
+    def _perform(self, effect: KeeperEffect) -> KeeperEvent | None:
+        """Carries out one effect. Raises DatapathError, OSError."""
+        if not isinstance(effect, _DATAPATH_EFFECTS):
+            self._act(effect)
+            return None
+        event = self._applier.apply(effect)
+        self.failure = ""
+        if isinstance(effect, Configure):
+            self._learn_nodes(effect)
+        return event
+
     def _act(self, effect: KeeperEffect) -> None:
-        """Effects that touch no map."""
+        """Effects that touch no map. Raises OSError."""
         match effect:
             case Ask():
                 assert self._peers is not None, "a driver runs with peers"
@@ -288,10 +294,13 @@ class Driver:
                 raise AssertionError(f"{type(effect).__name__} is no effect without maps")
 
     def _remember(self, effect: Remember) -> None:
+        """Where the disk refuses, nothing at all must be remembered: an old memory would be believed. Raises
+        OSError."""
         try:
             self._memory.keep(effect)
         except OSError as error:
             self._note_failure("Remember", f"cannot remember the snapshots: {error}")
+            self._memory.forget()
 
     def _learn_nodes(self, effect: Configure) -> None:
         both = (effect.committed, effect.prepared)

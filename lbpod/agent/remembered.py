@@ -7,6 +7,7 @@ boot, torn or malformed is treated as nothing: the controller pushes everything 
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -69,7 +70,8 @@ class Memory:
 
     def forget(self) -> None:
         """Removes the file, where the maps that it belongs to are removed."""
-        self._path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._path.unlink()
 
 
 def _encode(snapshot: Snapshot | None) -> bytes:

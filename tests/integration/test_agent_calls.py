@@ -1,0 +1,262 @@
+"""Two agents with real certificates on the loopback, on maps in memory: who may call what, and what a refusal leaves.
+
+The test is the controller. After everything that is refused, the state is compared whole with the one before: a
+refused call has changed nothing.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from lbpod.agent.agent import Agent
+from lbpod.certs import mint
+from lbpod.core import wire
+from lbpod.core.limits import PEER_BODY_BYTES_MAX
+from lbpod.core.messages import CommitCall, PrepareCall, QuietCall, ResolveAnswer, ResolveCall
+from lbpod.core.model import Snapshot, format_address, parse_address
+from lbpod.core.snapshot import digest_of
+from lbpod.core.verdicts import Verdict
+from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.port import FlowMap
+from tests.agents import Caller, follow, make_parts, relayed_flows, roll_out, running, world
+
+
+@dataclass
+class Pair:
+    """Two running agents, n1 and n2, of three."""
+
+    folder: Path
+    one: Agent
+    two: Agent
+    maps_one: MemoryDatapath
+    maps_two: MemoryDatapath
+
+    def snapshot(self, backend_count: int, previous: Snapshot | None = None) -> Snapshot:
+        return follow(world({"n1": self.one, "n2": self.two}, backend_count), previous)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("agents")
+    mint(folder / "tls", ["n1", "n2", "n3"])
+    return folder
+
+
+@pytest.fixture
+async def pair(folder: Path) -> AsyncIterator[Pair]:
+    maps = MemoryDatapath(), MemoryDatapath()
+    for name in ("n1", "n2"):
+        for file in (folder / name).glob("*"):
+            file.unlink()
+    async with (
+        running(make_parts("n1", folder, maps[0], address=parse_address("10.0.0.1"))) as one,
+        running(make_parts("n2", folder, maps[1], address=parse_address("10.0.0.2"))) as two,
+    ):
+        yield Pair(folder, one, two, *maps)
+
+
+async def test_a_change_goes_through_both_agents(pair: Pair) -> None:
+    async with Caller(pair.folder, "controller") as controller:
+        first = pair.snapshot(3)
+        await roll_out(controller, [pair.one, pair.two], first)
+        state = await controller.state(pair.one)
+        assert (1, 0, first, "") == (state.committed, state.prepared, state.snapshot, state.problem)
+        assert 0 == state.tracking_slots
+        assert (pair.maps_one.read_slots(1) == pair.maps_two.read_slots(1)).all()
+        await roll_out(controller, [pair.one, pair.two], pair.snapshot(4, first))
+        state = await controller.state(pair.two)
+        assert 2 == state.committed
+        assert 0 < state.tracking_slots < 65_536 / 3
+        assert 4 == len(np.unique(pair.maps_two.read_slots(1) & np.uint64(0xFFFFFF)))
+
+
+async def test_flows_that_one_relays_are_resolved_by_the_other(pair: Pair) -> None:
+    keys, values = relayed_flows(300, asker=0, owner=1)
+    async with Caller(pair.folder, "controller") as controller:
+        first = pair.snapshot(3)
+        await roll_out(controller, [pair.one, pair.two], first)
+        await roll_out(controller, [pair.one, pair.two], pair.snapshot(4, first))
+    tracking = pair.maps_one.read_slots(1)[values["slot"]] >> np.uint64(24) & np.uint64(1)
+    expected = int(tracking.sum())
+    assert 0 < expected < 300
+    pair.maps_one.flows_put(FlowMap.PENDING, keys, values)
+    async with asyncio.timeout(10):
+        while len(pair.maps_one.maps.cache) < expected:  # noqa: ASYNC110  (maps in memory tell nobody)
+            await asyncio.sleep(0.01)
+    cached, leases = pair.maps_one.flows_dump(FlowMap.CACHE)
+    words = pair.maps_two.read_slots(1)
+    slot_of = {key.tobytes(): int(slot) for key, slot in zip(keys, values["slot"], strict=True)}
+    for key, lease in zip(cached, leases, strict=True):
+        assert int(words[slot_of[key.tobytes()]] >> np.uint64(32)) == lease["backend"], "an old flow belongs to base"
+    assert 1 <= pair.one.peers.asked["ResolveCall"]
+    assert 0 == pair.one.peers.failed["ResolveCall"]
+
+
+@pytest.mark.parametrize("who", ["viewer", "n2"])
+async def test_only_a_controller_may_change_anything(pair: Pair, who: str) -> None:
+    async with Caller(pair.folder, "controller") as controller, Caller(pair.folder, who) as caller:
+        first = pair.snapshot(3)
+        await roll_out(controller, [pair.one], first)
+        before = await controller.state(pair.one)
+        second = pair.snapshot(5, first)
+        for body in (second, PrepareCall(2, digest_of(second)), CommitCall(2, digest_of(second))):
+            status, data = await caller.say(pair.one, body)
+            assert 403 == status
+            assert f"{who} has the role" in data.decode()
+        assert before == await controller.state(pair.one)
+        assert before == await caller.state(pair.one), "looking is allowed to everybody with a certificate"
+
+
+@pytest.mark.parametrize("who", ["viewer", "controller"])
+async def test_only_an_lb_may_ask_about_flows(pair: Pair, who: str) -> None:
+    async with Caller(pair.folder, who) as caller:
+        for body in (ResolveCall(0, b""), QuietCall(1, b"", b"")):
+            status, data = await caller.say(pair.one, body)
+            assert (403, True) == (status, "takes lb" in data.decode())
+    async with Caller(pair.folder, "n2") as peer:
+        status, data = await peer.say(pair.one, ResolveCall(1, b""))
+        assert (200, b"") == (status, wire.decode(ResolveAnswer, data).backends)
+
+
+async def test_without_a_certificate_of_this_cluster_nobody_gets_in(pair: Pair, tmp_path: Path) -> None:
+    mint(tmp_path / "tls", ["n1"])
+    (tmp_path / "tls" / "ca.crt").write_bytes((pair.folder / "tls" / "ca.crt").read_bytes())
+    for caller in (Caller(pair.folder, None), Caller(tmp_path, "controller")):
+        async with caller:
+            with pytest.raises((aiohttp.ClientError, ssl.SSLError, OSError)):
+                await caller.state(pair.one)
+
+
+async def test_what_is_refused_changes_nothing(pair: Pair) -> None:
+    async with Caller(pair.folder, "controller") as controller:
+        first = pair.snapshot(3)
+        second = pair.snapshot(5, first)
+        await roll_out(controller, [pair.one], first)
+        await roll_out(controller, [pair.one], second)
+        before, json_before = await controller.state(pair.one), await _json(controller, pair.one)
+        slots = pair.maps_one.read_slots(1)
+        other = msgspec.structs.replace(second, next_ids=first.next_ids)
+        third = digest_of(pair.snapshot(6, second))
+        bad: list[tuple[int, wire.Body, str]] = [
+            (409, first, "older"),
+            (409, other, "other contents"),
+            (409, PrepareCall(3, third), "has not been pushed"),
+            (409, CommitCall(3, third), "has not been prepared"),
+            (
+                409,
+                msgspec.structs.replace(second, generation=3, cluster=msgspec.structs.replace(second.cluster, seed=9)),
+                "cluster",
+            ),
+        ]
+        for expected, body, said in bad:
+            status, data = await controller.say(pair.one, body)
+            assert (expected, True) == (status, said in data.decode()), data
+            assert 1 == data.decode().count("\n"), "one sentence, one line"
+        assert before == await controller.state(pair.one)
+        assert json_before == await _json(controller, pair.one)
+        assert (slots == pair.maps_one.read_slots(1)).all()
+
+
+async def _json(caller: Caller, agent: Agent) -> dict[str, object]:
+    status, data = await caller.call("GET", agent, wire.PATH_STATE, accept="application/json")
+    assert 200 == status
+    state: dict[str, object] = msgspec.json.decode(data)
+    return state
+
+
+async def test_malformed_and_oversized_bodies_are_refused(pair: Pair) -> None:
+    good = wire.encode(PrepareCall(1, bytes(16)))
+    async with Caller(pair.folder, "controller") as controller, Caller(pair.folder, "n2") as peer:
+        before = await controller.state(pair.one)
+        for caller, method, path, data, expected, said in (
+            (controller, "POST", wire.PATH_PREPARE, b"", 400, "empty"),
+            (controller, "POST", wire.PATH_PREPARE, good[:-1], 400, "malformed"),
+            (controller, "POST", wire.PATH_PREPARE, b"\x09" + good[1:], 400, "version 9"),
+            (controller, "PUT", wire.PATH_SNAPSHOT, b"\x01\x80", 400, "malformed"),
+            (controller, "PUT", wire.PATH_SNAPSHOT, bytes(32 * 1024 * 1024 + 1), 413, "body"),
+            (controller, "POST", wire.PATH_COMMIT, bytes(PEER_BODY_BYTES_MAX + 1), 413, "body"),
+            (peer, "POST", wire.PATH_RESOLVE, wire.encode(ResolveCall(1, bytes(24 * 4097))), 413, "4096"),
+            (peer, "POST", wire.PATH_RESOLVE, wire.encode(ResolveCall(1, bytes(23))), 400, "23 bytes"),
+            (controller, "GET", "/v1/nothing", b"", 404, "/v1/nothing"),
+            (controller, "GET", wire.PATH_PREPARE, b"", 405, "POST"),
+        ):
+            status, text = await caller.call(method, pair.one, path, data)
+            assert (expected, True) == (status, said in text.decode()), (path, text)
+        assert before == await controller.state(pair.one)
+
+
+async def _get(url: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.text()
+
+
+async def test_health_readiness_and_metrics(pair: Pair) -> None:
+    base = f"http://127.0.0.1:{pair.one.metrics_port}"
+    assert (200, "ok\n") == await _get(f"{base}/healthz")
+    status, text = await _get(f"{base}/readyz")
+    assert (503, True) == (status, "no snapshot" in text)
+    async with Caller(pair.folder, "controller") as controller:
+        await roll_out(controller, [pair.one], pair.snapshot(3))
+        async with asyncio.timeout(5):
+            while (await _get(f"{base}/readyz"))[0] != 200:  # noqa: ASYNC110  (one asks over HTTP)
+                await asyncio.sleep(0.02)
+        pair.maps_one.maps.counters[Verdict.STEADY] = (7, 700)
+        status, text = await _get(f"{base}/metrics")
+        assert 200 == status
+        metrics = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert 7 == metrics["holdfast_packets_total", "steady"]
+        assert 700 == metrics["holdfast_bytes_total", "steady"]
+        assert 1 == metrics["holdfast_generation", "committed"]
+        assert 1 == metrics["holdfast_ready",]
+        assert 1_048_576 == metrics["holdfast_vip_bytes",]
+        state = await _json(controller, pair.one)
+        assert [format_address(b"\0" * 10 + b"\xff\xff\xcb\0\x71\x0a") + ":80/TCP"] == [
+            vip["endpoint"]
+            for vip in state["vips"]  # type: ignore[attr-defined]
+        ]
+        status, data = await controller.call("GET", pair.one, "/v1/trace")
+        assert ["prepared", "committed"] == [line["what"] for line in msgspec.json.decode(data)]
+
+
+async def test_a_member_that_is_silent_is_believed_down_and_asked_until_it_is_back(pair: Pair) -> None:
+    """n3 does not run: questions about its slots fail, and the backup is asked from then on."""
+    keys, values = relayed_flows(300, asker=0, owner=2)
+    async with Caller(pair.folder, "controller") as controller:
+        first = pair.snapshot(3)
+        await roll_out(controller, [pair.one, pair.two], first)
+        await roll_out(controller, [pair.one, pair.two], pair.snapshot(4, first))
+    async with asyncio.timeout(20):
+        while len(pair.maps_one.maps.cache) == 0:
+            pair.maps_one.flows_put(FlowMap.PENDING, keys, values)
+            await asyncio.sleep(0.05)
+    assert 1 <= pair.one.driver.events["MemberSeen"]
+    assert 3 <= pair.one.peers.failed["ResolveCall"]
+    assert 0 == pair.maps_one.maps.members["flags"][2] & 2
+
+
+async def test_a_restarted_agent_takes_up_where_the_earlier_one_was(folder: Path) -> None:
+    maps = MemoryDatapath()
+    for file in (folder / "n1").glob("*"):
+        file.unlink()
+    async with Caller(folder, "controller") as controller:
+        async with running(make_parts("n1", folder, maps, address=parse_address("10.0.0.1"))) as agent:
+            first = follow(world({"n1": agent}, 3), None)
+            await roll_out(controller, [agent], first)
+            await roll_out(controller, [agent], follow(world({"n1": agent}, 4), first))
+            before, slots, vips = await controller.state(agent), maps.read_slots(1), maps.maps.vips.copy()
+        async with running(make_parts("n1", folder, maps, address=parse_address("10.0.0.1"))) as agent:
+            assert before == await controller.state(agent)
+            assert (slots == maps.read_slots(1)).all()
+            assert (vips == maps.maps.vips).all()
