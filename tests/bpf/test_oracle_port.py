@@ -126,7 +126,7 @@ def _sorted(dump: tuple[Any, Any]) -> list[tuple[bytes, bytes]]:
 
 
 def _drained(port: Datapath, count: int) -> tuple[int, list[tuple[bytes, bytes]]]:
-    """How many a small drain takes, and what it and a large one take together: which come first is the port's choice."""
+    """How many a small drain takes, and what it and a large one take together: the order is the port's choice."""
     first = port.pending_drain(count)
     rest = port.pending_drain(1_000)
     return len(first[0]), sorted(_sorted(first) + _sorted(rest))
