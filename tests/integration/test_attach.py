@@ -33,7 +33,7 @@ from tests.integration.attach_spaces import Space, command, need_namespaces, wir
 
 VIP = "203.0.113.10"
 POD, CLIENT = ("10.99.0.1", 7_000), ("10.99.0.2", 7_001)
-REPLACEMENTS = 15
+REPLACEMENTS = 8
 WINDOW = 32
 """Echo requests under way at a time: a gap of a few microseconds would swallow some of them."""
 
