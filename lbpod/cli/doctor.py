@@ -3,11 +3,16 @@
 The same probe that an agent runs before it starts; nothing is loaded or attached that stays.
 """
 
+from typing import Final
+
 from rich.console import Console
 from rich.table import Table
 
 from lbpod.agent.uplink import UplinkError, describe, find_uplink
 from lbpod.datapath.features import Feature, Finding, Need, probe
+
+_ABOUT_INTERFACE: Final = frozenset({Feature.NATIVE_XDP, Feature.CLSACT, Feature.UNDERLAY_MTU})
+"""What nobody can say of an interface that is not there."""
 
 
 def examine(interface: str) -> bool:
@@ -21,11 +26,12 @@ def examine(interface: str) -> bool:
     except UplinkError as error:
         console.print(f"uplink: {error}", highlight=False)
     findings = {finding.feature: finding for finding in reversed(probe(name))}
+    unknown = _ABOUT_INTERFACE if name is None or Feature.INTERFACE in findings else frozenset[Feature]()
     table = Table()
     for column in ("feature", "", "what to do"):
         table.add_column(column)
     for feature in Feature:
-        table.add_row(feature.value, *_judged(findings.get(feature)))
+        table.add_row(feature.value, *(("-", "") if feature in unknown else _judged(findings.get(feature))))
     console.print(table)
     return name is not None and all(finding.need is not Need.REQUIRED for finding in findings.values())
 

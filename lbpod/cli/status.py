@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from lbpod.certs import client_context, files_in
 from lbpod.core import wire
-from lbpod.core.limits import PEER_TIMEOUT_NS, SENTENCE_BYTES_MAX
+from lbpod.core.limits import MEMBER_NONE, PEER_TIMEOUT_NS, SENTENCE_BYTES_MAX
 
 _VIEWER: Final = "viewer"
+_PIPE_COLUMNS: Final = 160
+"""Width where nobody looks: a pipe has none, and a cut-off table is of no use."""
 
 
 def show(addresses: Sequence[str], folder: Path, *, as_json: bool) -> bool:
@@ -62,22 +65,32 @@ async def _ask(session: aiohttp.ClientSession, address: str) -> dict[str, Any]:
 
 
 def _print(addresses: Sequence[str], answers: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=None)
+    """A table with one row for each agent; what is wrong stands below it, in whole sentences."""
+    table = Table(box=SIMPLE_HEAD)
     for column in ("agent", "node", "member", "generation", "tracking", "VIPs", "XDP", "packets", "ready"):
-        table.add_column(column, justify="right" if column in {"member", "generation", "tracking", "VIPs"} else "left")
+        right = column in {"member", "generation", "tracking", "VIPs", "packets"}
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    sentences = []
     for address, answer in zip(addresses, answers, strict=True):
         if "error" in answer:
-            table.add_row(address, *[""] * 7, answer["error"])
+            table.add_row(address, *[""] * 7, "silent")
+            sentences.append(f"{address}: {answer['error']}")
             continue
         table.add_row(
             address,
             answer["node"],
-            "-" if answer["member"] == 0xFFFF else str(answer["member"]),
+            "-" if answer["member"] == MEMBER_NONE else str(answer["member"]),
             f"{answer['committed']}" + (f" (+{answer['staged']})" if answer["staged"] > answer["committed"] else ""),
             str(answer["tracking_slots"]),
             str(len(answer["vips"])),
-            f"{answer['xdp']['mode']} on {answer['interface']}",
+            answer["xdp"]["mode"],
             f"{sum(answer['packets'].values()):,}",
-            answer["ready"],
+            "yes" if answer["ready"] == "yes" else "no",
         )
-    Console().print(table)
+        if answer["ready"] != "yes":
+            sentences.append(f"{address}: {answer['ready']}")
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
+    console.print(table)
+    for sentence in sentences:
+        console.print(sentence)
