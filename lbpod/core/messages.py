@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.model import Snapshot, World
+from lbpod.core.model import NextIds, Snapshot, World
 
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
@@ -459,11 +459,13 @@ class Persisted:
 
 @dataclass(frozen=True)
 class PersistFailed:
-    """It is not. highest: what was found instead, where somebody else wrote (0: unknown)."""
+    """It is not. highest: what was found instead, where somebody else wrote (0: unknown), and where its search for free
+    ids had come to: so even two controllers that do not see each other's pushes never give one id twice."""
 
     generation: int
     highest: int
     reason: str
+    next_ids: NextIds = NextIds()
 
 
 PlannerEvent = WorldSeen | LbAnswered | LbFailed | Persisted | PersistFailed | Tick
@@ -472,7 +474,7 @@ PlannerEvent = WorldSeen | LbAnswered | LbFailed | Persisted | PersistFailed | T
 # --- Planner: effects -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Persist:
-    """Write this generation down (compare-and-swap) before anything of it is pushed."""
+    """Write this generation and ``snapshot.next_ids`` down (compare-and-swap) before anything of it is pushed."""
 
     generation: int
     snapshot: Snapshot
@@ -480,10 +482,11 @@ class Persist:
 
 @dataclass(frozen=True)
 class AskStatus:
-    """GET /v1/state?snapshot=1."""
+    """GET /v1/state, with ?snapshot=1 where the newest snapshot is wanted, too."""
 
     node: str
     control: str
+    with_snapshot: bool
 
 
 @dataclass(frozen=True)
@@ -506,11 +509,24 @@ class VipStatus:
     draining: int
 
 
+class Phase(Enum):
+    """What a controller is waiting for: STARTING: what the LBs know; IDLE: nothing, all that is wanted is in force;
+    PERSISTING: the generation to be written down; the others: ring members to have done that step."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    PERSISTING = "persisting"
+    STAGING = "staging"
+    PREPARING = "preparing"
+    COMMITTING = "committing"
+
+
 @dataclass(frozen=True)
 class PlannerStatus:
-    """Where the controller stands. phase: idle, starting, persisting, staging, preparing, committing."""
+    """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring;
+    lagging: nodes that are behind and do not answer, refuse, or were left behind; problem: one sentence or empty."""
 
-    phase: str
+    phase: Phase
     generation: int
     lbs: int
     lbs_at_generation: int

@@ -99,22 +99,30 @@ class Tables:
 
 
 def next_snapshot(
-    world: World, previous: Snapshot | None, cluster: Cluster, generation: int, tables: Tables
+    world: World,
+    previous: Snapshot | None,
+    cluster: Cluster,
+    generation: int,
+    tables: Tables,
+    next_ids: NextIds | None = None,
 ) -> Snapshot | None:
     """The snapshot that follows ``previous`` for this World, or None where nothing but the generation would differ.
 
+    next_ids: where the search for free ids goes on, where somebody newer than ``previous`` is known to have given some.
     Raises SnapshotError where the World cannot be served: over a limit, a thing named twice, a node that is not there.
     """
     assert previous is None or previous.cluster == cluster, "a cluster's vni and seed never change"
     assert previous is None or previous.generation < generation, "generations only grow"
     _check_world(world)
-    ids = _Ids(previous)
+    ids = _Ids(previous, next_ids)
     nodes = _nodes(world, previous, ids)
     ring = _ring(previous, nodes)
     vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
-    if previous is not None and msgspec.structs.replace(previous, generation=generation) == snapshot:
-        return None
+    if previous is not None:
+        same = msgspec.structs.replace(previous, generation=generation, next_ids=snapshot.next_ids)
+        if same == snapshot:
+            return None
     check(snapshot)
     return snapshot
 
@@ -162,8 +170,8 @@ class _Space:
 class _Ids:
     """The four id spaces. Used is what the previous snapshot used: what leaves with this change is not given in it."""
 
-    def __init__(self, previous: Snapshot | None) -> None:
-        at = previous.next_ids if previous is not None else NextIds()
+    def __init__(self, previous: Snapshot | None, next_ids: NextIds | None) -> None:
+        at = next_ids or (previous.next_ids if previous is not None else NextIds())
         vips = previous.vips if previous is not None else ()
         nodes = previous.nodes if previous is not None else ()
         self.vip = _Space("VIPs", 1, VIPS_MAX, at.vip, (vip.id for vip in vips))
