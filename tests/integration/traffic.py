@@ -248,7 +248,15 @@ class Fabric:
     def set_owners(self, owner: Node, backup: Node | None) -> None:
         """Owner and backup of every slot."""
         word = self.member(owner) | (limits.MEMBER_NONE if backup is None else self.member(backup)) << 16
-        words = np.full(limits.SLOT_COUNT, word, np.uint32)
+        self._write_own(np.full(limits.SLOT_COUNT, word, np.uint32))
+
+    def spread_owners(self) -> None:
+        """Owner of a slot: the LBs in turn; backup: the next one."""
+        slots = np.arange(limits.SLOT_COUNT, dtype=np.uint32)
+        count = len(self.lbs)
+        self._write_own((slots % count | (slots + 1) % count << 16).astype(np.uint32))
+
+    def _write_own(self, words: npt.NDArray[np.uint32]) -> None:
         for fast in self.nodes.values():
             fast.port.write(ArrayName.OWN, _indices(range(limits.SLOT_COUNT)), words)
 
@@ -258,6 +266,15 @@ class Fabric:
         """The slot of a client's flow."""
         sport = 0 if vip.client_ip else port
         return slot_of(flow_hash(address(client), address(vip.address), sport, vip.port, vip.protocol, SEED))
+
+    def put_flow(
+        self, at: Node, name: FlowMap, client: str, port: int, vip: VipEntry, value: tuple[int, int, int]
+    ) -> None:
+        """One entry of a flow map. value: the fields of layout.RECORD or layout.LEASE."""
+        key = np.zeros(1, layout.FLOW)
+        key["addr"], key["port_be"], key["vip"] = _bytes_of(client), 0 if vip.client_ip else port, vip.id
+        dtype = layout.LEASE if name is FlowMap.CACHE else layout.RECORD
+        assert self.port(at).flows_put(name, key, np.array([value], dtype)) == 1, "a test's map has room"
 
     def counters(self) -> Mapping[str, npt.NDArray[np.uint64]]:
         return {name: fast.port.counters()[:, 0] for name, fast in self.nodes.items()}
