@@ -16,6 +16,10 @@
 #include "maps.h"
 #include "verdict.h"
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "headers are written as little-endian words; build with -target bpf on (or bpfel for) a little-endian machine"
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 

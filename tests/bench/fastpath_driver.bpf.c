@@ -5,8 +5,8 @@
  *
  * Before each run the frame gets its length, its headers and the next flow's address and port; then the program under
  * test is tail-called. All of that costs the same whatever the program: the figure for the empty one is subtracted.
- * The flow counter is moved on by an atomic operation, so that the processor cannot be half through the next packet
- * while it still waits for this one, which would hide what a packet costs.
+ * Nothing keeps the processor from beginning the next packet before this one is finished, as nothing does in a network
+ * driver. (Tried: an atomic flow counter, which does. Steady at one flow came out 2 ns lower, at many 2 ns higher.)
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -73,7 +73,8 @@ int driver(struct xdp_md *ctx)
 			word |= (__u64)(scrambled & 0xffff) << 32;
 		*(__u64 *)(data + WORD_AT(i)) = word;
 	}
-	if (__sync_fetch_and_add(&state->index, 1) >= state->flows - 1)
+	state->index++;
+	if (state->index >= state->flows)
 		state->index = 0;
 	bpf_tail_call_static(ctx, &under_test, 0);
 	return XDP_ABORTED;
