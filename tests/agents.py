@@ -3,6 +3,7 @@ with real certificates, and clients to call them."""
 
 import asyncio
 import ssl
+import typing
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -43,8 +44,7 @@ from lbpod.core.model import (
 )
 from lbpod.core.ownership import Member, ownership
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot
-from lbpod.datapath.memory import MemoryDatapath
-from lbpod.datapath.port import U32
+from lbpod.datapath.port import U32, Datapath
 
 UPLINK = Uplink("eth0", 3, bytes.fromhex("020000000001"), 1600, parse_address("10.0.0.1"))
 VIP_ADDRESS = parse_address("203.0.113.10")
@@ -109,7 +109,7 @@ def flows(count: int) -> Rows:
 
 
 def make_parts(
-    node: str, folder: Path, datapath: MemoryDatapath, *, address: bytes = UPLINK.address, brain: Brain | None = None
+    node: str, folder: Path, datapath: Datapath, *, address: bytes = UPLINK.address, brain: Brain | None = None
 ) -> Parts:
     """Parts of an agent on maps in memory, listening on ports that are free. folder/tls: made by `certs.mint`."""
     files = files_in(folder / "tls", node)
@@ -146,6 +146,14 @@ async def running(parts: Parts) -> AsyncIterator[Agent]:
         await asyncio.wait_for(task, 10)
 
 
+class Reachable(typing.Protocol):
+    """What a client needs to know of an agent."""
+
+    @property
+    def control_port(self) -> int:
+        """Where it listens on the loopback."""
+
+
 class Caller:
     """A client with one of the certificates of folder/tls, or with none."""
 
@@ -166,7 +174,7 @@ class Caller:
         await self._session.close()
 
     async def call(
-        self, method: str, agent: Agent, path: str, data: bytes = b"", accept: str = "*/*"
+        self, method: str, agent: Reachable, path: str, data: bytes = b"", accept: str = "*/*"
     ) -> tuple[int, bytes]:
         """Status and body."""
         assert self._session is not None, "use it in `async with`"
@@ -174,12 +182,12 @@ class Caller:
         async with self._session.request(method, url, data=data, headers={"Accept": accept}) as response:
             return response.status, await response.read()
 
-    async def say(self, agent: Agent, body: wire.Body) -> tuple[int, bytes]:
+    async def say(self, agent: Reachable, body: wire.Body) -> tuple[int, bytes]:
         """A call by the type of its body."""
         method, path = wire.ROUTES[type(body)]
         return await self.call(method, agent, path, wire.encode(body))
 
-    async def state(self, agent: Agent) -> LbStatus:
+    async def state(self, agent: Reachable) -> LbStatus:
         """GET /v1/state, with the snapshot."""
         status, data = await self.call("GET", agent, wire.PATH_STATE + "?snapshot=1")
         assert 200 == status, data
@@ -217,7 +225,7 @@ def follow(wanted: World, previous: Snapshot | None) -> Snapshot:
     return made
 
 
-async def roll_out(controller: Caller, agents: Sequence[Agent], snapshot: Snapshot) -> None:
+async def roll_out(controller: Caller, agents: Sequence[Reachable], snapshot: Snapshot) -> None:
     """Stage, prepare, commit, each at all agents before the next."""
     digest = digest_of(snapshot)
     for body in (

@@ -159,5 +159,6 @@ def changed(old: Rows, new: Rows) -> npt.NDArray[np.uint32]:
     assert old.dtype == new.dtype and old.shape == new.shape, "only rows of the same array can be compared"
     width = old.dtype.itemsize
     word = np.dtype(np.uint64 if width % 8 == 0 else np.uint32)
-    left, right = (np.ascontiguousarray(rows).view(word).reshape(len(rows), -1) for rows in (old, new))
-    return np.flatnonzero((left != right).any(axis=1)).astype(np.uint32)
+    left, right = (np.ascontiguousarray(rows).view(word).reshape(-1) for rows in (old, new))
+    words = np.flatnonzero(left != right)
+    return np.unique(words // (width // word.itemsize)).astype(np.uint32)

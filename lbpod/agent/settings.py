@@ -61,8 +61,9 @@ class Settings:
     tls: Path = Path("/etc/holdfast/tls")
     """Folder with the cluster's CA, this agent's certificate and its key (`holdfast certs` makes one)."""
 
-    state: Path = Path("/var/lib/holdfast")
-    """Folder for the snapshots that a restarted agent goes on with. On disk, not in bpffs, which holds no files."""
+    state: Path = Path("/run/holdfast")
+    """Folder for the snapshots that a restarted agent goes on with. They are good for as long as the pinned maps are,
+    which is until the next boot, and so is /run; a disk would only cost time. (bpffs holds no files.)"""
 
     bpf_object: Path = PACKAGED_OBJECT
     """The compiled fast path. Default: the one in the package."""

@@ -62,7 +62,7 @@ def agent(
         Text, typer.Option(help="ADDRESS:PORT for health and metrics. [default: 127.0.0.1:9902]")
     ] = None,
     tls: Annotated[Text, typer.Option(help="Folder with certificates. [default: /etc/holdfast/tls]")] = None,
-    state: Annotated[Text, typer.Option(help="Folder to remember in. [default: /var/lib/holdfast]")] = None,
+    state: Annotated[Text, typer.Option(help="Folder to remember in. [default: /run/holdfast]")] = None,
     bpf_object: Annotated[Text, typer.Option(help="The compiled programs. [default: the packaged ones]")] = None,
     pins: Annotated[Text, typer.Option(help="Folder for pins. [default: /sys/fs/bpf/holdfast]")] = None,
     map_sizes: Annotated[Text, typer.Option(help="Sizes of new maps, as records=65536,nat=65536.")] = None,
