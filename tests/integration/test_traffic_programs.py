@@ -36,6 +36,31 @@ def either(request: pytest.FixtureRequest) -> Iterator[Fabric]:
         yield fabric
 
 
+def test_the_nodes_own_connections_never_notice(either: Fabric) -> None:
+    """As an administrator's ssh: to the node and from it, to a pod past the VIP, and echo; none of it is counted."""
+    lab, client = either.lab, either.lab.client
+    pod = lab.add_pod(lab.nodes[0])
+    with (
+        TcpServer(lab.nodes[0], 22, "node") as at_node,
+        TcpServer(client, 2222, "client"),
+        TcpServer(pod, 7000, "pod"),
+        either.counting() as counted,
+    ):
+        talks: list[tuple[Host, str, int, str]] = [
+            (client, lab.nodes[0].address, 22, "node"),
+            (lab.nodes[0], client.address, 2222, "client"),
+            (lab.nodes[1], lab.nodes[0].address, 22, "node"),
+            (client, pod.address, 7000, "pod"),
+        ]
+        for host, target, port, name in talks:
+            with TcpFlow(host, target, port) as flow:
+                assert name == flow.server
+                assert FILE == flow.echo(FILE)
+        assert client.address == at_node.peers[0][0]
+        client.run(["ping", "-c", "2", "-i", "0.01", "-W", "2", "-s", "1472", lab.nodes[0].address])
+    assert {} == counted
+
+
 def test_files_and_datagrams_pass_in_either_mode(either: Fabric) -> None:
     lab = either.lab
     webs = [start_nginx(lab, lab.add_pod(node)) for node in lab.nodes]
@@ -75,31 +100,6 @@ def test_wrk_sees_no_error_in_either_mode(either: Fabric) -> None:
     assert re.search(r"\d+ requests in", report), report
     assert "Socket errors" not in report, report
     assert "Non-2xx" not in report, report
-
-
-def test_the_nodes_own_connections_never_notice(either: Fabric) -> None:
-    """As an administrator's ssh: to the node and from it, to a pod past the VIP, and echo; none of it is counted."""
-    lab, client = either.lab, either.lab.client
-    pod = lab.add_pod(lab.nodes[0])
-    with (
-        TcpServer(lab.nodes[0], 22, "node") as at_node,
-        TcpServer(client, 2222, "client"),
-        TcpServer(pod, 7000, "pod"),
-        either.counting() as counted,
-    ):
-        talks: list[tuple[Host, str, int, str]] = [
-            (client, lab.nodes[0].address, 22, "node"),
-            (lab.nodes[0], client.address, 2222, "client"),
-            (lab.nodes[1], lab.nodes[0].address, 22, "node"),
-            (client, pod.address, 7000, "pod"),
-        ]
-        for host, target, port, name in talks:
-            with TcpFlow(host, target, port) as flow:
-                assert name == flow.server
-                assert FILE == flow.echo(FILE)
-        assert client.address == at_node.peers[0][0]
-        client.run(["ping", "-c", "2", "-i", "0.01", "-W", "2", "-s", "1472", lab.nodes[0].address])
-    assert {} == counted
 
 
 class Stream:

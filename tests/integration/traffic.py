@@ -281,8 +281,8 @@ class Fabric:
 
     @contextmanager
     def counting(self) -> Iterator[Counted]:
-        """What is counted inside the block; filled in at its end, once nothing is counted any more."""
-        before = self.counters()
+        """What is counted inside the block; it begins and ends when nothing is on its way any more."""
+        before = self._counters_at_rest()
         counted: Counted = {}
         yield counted
         after = self._counters_at_rest()
