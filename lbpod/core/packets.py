@@ -130,7 +130,7 @@ def _option(kind: OptionType, data: bytes) -> bytes:
     return struct.pack("!HBB", GENEVE_OPTION_CLASS, kind, len(data) // 4) + data
 
 
-def _u16(data: bytes, offset: int) -> int:
+def _u16(data: bytes | bytearray, offset: int) -> int:
     return int.from_bytes(data[offset : offset + 2], "big")
 
 
