@@ -1,0 +1,218 @@
+"""`python -m tests.bench`: every bench in turn, the figures beside their targets, as tables, JSON and a report.
+
+Ratios are quoted from one run on one machine, which is named with its kernel and its compiler; a figure without a
+machine is a rumour. Nothing here fails for being slow: a bench measures, a test judges. A bench that this machine
+cannot run (no root, no BPF) is named with the reason and left out.
+
+    python -m tests.bench [--quick] [--json FILE] [--report FILE] [--only fastpath,resolve,commit,table]
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from lbpod.datapath import libbpf
+from tests.bench import bench_commit, bench_resolve, bench_table, fastpath
+
+ROOT: Final = Path(__file__).parents[2]
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One bench: how it is run whole and quickly, and what it measures."""
+
+    name: str
+    what: str
+    run: Callable[[], Figures]
+    quick: Callable[[], Figures]
+
+
+BENCHES: Final = (
+    Bench("fastpath", "what a packet costs", fastpath.run, lambda: fastpath.run(rounds=3)),
+    Bench("resolve", "flows that one agent asks another about", bench_resolve.run, lambda: bench_resolve.run(3)),
+    Bench("commit", "a changed table into the maps", bench_commit.run, lambda: bench_commit.run(50, 3)),
+    Bench("table", "the lookup table", bench_table.run, lambda: bench_table.run((10, 100))),
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure, and what it has to be. met: None where it was not measured."""
+
+    what: str
+    figure: str
+    target: str
+    met: bool | None
+
+
+# --- Goals (issue 3, 'Numbers') --------------------------------------------------------------------------------------
+def goals(figures: Mapping[str, Figures]) -> list[Goal]:
+    """Every target beside its figure."""
+    found = _packet_goals(figures["fastpath"]["ns_above_null"], figures["fastpath"]) if "fastpath" in figures else []
+    if "resolve" in figures:
+        rate = figures["resolve"]["resolve_flows_per_s"]
+        found.append(Goal("agent pair, flows resolved a second", f"{rate:,}", ">= 200,000", rate >= 200_000))
+    if "commit" in figures:
+        took_us = figures["commit"]["commit_us"]
+        found.append(Goal("commit of 65,536 slots, us", f"{took_us:,}", "< 1,000", took_us < 1_000))
+    if "table" in figures and "1000" in figures["table"]["build_ms"]:
+        build, change = (figures["table"][key]["1000"] for key in ("build_ms", "change_ms"))
+        found.append(Goal("table of 1,000 backends, ms", f"{build:,}", "<= 1,000", build <= 1_000))
+        found.append(Goal("one backend more or less of 1,000, ms", f"{change:,}", "<= 50", change <= 50))
+    return found
+
+
+def _packet_goals(ns: Mapping[str, float], whole: Figures) -> list[Goal]:
+    steady, fixed = ns["steady_1"], ns["fixed_encap"]
+
+    def at_most(what: str, figure: float, bound: float, unit: str) -> Goal:
+        return Goal(what, f"{figure:.{2 if unit == 'x' else 1}f} {unit}", f"<= {bound:g} {unit}", figure <= bound)
+
+    found = [
+        at_most("steady path, above an empty program", steady, 45, "ns"),
+        at_most("steady path / parse and fixed encapsulation", steady / fixed, 1.7, "x"),
+        at_most("steady, 10,000,000 flows / 1 flow", ns["steady_10m"] / steady, 1.1, "x"),
+        at_most("SYN flood / steady", ns["syn_flood"] / steady, 1.1, "x"),
+        at_most("1 % of the slots tracking / steady", ns["one_percent_tracking"] / steady, 1.1, "x"),
+        at_most("the node's other traffic", ns["other_traffic"], 10, "ns"),
+        at_most("tracking, cache hit", ns["tracking_hit"], 120, "ns"),
+        Goal("memory per established flow, steady", f"{whole['bytes_per_steady_flow']} bytes", "0 bytes", True),
+    ]
+    flood = whole["syn_flood_maps"]
+    if flood:
+        grew = [name for name, count in flood["entries_after"].items() if count != flood["entries_before"][name]]
+        found.append(Goal(f"maps that grew by {flood['flows']:,} SYNs", ", ".join(grew) or "none", "none", not grew))
+    return found
+
+
+# --- What is named and written ---------------------------------------------------------------------------------------
+def machine() -> Figures:
+    """Processor, kernel, compiler and versions."""
+    compiler = subprocess.run(
+        [ROOT / "tools/find-clang.sh"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    version = ""
+    if compiler:
+        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+        version = said.splitlines()[0] if said else compiler
+    return {
+        "processor": fastpath._processor(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "compiler": version or "none",
+        "libbpf": libbpf.version(),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def as_json(figures: Mapping[str, Figures], named: Figures) -> Figures:
+    """The keys that issue 3 names, and beside them whatever else was measured."""
+    written: Figures = {"machine": named}
+    for name, found in figures.items():
+        written |= {"table": found} if name == "table" else {k: v for k, v in found.items() if k != "machine"}
+    if "ns_above_null" in written:
+        written["per_steady_1"] = {
+            name: round(took / written["ns_above_null"]["steady_1"], 2)
+            for name, took in written["ns_above_null"].items()
+        }
+    return written
+
+
+def show(figures: Mapping[str, Figures], named: Figures, console: Console) -> None:
+    """Tables for people."""
+    if "fastpath" in figures:
+        fastpath.show(figures["fastpath"], console)
+    if "table" in figures:
+        bench_table.show(figures["table"], console)
+    table = Table(title="Targets")
+    for column in ("figure", "measured", "target", ""):
+        table.add_column(column, justify="right" if column == "measured" else "left")
+    for goal in goals(figures):
+        table.add_row(goal.what, goal.figure, goal.target, "met" if goal.met else "missed")
+    console.print(table)
+    console.print(", ".join(f"{key} {value}" for key, value in named.items()), highlight=False)
+
+
+def report(figures: Mapping[str, Figures], named: Figures, command: str) -> str:
+    """The same as Markdown."""
+    lines = ["# What it costs", "", f"Made by `{command}`, in one run:", ""]
+    lines += [f"- {key}: {value}" for key, value in named.items()]
+    lines += ["", "## Targets", "", "| figure | measured | target | |", "| --- | ---: | --- | --- |"]
+    lines += [f"| {g.what} | {g.figure} | {g.target} | {'met' if g.met else 'missed'} |" for g in goals(figures)]
+    if "fastpath" in figures:
+        lines += ["", "## One packet", "", "| path | ns above an empty program | / steady_1 |", "| --- | ---: | ---: |"]
+        ns = figures["fastpath"]["ns_above_null"]
+        lines += [f"| {name} | {took:.1f} | {took / ns['steady_1']:.2f} |" for name, took in ns.items()]
+        per_vip = sum(figures["fastpath"]["bytes_per_vip"].values())
+        lines += ["", f"A VIP takes {per_vip:,} bytes, a flow in steady state 0."]
+    if "table" in figures:
+        lines += ["", "## The lookup table: balance and disruption", "", *_table_lines(figures["table"])]
+    for name in ("resolve", "commit"):
+        if name in figures:
+            lines += ["", f"## {name.capitalize()}", ""]
+            lines += [f"- {key}: {value}" for key, value in figures[name][name].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table_lines(table: Figures) -> list[str]:
+    sizes = list(table["build_ms"])
+    lines = ["| table | " + " | ".join(f"N = {n}" for n in sizes) + " |", "| --- |" + " ---: |" * len(sizes)]
+    for name, row in table["balance"].items():
+        lines.append(
+            f"| {name} | " + " | ".join(f"{row[n]:.2f} and {table['disruption'][name][n]:.2f}" for n in sizes) + " |"
+        )
+    for key, said in (("build_ms", "full build, ms"), ("change_ms", "one more or less, ms")):
+        lines.append(f"| {said} | " + " | ".join(f"{table[key][n]:.0f}" for n in sizes) + " |")
+    return lines
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, print, write. Exit status 1 where nothing could be measured, 2 for options that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report in Markdown")
+    parser.add_argument("--only", default="", metavar="NAMES", help=",".join(bench.name for bench in BENCHES))
+    asked = parser.parse_args(arguments)
+    wanted = set(filter(None, asked.only.split(",")))
+    if unknown := sorted(wanted - {bench.name for bench in BENCHES}):
+        parser.error(f"there is no bench {unknown[0]!r}")
+    console = Console()
+    if os.geteuid() != 0 and wanted != {"table"}:
+        console.print("the benches load BPF programs: run them as root (--only table does without)")
+        return 1
+    figures: dict[str, Figures] = {}
+    for bench in BENCHES:
+        if wanted and bench.name not in wanted:
+            continue
+        console.print(f"==> {bench.name}: {bench.what}", highlight=False)
+        began = time.monotonic()
+        figures[bench.name] = bench.quick() if asked.quick else bench.run()
+        console.print(f"    {time.monotonic() - began:.0f} s", highlight=False)
+    named = machine()
+    show(figures, named, console)
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(as_json(figures, named), indent=2) + "\n")
+    if asked.report is not None:
+        command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
+        asked.report.write_text(report(figures, named, command))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
