@@ -253,6 +253,18 @@ START_WAIT_NS: Final = 5_000_000_000
 HOST_WAIT_NS: Final = 3_000_000_000
 """How long a change waits for nodes that run no LB."""
 
+CONTROL_TIMEOUT_NS: Final = 8_000_000_000
+"""A controller's call may take longer than a peer's: an LB builds the tables of all VIPs that changed."""
+
+CONFIG_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Largest configuration file that is read."""
+
+CONFIG_LOOK_NS: Final = 1_000_000_000
+"""A configuration file is looked at this often even if no edit was noticed (some file systems do not tell)."""
+
+CALLS_MAX: Final = 64
+"""Calls that a controller has under way at one time; more wait for their turn."""
+
 CALL_LOST_NS: Final = 10_000_000_000
 """A call of the Planner that its shell has not answered within this time counts as failed."""
 
@@ -275,7 +287,7 @@ assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to b
 assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
 assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
 assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
-assert PEER_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
+assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
 assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
 assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
 assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS

@@ -113,7 +113,7 @@ def next_snapshot(
     """
     assert previous is None or previous.cluster == cluster, "a cluster's vni and seed never change"
     assert previous is None or previous.generation < generation, "generations only grow"
-    _check_world(world)
+    check_world(world)
     ids = _Ids(previous, next_ids)
     nodes = _nodes(world, previous, ids)
     ring = _ring(previous, nodes)
@@ -255,14 +255,16 @@ def _key(vip: WorldVip | Vip) -> VipKey:
     return vip.address, vip.port, int(vip.protocol)
 
 
-def _check_world(world: World) -> None:
-    """What would otherwise show as a missing id or a confusing sentence about ids. ``check`` does the rest."""
+def check_world(world: World) -> None:
+    """Raise SnapshotError where a World cannot become a snapshot: what would otherwise show as a missing id, or in a
+    sentence about ids that nobody has seen. ``check`` does the rest."""
     _unique("node", (node.name for node in world.nodes))
     _limit("nodes", len(world.nodes), NODES_MAX - 1)
     _limit("LBs", sum(node.lb for node in world.nodes), MEMBERS_MAX)
     _limit("VIPs", len(world.vips), VIPS_MAX - 1)
     _limit("backends", sum(len(vip.backends) for vip in world.vips), BACKENDS_MAX)
     _unique("VIP", (endpoint(vip) for vip in world.vips))
+    _check_index(world.vips)
     names = {node.name for node in world.nodes}
     for vip in world.vips:
         _unique(f"backend of {vip.name}", (endpoint(one) for one in vip.backends))
@@ -362,7 +364,7 @@ def _check_backends(vip: Vip, nodes: set[int]) -> None:
         raise SnapshotError(f"{what} runs on node {one.node}, which is not in the snapshot")
 
 
-def _check_index(vips: Sequence[Vip]) -> None:
+def _check_index(vips: Sequence[Vip | WorldVip]) -> None:
     """The fast path walks VIP_CHAIN_MAX entries at most; each VIP address has an entry of its own for ICMP."""
     entries = {(vip.address, vip.port, int(vip.protocol)) for vip in vips if len(vip.address) == 16}
     entries |= {(address, 0, PROTOCOL_ICMP) for address, _, _ in entries}
