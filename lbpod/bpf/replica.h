@@ -31,14 +31,18 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
 	choice->verdict = hf_backend_alive(base) ? HF_OLD_TO_BASE : HF_OLD_TO_CURRENT;
 }
 
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int promotes, __u64 now)
+/* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
+ * chain again, or a replica would know nothing of a flow that the client believes open. */
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int first, int promotes, __u64 now)
 {
 	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow));
 
 	choice->verdict = HF_RECORD_HIT;
+	choice->alone = first ? HF_RECORD_HIT : 0;
 	if (record) {
 		record->seen_ns = now;
 		choice->backend = record->backend;
+		choice->full = first ? HF_CHAIN_FULL : 0;
 		return 1;
 	}
 	record = hf_live(bpf_map_lookup_elem(&embryonic, flow));
@@ -82,7 +86,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 {
 	const struct hf_config *config = hf_config();
 	__u64 now = bpf_ktime_get_coarse_ns();
-	int syn, udp, icmp = !!(origin & HF_ORIGIN_ICMP);
+	int syn, first, udp, icmp = !!(origin & HF_ORIGIN_ICMP);
 	struct hf_choice choice = {};
 	struct hf_packet packet;
 	struct hf_flow flow;
@@ -91,13 +95,14 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 		return HF_DROP(HF_DROP_MALFORMED);
 	hf_flow_key(&flow, &packet, vip_id, origin);
 	syn = hf_is_syn(packet.tcp_flags);
+	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	udp = packet.protocol == HF_PROTOCOL_UDP;
-	if (!hf_choose_recorded(&choice, &flow, !syn && !icmp, now)) {
+	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, now)) {
+		choice.alone = 0;
 		if (icmp || (!udp && !syn))
 			hf_choose_old(&choice, word);
 		else
-			hf_choose_first(&choice, config, &flow, hash >> 16, word,
-					syn || hf_is_quic_initial(ctx, origin, &packet), udp, now);
+			hf_choose_first(&choice, config, &flow, hash >> 16, word, first, udp, now);
 	}
 	if (choice.verdict == HF_UNRECORDED_DROP)
 		return HF_DROP(HF_UNRECORDED_DROP);

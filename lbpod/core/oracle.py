@@ -290,7 +290,7 @@ class _Passage:
         full = self._live(self.maps.records.get(self.key))
         if full is not None:
             self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
-            return self._to_backend(Verdict.RECORD_HIT, full.backend, stamp=True)
+            return self._meet_record(full.backend, full=True)
         embryonic = self._live(self.maps.embryonic.get(self.key))
         if embryonic is not None:
             return self._meet_embryonic(embryonic)
@@ -304,7 +304,13 @@ class _Passage:
         if not self.subject.syn and not self.subject.icmp and self._record_full(record.backend):
             return self._start_chain(Verdict.PROMOTED, Verdict.PROMOTED, record.backend, full=True)
         self.maps.embryonic.put(self.key, record._replace(seen_ns=self.now_ns))
-        return self._to_backend(Verdict.RECORD_HIT, record.backend, stamp=True)
+        return self._meet_record(record.backend, full=False)
+
+    def _meet_record(self, backend: int, full: bool) -> Outcome:
+        """A first packet may be a second try, the one before lost in the chain: it travels the chain again."""
+        if self.subject.first:
+            return self._start_chain(Verdict.RECORD_HIT, Verdict.RECORD_HIT, backend, full=full)
+        return self._to_backend(Verdict.RECORD_HIT, backend, stamp=True)
 
     def _begin(self) -> Outcome:
         """The first packet of a flow, or of UDP any that nobody knows."""

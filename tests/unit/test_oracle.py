@@ -407,6 +407,18 @@ def test_a_chain_is_recorded_extended_and_ends_at_the_backend(node: Node) -> Non
     assert ([FLOW.key], []) == (list(node.maps.records), list(node.maps.embryonic))
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_second_syn_travels_the_chain_again_for_the_first_may_be_lost(node: Node, full: bool) -> None:
+    node.own(SELF, PEER)
+    table = node.maps.records if full else node.maps.embryonic
+    table.put(FLOW.key, Record(BASE, 0, 1))
+    outcome = node.run(frames.tcp_to(FLOW, SYN))
+    assert Verdict.RECORD_HIT == outcome.verdict
+    assert Chain(BASE, 17, full, (SELF,), (PEER,)).pack() == option_of(outcome)
+    assert Record(BASE, 0, NOW_NS) == table.get(FLOW.key)
+    assert NOW_NS == node.stamped()
+
+
 def test_a_record_wins_over_a_chain(node: Node) -> None:
     node.own(PEER, SELF)
     node.maps.records.put(FLOW.key, Record(BASE, 0, 1))
