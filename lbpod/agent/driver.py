@@ -110,7 +110,7 @@ class Driver:
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
         self.trace: Final[deque[TraceLine]] = deque(maxlen=TRACE_LINES_MAX)
         self.status: LbStatus = brain.status()
-        """As of the last tick."""
+        """As of the last tick or change."""
         self.events: Final[Counter[str]] = Counter()
         self.effects: Final[Counter[str]] = Counter()
         self.failures: Final[Counter[str]] = Counter()
@@ -158,6 +158,10 @@ class Driver:
     def take_hop_events(self) -> None:
         """The neighbours have news. Written at once: nobody else uses the datapath between two steps."""
         self._write_hops(self._applier.take_hop_events)
+
+    def listed_address(self) -> bytes | None:
+        """This node's address (16 bytes) as the newest snapshot in force has it."""
+        return next((node.address for node in self._nodes.values() if node.name == self.status.node), None)
 
     def stop(self) -> None:
         """Ends `run` after the event at hand. Programs and maps stay as they are."""
@@ -235,6 +239,7 @@ class Driver:
         self.events[type(event).__name__] += 1
         effects = await asyncio.to_thread(self._brain.step, event, now_ns())
         self._cascade(self._carry_out(effects))
+        self.status = self._brain.status()
 
     def _cascade(self, following: list[KeeperEvent]) -> None:
         todo = deque(following)
@@ -276,10 +281,10 @@ class Driver:
         match effect:
             case Ask():
                 assert self._peers is not None, "a driver runs with peers"
-                self._peers.ask(effect.token, self._nodes.get(effect.node), effect.body)
+                self._peers.ask(effect.token, effect.node, effect.body)
             case Tell():
                 assert self._peers is not None, "a driver runs with peers"
-                self._peers.tell(self._nodes.get(effect.node), effect.body)
+                self._peers.tell(effect.node, effect.body)
             case Reply() | Refuse():
                 answer = self._requests.get(effect.request)
                 if answer is not None and not answer.done():
@@ -305,6 +310,8 @@ class Driver:
     def _learn_nodes(self, effect: Configure) -> None:
         both = (effect.committed, effect.prepared)
         self._nodes = {node.id: node for snapshot in both if snapshot is not None for node in snapshot.nodes}
+        if self._peers is not None:
+            self._peers.know(self._nodes)
 
     def _note_failure(self, kind: str, reason: str) -> None:
         self.failures[kind] += 1

@@ -12,7 +12,7 @@ node that was meant: TLS checks that, before a byte of a call is sent.
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -61,6 +61,7 @@ class Peers:
         self._on_event = on_event
         self._session: aiohttp.ClientSession | None = None
         self._under_way: dict[str, set[asyncio.Task[None]]] = {}
+        self._nodes: Mapping[int, Node] = {}
         self._silent: Counter[str] = Counter()
         self._probes: dict[int, asyncio.Task[None]] = {}
         self.asked: Counter[str] = Counter()
@@ -68,15 +69,21 @@ class Peers:
         self.failed: Counter[str] = Counter()
         """Those that were not answered with 200, by kind of body."""
 
-    def ask(self, token: int, node: Node | None, body: PeerCall) -> None:
-        """Calls a node's agent; Answered or AskFailed follows as an event. None: a node that is not known any more."""
+    def know(self, nodes: Mapping[int, Node]) -> None:
+        """The nodes that may be called from now on, by id."""
+        self._nodes = nodes
+
+    def ask(self, token: int, number: int, body: PeerCall) -> None:
+        """Calls a node's agent; Answered or AskFailed follows as an event."""
+        node = self._nodes.get(number)
         if node is None:
-            self._on_event(AskFailed(token, "the node is not in the newest snapshot"))
+            self._on_event(AskFailed(token, f"node {number} is not in the newest snapshot"))
         elif not self._start(node, self._answer(token, node, body)):
             self._on_event(AskFailed(token, f"{OUTSTANDING_MAX} calls to {node.name} are under way"))
 
-    def tell(self, node: Node | None, body: PeerCall) -> None:
+    def tell(self, number: int, body: PeerCall) -> None:
         """Calls a node's agent and forgets about it."""
+        node = self._nodes.get(number)
         if node is not None and not self._start(node, self._answer(None, node, body)):
             self.failed[type(body).__name__] += 1
 
@@ -181,13 +188,17 @@ class Peers:
         self._silent[node.name] += 1
         if self._silent[node.name] < SILENT_CALLS_MAX or node.member == MEMBER_NONE or node.member in self._probes:
             return
-        self._probes[node.member] = asyncio.create_task(self._probe(node))
+        self._probes[node.member] = asyncio.create_task(self._probe(node.id, node.member))
         self._on_event(MemberSeen(node.member, up=False))
 
-    async def _probe(self, node: Node) -> None:
-        """Asks until somebody answers, whatever the answer."""
+    async def _probe(self, number: int, member: int) -> None:
+        """Asks until somebody answers, whatever the answer, or until the node is no such member any more."""
         while True:
             await asyncio.sleep(PEER_PROBE_NS * _NS)
+            node = self._nodes.get(number)
+            if node is None or node.member != member:
+                del self._probes[member]
+                return
             try:
                 await self._exchange(node, "GET", wire.PATH_STATE, b"")
             except UnreachableError:

@@ -67,6 +67,12 @@ class View:
             return status.problem
         if self.driver.failure:
             return f"the last change of the maps failed: {self.driver.failure}"
+        listed = self.driver.listed_address()
+        if listed is not None and format_address(listed) != self.facts.address:
+            return (
+                f"the controller lists this node as {format_address(listed)}, but its tunnel packets come from "
+                f"{self.facts.address}, which other nodes refuse: set --node-address, or correct the list"
+            )
         if status.committed == 0:
             return "no snapshot has been committed yet: the controller has not called"
         return ""

@@ -260,3 +260,14 @@ async def test_a_restarted_agent_takes_up_where_the_earlier_one_was(folder: Path
             assert before == await controller.state(agent)
             assert (slots == maps.read_slots(1)).all()
             assert (vips == maps.maps.vips).all()
+
+
+async def test_a_node_that_is_listed_with_another_address_is_not_ready(folder: Path) -> None:
+    for file in (folder / "n1").glob("*"):
+        file.unlink()
+    parts = make_parts("n1", folder, MemoryDatapath(), address=parse_address("10.9.9.9"))
+    async with Caller(folder, "controller") as controller, running(parts) as agent:
+        await roll_out(controller, [agent], follow(world({"n1": agent}, 3), None))
+        status, text = await _get(f"http://127.0.0.1:{agent.metrics_port}/readyz")
+        assert (503, True) == (status, "10.0.0.1" in text)
+        assert "--node-address" in text
