@@ -68,7 +68,7 @@ class Stage:
         """Certificates, servers, config file."""
         self.folder.mkdir()
         nodes = [node.name for node in self.lab.nodes]
-        self.lab.router.run(python("-m", "lbpod.cli.main", "certs", str(self.folder / "tls"), *nodes))
+        self.lab.router.run(python("-m", "lbpod.cli", "certs", str(self.folder / "tls"), *nodes))
         for _ in range(backend_count):
             self.add_backend()
         self.write_config()
@@ -91,7 +91,7 @@ class Stage:
     def start_controller(self) -> None:
         """In the router, from where all nodes can be reached. A new state for each run: it is a new cluster."""
         (self.folder / "controller.state").unlink(missing_ok=True)
-        argv = python("-m", "lbpod.cli.main", "controller", "--config", str(self.config))
+        argv = python("-m", "lbpod.cli", "controller", "--config", str(self.config))
         argv += ["--listen", f"127.0.0.1:{CONTROLLER_PORT}"]
         self.controller = self.lab.router.popen(argv, name=CONTROLLER)
 
@@ -101,7 +101,7 @@ class Stage:
             self.controller = None
 
     def _start_agent(self, node: Node, bpf_object: Path | None) -> None:
-        argv = python("-m", "lbpod.cli.main", "agent", "--node", node.name, "--node-address", node.address)
+        argv = python("-m", "lbpod.cli", "agent", "--node", node.name, "--node-address", node.address)
         argv += ["--interface", "eth0", "--listen", f"0.0.0.0:{CONTROL_PORT}", "--detach-on-exit"]
         argv += ["--metrics-listen", f"127.0.0.1:{METRICS_PORT}", "--tls", str(self.folder / "tls")]
         argv += ["--state", str(self.folder / f"state-{node.name}-{time.monotonic_ns()}")]
