@@ -53,9 +53,11 @@ from lbpod.core.messages import (
     KeeperEffect,
     KeeperEvent,
     LbStatus,
+    LookRecords,
     PeerCall,
     PendingDrained,
     PrepareCall,
+    PutCache,
     Refuse,
     Remember,
     Reply,
@@ -118,6 +120,11 @@ class Driver:
         self.traced: Final[Counter[str]] = Counter()
         """Trace lines, by what happened."""
         self.drained_flows = 0
+        """Flows taken out of `pending`, to be asked about."""
+        self.resolved_flows = 0
+        """Flows for which a peer's answer went into the cache."""
+        self.looked_up_flows = 0
+        """Flows whose records were looked up, mostly because a peer asked."""
         self.drains = 0
         self.failure = ""
         """Why the last datapath effect failed; empty since one succeeded."""
@@ -272,8 +279,13 @@ class Driver:
             return None
         event = self._applier.apply(effect)
         self.failure = ""
-        if isinstance(effect, Configure):
-            self._learn_nodes(effect)
+        match effect:
+            case Configure():
+                self._learn_nodes(effect)
+            case PutCache():
+                self.resolved_flows += len(effect.flows)
+            case LookRecords():
+                self.looked_up_flows += len(effect.flows)
         return event
 
     def _act(self, effect: KeeperEffect) -> None:

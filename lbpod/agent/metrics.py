@@ -92,6 +92,12 @@ class _AgentCollector(Collector):
                 family.add_metric([kind], counts[kind])
             yield family
         yield CounterMetricFamily("holdfast_pending_flows", "Flows drained to be asked about.", driver.drained_flows)
+        yield CounterMetricFamily(
+            "holdfast_resolved_flows", "Flows whose answer went into the cache.", driver.resolved_flows
+        )
+        yield CounterMetricFamily(
+            "holdfast_looked_up_flows", "Flows whose records were looked up.", driver.looked_up_flows
+        )
         yield CounterMetricFamily("holdfast_pending_drains", "Looks into the pending map.", driver.drains)
         yield GaugeMetricFamily("holdfast_queue", "Events that wait.", driver.queue_count)
         yield GaugeMetricFamily("holdfast_queue_max", "Calls beyond this get 503.", QUEUE_MAX)

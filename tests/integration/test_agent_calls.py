@@ -98,6 +98,7 @@ async def test_flows_that_one_relays_are_resolved_by_the_other(pair: Pair) -> No
         assert int(words[slot_of[key.tobytes()]] >> np.uint64(32)) == lease["backend"], "an old flow belongs to base"
     assert 1 <= pair.one.peers.asked["ResolveCall"]
     assert 0 == pair.one.peers.failed["ResolveCall"]
+    assert (expected, 300) == (pair.one.driver.resolved_flows, pair.two.driver.looked_up_flows)
 
 
 @pytest.mark.parametrize("who", ["viewer", "n2"])
