@@ -8,7 +8,8 @@ ports, certificates) comes in as ``Parts``; there is no switch for it.
 
 import asyncio
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy.typing as npt
@@ -49,7 +50,9 @@ class Parts:
     listen: Endpoint
     metrics_listen: Endpoint
     facts: Facts
-    node: str = field(default="")
+    node: str
+    substitutes: Callable[[], Sequence[str]] = tuple
+    """What this kernel lacks and what is done instead, one sentence each."""
 
 
 class Agent:
@@ -65,7 +68,7 @@ class Agent:
         )
         self.peers: Final = Peers(parts.client_tls, self.driver.post)
         self.driver.connect(self.peers)
-        self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts)
+        self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts, parts.substitutes)
         self.started: Final = asyncio.Event()
         """Set when both servers listen."""
         self.control_port = 0

@@ -306,7 +306,8 @@ class Driver:
             case Trace():
                 self.traced[effect.what] += 1
                 self.trace.append(TraceLine(datetime.now(UTC), effect))
-                _LOG.info("trace", what=effect.what, vip=effect.vip, slots=effect.slots, detail=effect.detail)
+                said = {"vip": effect.vip, "slots": effect.slots, "detail": effect.detail}
+                _LOG.info(effect.what, **{name: value for name, value in said.items() if value})
             case _:
                 raise AssertionError(f"{type(effect).__name__} is no effect without maps")
 

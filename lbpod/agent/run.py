@@ -1,9 +1,10 @@
 """Starting an agent on a real machine: probe, load, attach, run. Each step that cannot be done says why in one
 sentence.
 
-Decided here: the order, so that a failure at any step leaves the node as it was: certificates and features are looked
-at before anything is loaded; programs are attached (replacing those of an earlier agent in place) once their maps are
-there; nothing is taken off on the way out, unless that was asked for.
+Decided here: the order. Certificates and features are looked at before anything is loaded; programs are attached
+(those of an earlier agent replaced in place) once their maps are there. What fails after that, say a port in use,
+leaves an earlier agent's forwarding as it was, or on a fresh node programs that pass everything on. Nothing is taken
+off on the way out, unless that was asked for.
 
 The event loop starts last: netlink's synchronous calls and libbpf come before it.
 """
@@ -59,10 +60,11 @@ def run_agent(settings: Settings) -> None:
     try:
         attached = _attach(fast_path, uplink)
         datapath = KernelDatapath(fast_path)
+        hops = Neighbours(uplink.address)
         parts = Parts(
             brain=Keeper(settings.node),
             datapath=datapath,
-            hops=Neighbours(uplink.address),
+            hops=hops,
             uplink=uplink,
             memory=Memory(settings.state),
             server_tls=server_tls,
@@ -71,6 +73,7 @@ def run_agent(settings: Settings) -> None:
             metrics_listen=settings.metrics_listen,
             facts=_facts(fast_path, uplink, attached),
             node=settings.node,
+            substitutes=lambda: sorted(miss.value for miss in datapath.misses | hops.misses),
         )
         asyncio.run(_serve(parts))
         if settings.detach_on_exit:

@@ -5,7 +5,7 @@ counted: the kernel keeps no number, and walking a million entries for each scra
 verdicts say when something found no room). Bytes per VIP are what its arrays take, which is all that a VIP takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -45,11 +45,19 @@ class Facts:
 class View:
     """Looks at one agent. Only from the loop's thread."""
 
-    def __init__(self, driver: Driver, peers: Peers, datapath: Datapath, facts: Facts) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        peers: Peers,
+        datapath: Datapath,
+        facts: Facts,
+        substitutes: Callable[[], Sequence[str]],
+    ) -> None:
         self.driver: Final = driver
         self.peers: Final = peers
         self.facts: Final = facts
         self._datapath = datapath
+        self._substitutes = substitutes
         self._started = datetime.now(UTC)
 
     def counters(self) -> U64:
@@ -97,6 +105,7 @@ class View:
             "interface": self.facts.interface,
             "address": self.facts.address,
             "xdp": {"mode": self.facts.attached, "why": self.facts.attached_why},
+            "substitutes": list(self._substitutes()),
             "taken_over": self.facts.taken_over,
             "maps": dict(sorted(self.facts.maps.items())),
             "vips": [

@@ -178,7 +178,7 @@ DRAIN_PAUSE_NS_MIN: Final = 2_000_000
 """Pause between two looks into `pending` while flows are found there ..."""
 
 DRAIN_PAUSE_NS_MAX: Final = 50_000_000
-"""... and the longest one while none are: a look at an empty map costs some hundred microseconds."""
+"""... and the longest one while none are: a look at an empty map costs 50 microseconds."""
 
 EVENTS_PER_TURN_MAX: Final = 256
 """Events that an agent handles before it looks at its clock and its sockets again."""
