@@ -129,6 +129,8 @@ class _Peer:
     """It has said what it knows since the Planner started."""
     full: bool = False
     """The last question was for its snapshot."""
+    full_wanted: bool = False
+    """The next one has to be, though it runs no LB."""
     sent_ns: int = -1
     next_ns: int = 0
     """No call before this."""
@@ -169,7 +171,7 @@ class Planner:
         self._in_force: _Aim | None = None  # newest snapshot that a ring member has committed
         self._next: Snapshot | None = None  # being persisted
         self._persist_ns: int | None = None  # when to try again
-        self._written = (0, NextIds())  # found written down by somebody else: generation, and how far ids were given
+        self._written = (0, NextIds())  # found elsewhere: a generation, and how far ids were given in it
         self._peers: dict[str, _Peer] = {}
         # Kept beside the peers, so that an answer costs no walk over all of them.
         self._waiting: set[str] = set()  # ring members that the phase waits for
@@ -279,8 +281,8 @@ class Planner:
             sentence = f"it belongs to a cluster with VNI {theirs.vni} and seed {theirs.seed}; give this one the same"
             self._failed(peer, True, sentence, now_ns)
             return peer
-        newest = max(status.committed, status.prepared, status.staged)
-        tells = status.snapshot is not None or newest == 0 or not peer.ring
+        newest = _newest(status)
+        tells = status.snapshot is not None or newest == 0 or not (peer.ring or peer.full_wanted)
         if self._phase is Phase.STARTING and peer.full and not tells:
             self._failed(peer, True, f"it does not say what its generation {newest} is", now_ns)
             return peer
@@ -370,10 +372,15 @@ class Planner:
     def _try_start(self, now_ns: int) -> None:
         if self._world is None:
             return
-        unheard = [peer.name for peer in self._peers.values() if peer.ring and not peer.heard]
         found = self._newest_reported()
-        if unheard and (found is None or now_ns < self._since_ns + START_WAIT_NS):
+        if any(peer.ring and not peer.heard for peer in self._peers.values()):
+            if found is None or now_ns < self._since_ns + START_WAIT_NS:
+                return
+        if found is None and not self._have_asked_hosts(now_ns):
             return
+        for peer in self._peers.values():
+            if peer.status is not None and peer.status.snapshot is not None:
+                peer.status = msgspec.structs.replace(peer.status, snapshot=None)  # megabytes, and not needed any more
         self._dirty_ns = now_ns if self._dirty_ns is None else self._dirty_ns
         if found is None:
             self._aim = self._in_force = None
@@ -390,6 +397,24 @@ class Planner:
         else:
             self._in_force = None
             self._enter(Phase.STAGING, now_ns)
+
+    def _have_asked_hosts(self, now_ns: int) -> bool:
+        """No LB knows anything. Host agents may still: of a former life, whose ids must not be given again. True if
+        there is nothing left to ask; at most one of them is asked for its snapshot, the one with the highest
+        generation."""
+        hosts = [peer for peer in self._peers.values() if not peer.ring]
+        if any(not peer.heard and peer.failures == 0 for peer in hosts) and now_ns < self._since_ns + HOST_WAIT_NS:
+            return False
+        heard = [(_newest(peer.status), peer.name) for peer in hosts if peer.status is not None]
+        newest, name = max(heard, default=(0, ""))
+        if newest <= self._written[0]:
+            return True
+        top = self._peers[name]
+        if top.status is not None and top.status.snapshot is not None:
+            self._written = (newest, top.status.snapshot.next_ids)
+            return True
+        top.heard, top.full_wanted = False, True
+        return False
 
     def _newest_reported(self) -> tuple[_Aim, bool] | None:
         """The newest snapshot that a (future) ring member reports, and whether others hold another one of its
@@ -472,7 +497,7 @@ class Planner:
         self._persist_problem, self._persist_ns = "", None
         self._since_ns = now_ns
         for peer in self._peers.values():
-            peer.status, peer.heard = None, False
+            peer.status, peer.heard, peer.full_wanted = None, False, False
             peer.next_ns = max(
                 peer.next_ns, now_ns + RETRY_NS
             )  # two controllers must not chase each other at full speed
@@ -542,7 +567,7 @@ class Planner:
             return
         if self._phase is Phase.STARTING:
             if not peer.heard:
-                self._ask(peer, peer.ring, now_ns)
+                self._ask(peer, peer.ring or peer.full_wanted, now_ns)
             return
         if peer.status is None:
             self._ask(peer, False, now_ns)
@@ -618,6 +643,11 @@ def _keep(names: set[str], name: str, wanted: bool) -> None:
         names.add(name)
     else:
         names.discard(name)
+
+
+def _newest(status: LbStatus) -> int:
+    """The highest generation that the node knows; 0: none."""
+    return max(status.committed, status.prepared, status.staged)
 
 
 def _may_take(status: LbStatus, aim: _Aim) -> bool:

@@ -217,6 +217,8 @@ def _vips(
     vips = []
     for one in sorted(world.vips, key=_key):
         had = known.get(_key(one))
+        if had is not None and had.affinity is not one.affinity:
+            had = None  # other flows fall on other slots: to an LB that is another VIP, with ids of its own
         backends = _backends(one, had, nodes, ids)
         # Digest and epoch are filled in below, where the VIP has changed; everything else is compared.
         vip = Vip(

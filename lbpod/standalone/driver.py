@@ -146,7 +146,7 @@ class Controller:
             found = await asyncio.to_thread(self._state.persist, wanted)
         except StateError as error:
             return PersistFailed(effect.generation, 0, str(error))
-        if found != wanted:
+        if found is not None:
             reason = f"{self._settings.state} holds generation {found.generation}"
             return PersistFailed(effect.generation, found.generation, reason, found.next_ids)
         return Persisted(effect.generation)

@@ -147,7 +147,9 @@ def documents(file: str, data: bytes) -> list[Value]:
         try:
             found = []
             while loader.check_node():
-                found.append(Value(file, "", loader.get_node()))
+                node = loader.get_node()
+                assert node is not None, "check_node has just said that there is a document"
+                found.append(Value(file, "", node))
         finally:
             loader.dispose()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

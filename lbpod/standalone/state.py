@@ -58,16 +58,16 @@ class StateFile:
             raise self._damaged()
         return written
 
-    def persist(self, wanted: Written) -> Written:
-        """Write down what is wanted if it is newer than what is there; returns what is there afterwards. Raises
-        StateError."""
+    def persist(self, wanted: Written) -> Written | None:
+        """Write down what is wanted if it is newer than what is there: None. Else what is there, be it equal: somebody
+        has used that generation already. Raises StateError."""
         try:
             with self._locked():
                 found = self.read()
                 if wanted.generation <= found.generation:
                     return found
                 self._replace(msgspec.json.encode(wanted))
-                return wanted
+                return None
         except OSError as error:
             raise StateError(f"{self.path} cannot be written: {error.strerror}") from error
 

@@ -76,6 +76,11 @@ def world(picks: Iterable[tuple[int, int, BackendState]]) -> World:
     return World(NODES, tuple(vips))
 
 
+def _meaning(snapshot: Snapshot) -> dict[int, object]:
+    """What each backend's id stands for."""
+    return {one.id: (vip.id, one.address, one.port) for vip in snapshot.vips for one in vip.backends}
+
+
 class RefusedError(Exception):
     """The toy's 4xx."""
 
@@ -98,6 +103,8 @@ class ToyLb:
                     or (body.generation == self.staged.generation and digest_of(body) != digest_of(self.staged))
                 ):
                     raise RefusedError(f"generation {self.staged.generation} is staged here")
+                if cluster.strict_ids:
+                    self._check_ids(body)
                 self.staged = body
             case PrepareCall():
                 self._prepare(body, cluster)
@@ -108,6 +115,14 @@ class ToyLb:
                     raise RefusedError(f"generation {body.generation} is not prepared here")
                 cluster.check_commit(self, self.prepared)
                 self.committed, self.prepared = self.prepared, None
+
+    def _check_ids(self, new: Snapshot) -> None:
+        """As the Keeper does: an id must not change its meaning while it is known."""
+        meaning = _meaning(new)
+        for known in (self.committed, self.prepared):
+            for number, thing in _meaning(known).items() if known is not None else ():
+                if meaning.get(number, thing) != thing:
+                    raise RefusedError(f"id {number} means something else here")
 
     def _prepare(self, call: PrepareCall, cluster: "ToyCluster") -> None:
         if self.committed is not None and self.committed.generation == call.generation:
@@ -161,6 +176,7 @@ class ToyCluster:
         self.ever_prepared: set[tuple[str, int, bytes]] = set()
         self.ever_committed: dict[int, bytes] = {}
         self.trouble = True
+        self.strict_ids = controllers == 1  # with two, ids can collide in host agents, and somebody has to look
 
     # --- Promises -----------------------------------------------------------------------------------------------------
     def check_commit(self, lb: ToyLb, snapshot: Snapshot) -> None:

@@ -128,6 +128,14 @@ def test_a_vip_that_comes_back_is_another_one() -> None:
     assert 2 == third.vips[0].backends[0].id
 
 
+def test_another_affinity_makes_another_vip() -> None:
+    """The flows of a slot are other flows: LBs refuse an id that changes its meaning."""
+    first = follow(World(NODES, (vip(backend(1)),)))
+    by_client = msgspec.structs.replace(vip(backend(1)), affinity=Affinity.CLIENT_IP)
+    second = follow(World(NODES, (by_client,)), first)
+    assert (2, 2, 2) == (second.vips[0].id, second.vips[0].created, second.vips[0].backends[0].id)
+
+
 def test_the_ring_of_a_running_cluster_is_fixed() -> None:
     first = follow(World(NODES, (vip(backend(1)),)))
     assert "" == ring_problem(World(NODES), first)

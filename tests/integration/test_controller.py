@@ -1,0 +1,343 @@
+"""The standalone controller with real agents (on maps in memory), real certificates and a real file on the loopback.
+
+What is promised: an edit reaches every agent in one generation; a bad edit changes nothing and is said; agents and
+controllers may restart in any order; and nobody but the node that is meant gets a snapshot.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import yaml
+from aiohttp.test_utils import TestServer
+
+from lbpod.agent.agent import Agent
+from lbpod.agent.settings import Endpoint
+from lbpod.certs import mint
+from lbpod.core.limits import MEMBER_NONE
+from lbpod.core.messages import LbStatus, Phase
+from lbpod.core.model import parse_address
+from lbpod.datapath.memory import MemoryDatapath
+from lbpod.standalone.config import load
+from lbpod.standalone.driver import Controller
+from lbpod.standalone.http import make_app
+from lbpod.standalone.state import StateFile
+from tests.agents import Caller, make_parts, running
+
+NAMES = ("n1", "n2", "web")
+LBS = ("n1", "n2")
+WAIT_S = 30
+
+
+async def until(said: Callable[[], bool], what: str) -> None:
+    """Waits, but not for ever."""
+    end = time.monotonic() + WAIT_S
+    while not said():
+        assert time.monotonic() < end, f"waited in vain for: {what}"
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class Site:
+    """A folder with certificates and a file, and the agents that run."""
+
+    folder: Path
+    agents: dict[str, Agent] = field(default_factory=dict)
+    maps: dict[str, MemoryDatapath] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "conf" / "demo.yaml"
+
+    def write(self, backends: list[int], **changes: Any) -> None:
+        """The file, replaced in one rename. changes: of the settings document; None removes a field."""
+        nodes = [
+            {
+                "name": name,
+                "address": f"10.0.0.{number}",
+                "control": f"127.0.0.1:{self.ports.get(name, 1)}",
+                "lb": name in LBS,
+            }
+            for number, name in enumerate(NAMES, start=1)
+        ]
+        service = {
+            "apiVersion": "holdfast.dev/v1alpha1",
+            "kind": "VirtualService",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {
+                "address": "203.0.113.10",
+                "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
+                "backendRef": {"name": "web"},
+            },
+        }
+        settings = {
+            "cluster": {"vni": 7, "seed": 11},
+            "tls": "../tls",
+            "state": "demo.state",
+            "nodes": nodes,
+            "backends": {"shop/web": [{"address": f"10.1.0.{one}", "node": "web"} for one in backends]},
+            "virtualServices": [service],
+            **changes,
+        }
+        self.write_text(yaml.safe_dump(settings))
+
+    def write_text(self, text: str) -> None:
+        self.config.parent.mkdir(exist_ok=True)
+        new = self.config.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self.config)
+
+    @asynccontextmanager
+    async def agent(self, name: str) -> AsyncIterator[Agent]:
+        """An agent that knows nothing, at the port that it had before where there is one."""
+        for file in (self.folder / name).glob("*"):
+            file.unlink()
+        self.maps[name] = MemoryDatapath()
+        address = parse_address(f"10.0.0.{NAMES.index(name) + 1}")
+        parts = make_parts(name, self.folder, self.maps[name], address=address)
+        if name in self.ports:
+            parts = replace(parts, listen=Endpoint("127.0.0.1", self.ports[name]))
+        async with running(parts) as agent:
+            self.agents[name] = agent
+            self.ports[name] = agent.control_port
+            yield agent
+
+    @asynccontextmanager
+    async def controller(self) -> AsyncIterator[Controller]:
+        """A controller that runs until the block ends."""
+        controller = Controller(self.config, *load(self.config))
+        task = asyncio.create_task(controller.run())
+        try:
+            yield controller
+        finally:
+            controller.stop()
+            await asyncio.wait_for(task, 10)
+
+    async def states(self) -> dict[str, LbStatus]:
+        async with Caller(self.folder, "viewer") as viewer:
+            return {name: await viewer.state(agent) for name, agent in self.agents.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controller")
+    mint(folder / "tls", NAMES)
+    return folder
+
+
+@pytest.fixture
+async def site(folder: Path) -> AsyncIterator[Site]:
+    for file in (folder / "conf").glob("*"):
+        file.unlink()
+    site = Site(folder)
+    async with AsyncExitStack() as stack:
+        for name in NAMES:
+            await stack.enter_async_context(site.agent(name))
+        yield site
+
+
+def idle_at(controller: Controller, generation: int) -> Callable[[], bool]:
+    return lambda: (Phase.IDLE, generation) == (controller.status.phase, controller.status.generation)
+
+
+async def test_the_file_reaches_every_agent_and_so_does_an_edit(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+        site.write([1, 2, 3])
+        await until(idle_at(controller, 2), "the second generation")
+        assert (2, 2, "", 2) == (
+            controller.status.lbs,
+            controller.status.lbs_at_generation,
+            controller.status.problem,
+            controller.status.changes,
+        )
+    states = await site.states()
+    assert [2, 2] == [states[name].committed for name in LBS]
+    assert 2 in (states["web"].prepared, states["web"].committed)
+    assert [0, 1, MEMBER_NONE] == [states[name].member for name in NAMES]
+    slots = [site.maps[name].read_slots(1) & np.uint64(0xFFFFFF) for name in LBS]
+    assert (slots[0] == slots[1]).all()
+    assert [1, 2, 3] == sorted(np.unique(slots[0]).tolist())
+    assert 2 == StateFile(site.config.parent / "demo.state").read().generation
+
+
+async def test_a_bad_edit_changes_nothing_and_is_said(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as controller, AsyncExitStack() as stack:
+        server = TestServer(make_app(controller, controller.metrics))
+        await stack.enter_async_context(server)
+        client = await stack.enter_async_context(aiohttp.ClientSession(server.make_url("/")))
+
+        async def get(path: str) -> tuple[int, str]:
+            async with client.get(path) as response:
+                return response.status, await response.text()
+
+        assert 503 == (await get("/readyz"))[0]
+        assert (200, "ok\n") == await get("/healthz")
+        await until(idle_at(controller, 1), "the first generation")
+        assert (200, "ok\n") == await get("/readyz")
+        assert "holdfast_config_error 0.0" in (await get("/metrics"))[1]
+        before = await site.states()
+
+        site.write([1, 2, 3], nodes=[{"name": "n1", "address": "10.0.0.1", "lb": "perhaps"}])
+        await until(lambda: controller.config_error != "", "the bad edit to be noticed")
+        status, text = await get("/readyz")
+        assert 503 == status
+        assert "the last good one stays" in text
+        assert "demo.yaml:" in text
+        assert "nodes[0].lb: perhaps is neither true nor false" in text
+        metrics = (await get("/metrics"))[1]
+        assert "holdfast_config_error 1.0" in metrics
+        assert 'holdfast_controller_calls_total{call="CommitCall",outcome="answered"}' in metrics
+        site.write([1, 2, 3], cluster={"vni": 8, "seed": 11})
+        await until(lambda: "are fixed while running" in controller.config_error, "another cluster to be refused")
+        site.config.unlink()
+        await until(lambda: "cannot be read" in controller.config_error, "the missing file to be noticed")
+        assert [one.staged for one in before.values()] == [one.staged for one in (await site.states()).values()]
+
+        site.write([1, 2, 3])
+        await until(idle_at(controller, 2), "the good edit")
+        assert (200, "ok\n") == await get("/readyz")
+        state = json.loads((await get("/v1/state"))[1])
+        assert ("yes", "idle", 2, "") == (state["ready"], state["phase"], state["generation"], state["config_error"])
+        assert "shop/web/http" == state["vips"][0]["name"]
+
+
+async def test_an_agent_that_comes_back_empty_gets_what_is_in_force(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+        site.agents["n2"].stop()
+        site.write([1, 2, 3])
+        await until(lambda: "n2" in controller.status.lagging, "the silence to be noticed")
+        assert Phase.IDLE is not controller.status.phase
+        assert "waiting for n2" in controller.status.problem
+        async with site.agent("n2"):
+            await until(idle_at(controller, 2), "the change to go on")
+            assert (2, "") == (controller.status.lbs_at_generation, controller.status.problem)
+            assert 2 == (await site.states())["n2"].committed
+
+
+async def test_a_controller_that_restarts_changes_nothing(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+    before = {name: one.snapshot for name, one in (await site.states()).items()}
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the second controller")
+        assert 0 == controller.status.changes
+    assert before == {name: one.snapshot for name, one in (await site.states()).items()}
+
+
+async def test_a_lost_state_file_does_no_harm(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+    (site.config.parent / "demo.state").unlink()
+    site.write([1, 2, 3])
+    async with site.controller() as controller:
+        await until(idle_at(controller, 2), "to go on from what the LBs report")
+
+
+async def test_agents_that_have_lost_all_go_on_above_the_state_file(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+    for agent in site.agents.values():
+        agent.stop()
+    async with AsyncExitStack() as stack:
+        for name in NAMES:
+            await stack.enter_async_context(site.agent(name))
+        async with site.controller() as controller:
+            await until(idle_at(controller, 2), "a generation above the one that is written down")
+
+
+async def test_a_second_controller_takes_part_and_harms_nobody(site: Site) -> None:
+    site.write([1, 2])
+    async with site.controller() as one, site.controller() as two:
+        await until(lambda: one.status.phase is two.status.phase is Phase.IDLE, "both to come to rest")
+        site.write([1, 2, 3])
+
+        def agree() -> bool:
+            return (
+                one.status.phase is two.status.phase is Phase.IDLE
+                and one.status.generation == two.status.generation > 1
+                and {3} == {vip.ready for status in (one.status, two.status) for vip in status.vips}
+            )
+
+        await until(agree, "both to agree")
+    generations = {one.committed for name, one in (await site.states()).items() if name in LBS}
+    assert 1 == len(generations)
+
+
+async def test_nobody_but_the_node_that_is_meant_is_told(site: Site) -> None:
+    """n1's address leads to n2's agent, which is a node of this cluster, but not n1."""
+    site.ports["n1"] = site.ports["n2"]
+    site.write([1])
+    async with site.controller() as controller:
+        await until(lambda: "n1" in controller.status.lagging, "n1 to be missed")
+        assert "n1.lb.holdfast" in controller.status.problem
+        assert 0 == controller.status.generation
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "lbpod.cli", *argv]
+
+
+def test_a_bad_file_at_the_start_is_exit_status_2(folder: Path) -> None:
+    site = Site(folder)
+    site.write([1], cluster={"vni": -1, "seed": 0})
+    for argv in (["controller", "--config", str(site.config), "--listen", "127.0.0.1:0"], ["check", str(site.config)]):
+        ran = subprocess.run(command(*argv), capture_output=True, text=True, timeout=60, check=False)
+        assert 2 == ran.returncode, ran.stderr
+        assert "demo.yaml:7: cluster.vni: -1 is not a VNI; use 0 to 16777215" in ran.stderr
+        assert 1 == ran.stderr.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "wanted"),
+    [
+        (lambda site: site.write([1], tls="none"), "ca.crt is not there; make certificates with `holdfast certs DIR`"),
+        (lambda site: (site.config.parent / "demo.state").write_text("{"), "demo.state is damaged; remove it"),
+    ],
+)
+def test_what_the_controller_needs_is_said_at_the_start(
+    folder: Path, damage: Callable[[Site], object], wanted: str
+) -> None:
+    site = Site(folder)
+    site.write([1])
+    damage(site)
+    argv = command("controller", "--config", str(site.config), "--listen", "127.0.0.1:0")
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    (site.config.parent / "demo.state").unlink(missing_ok=True)
+    assert 2 == ran.returncode
+    assert wanted in ran.stderr
+
+
+def test_sigterm_ends_the_controller_in_order(folder: Path) -> None:
+    site = Site(folder)
+    site.write([1])
+    argv = command("controller", "--config", str(site.config), "--listen", "127.0.0.1:0")
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = json.loads(process.stderr.readline())
+        assert "started" == line["event"]
+        os.kill(process.pid, signal.SIGTERM)
+        rest = process.stderr.read()
+        assert 0 == process.wait(20), rest
+    assert '"event": "stopped"' in rest
