@@ -25,8 +25,8 @@ HOST_COUNT: Final = 4
 BACKEND_COUNT: Final = 6
 LOOK_EVERY_NS: Final = 500_000_000
 STEP_NS: Final = 50_000_000
-REST_NS_MAX: Final = 3 * SECOND_NS
-"""How long a run may take to come to rest (tracking slots to 0) after its script has ended."""
+REST_NS_MAX: Final = 6 * SECOND_NS
+"""How long the cluster gets to come to rest (no slot tracking) once the clients have left."""
 
 RUNS: Final[dict[str, str | None]] = {"holdfast": None, "hash_only": "hash_only", "local_table": "local_table"}
 """Runs of the show: name in the JSON file -> object in lbpod/lab/bpf, None for Holdfast's own."""
@@ -90,10 +90,13 @@ class Run:
                 next_look_ns = now_ns + LOOK_EVERY_NS
                 self._look(checker, before, start_ns)
             time.sleep(STEP_NS / SECOND_NS)
-        while self._look(checker, before, start_ns) and time.monotonic_ns() < end_ns + REST_NS_MAX:
-            time.sleep(LOOK_EVERY_NS / SECOND_NS)
+        self._look(checker, before, start_ns)
         take_clients(self._figures, checker.stop())
         self._figures.seconds = round((time.monotonic_ns() - start_ns) / SECOND_NS, 1)
+        self._screen.happened("the clients leave")
+        rest_ns = time.monotonic_ns() + REST_NS_MAX
+        while self._look(checker, before, start_ns) and time.monotonic_ns() < rest_ns:
+            time.sleep(LOOK_EVERY_NS / SECOND_NS)
 
     def _step(self, act: Act) -> None:
         if act is Act.RESHUFFLE:
@@ -132,8 +135,7 @@ def show(options: Options, console: Console) -> int:
                 tell(f"{TITLES[name]}: starting agents and controller ...")
                 figures = Figures()
                 stage.reset(BACKEND_COUNT)
-                stage.start_lbs(bpf_object(RUNS[name]))
-                stage.start_controller()
+                stage.start(bpf_object(RUNS[name]))
                 stage.wait_ready()
                 status.stop()
                 screen = Screen(console, TITLES[name], options.seconds, figures)
@@ -141,8 +143,7 @@ def show(options: Options, console: Console) -> int:
                 with live(screen):
                     Run(stage, options, screen).play()
                 console.print(f"  {figures.connections:,} connections, {figures.broken:,} broken")
-                stage.stop_controller()
-                stage.stop_lbs()
+                stage.stop()
                 results[name] = figures
                 status.start()
     console.print(comparison(results, options.seconds))

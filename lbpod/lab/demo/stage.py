@@ -7,6 +7,7 @@ rest. The two baselines differ from Holdfast's own run in one thing: the compile
 
 import http.client
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ CONTROL_PORT: Final = 9900
 METRICS_PORT: Final = 9902
 CONTROLLER_PORT: Final = 9901
 READY_WAIT_NS: Final = 60 * SECOND_NS
+STOP_WAIT_NS: Final = 10 * SECOND_NS
 POLL_NS: Final = 100_000_000
 IDLE_SECONDS: Final = 8
 """Idle timeout of the demo's VIP: short, so that a slot that is not settled early settles within the run."""
@@ -73,32 +75,25 @@ class Stage:
             self.add_backend()
         self.write_config()
 
-    def start_hosts(self) -> None:
-        """The agents of the nodes that carry pods: they stay for all runs."""
-        for node in self.hosts:
-            self._start_agent(node, None)
-
-    def start_lbs(self, bpf_object: Path | None) -> None:
-        """The agents of the LBs, with this fast path (None: Holdfast's own)."""
-        for node in self.lbs:
-            self._start_agent(node, bpf_object)
-
-    def stop_lbs(self) -> None:
-        """Ends the LBs' agents with their programs and pins; their hosts stay."""
-        for node in self.lbs:
-            self.agents.pop(node.name).stop(10 * SECOND_NS)
-
-    def start_controller(self) -> None:
-        """In the router, from where all nodes can be reached. A new state for each run: it is a new cluster."""
+    def start(self, bpf_object: Path | None) -> None:
+        """A new cluster: controller and agents, those of the LBs with this fast path (None: Holdfast's own)."""
+        for node in self.lab.nodes:
+            self._start_agent(node, bpf_object if node in self.lbs else None)
         (self.folder / "controller.state").unlink(missing_ok=True)
         argv = python("-m", "lbpod.cli", "controller", "--config", str(self.config))
         argv += ["--listen", f"127.0.0.1:{CONTROLLER_PORT}"]
+        # In the router, from where all nodes can be reached.
         self.controller = self.lab.router.popen(argv, name=CONTROLLER)
 
-    def stop_controller(self) -> None:
-        if self.controller is not None:
-            self.controller.stop()
-            self.controller = None
+    def stop(self) -> None:
+        """Ends controller and agents; these take their programs and pins along."""
+        programs = [*self.agents.values(), *([self.controller] if self.controller is not None else [])]
+        self.controller = None
+        self.agents.clear()
+        for program in programs:
+            program.signal(signal.SIGTERM)
+        for program in programs:
+            program.finish(time.monotonic_ns() + STOP_WAIT_NS)
 
     def _start_agent(self, node: Node, bpf_object: Path | None) -> None:
         argv = python("-m", "lbpod.cli", "agent", "--node", node.name, "--node-address", node.address)
@@ -280,13 +275,10 @@ def _samples(text: str) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def on_stage(lab: Lab, lb_count: int, backend_count: int) -> Iterator[Stage]:
-    """A stage with certificates, servers and host agents; agents and controller are stopped in any case."""
+    """A stage with certificates and servers; whatever has been started on it is stopped in any case."""
     stage = Stage(lab, lb_count)
     try:
         stage.prepare(backend_count)
-        stage.start_hosts()
         yield stage
     finally:
-        stage.stop_controller()
-        for agent in stage.agents.values():
-            agent.stop()
+        stage.stop()
