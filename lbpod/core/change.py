@@ -174,9 +174,8 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
         tables = _tables(state, plan, (state.staged,))
     except _Refused as refused:
         return [Refuse(request, CONFLICT, str(refused))]
-    before, begun = state.status(), state.prepared.tables if state.prepared is not None else {}
+    begun = state.prepared.tables if state.prepared is not None else {}
     is_new_ring = state.committed is not None and not state.committed.snapshot.ring.members
-    state.confirmed = before.committed, before.prepared
     state.prepared = Plan(plan.snapshot, plan.digest, tables)
     state.refresh()
     created: Effects = []
@@ -245,8 +244,6 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
     if plan.digest != call.digest:
         sentence = f"generation {call.generation} on {state.node_name} has other contents than the ones to commit"
         return [Refuse(request, CONFLICT, sentence)]
-    before = state.status()
-    state.confirmed = before.committed, before.prepared
     named = _endpoints(vip for known in reversed(state.plans()) for vip in known.snapshot.vips)
     was_alive = state.alive
     state.committed, state.prepared = Plan(plan.snapshot, plan.digest), None

@@ -85,6 +85,8 @@ class Keeper:
     def step(self, event: KeeperEvent, now_ns: int) -> list[KeeperEffect]:
         """Take one event; give what is to be done about it, in this order. now_ns: monotonic, as the fast path's
         clock."""
+        if not isinstance(event, EffectsFailed):
+            self._state.confirm()
         match event:
             case Called():
                 return self._called(event, now_ns)

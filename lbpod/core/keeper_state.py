@@ -216,7 +216,7 @@ class State:
 
         self.unwritten = Unwritten()
         self.confirmed = (0, 0)
-        """(committed, prepared) before the change whose effects failed; reported until they are written."""
+        """(committed, prepared) as last written; reported while something is unwritten."""
         self._open: dict[int, _Open] = {}
         self._outstanding: dict[int, int] = {}
         self._next_token = 1
@@ -370,9 +370,9 @@ class State:
         """How long slots of a VIP must have been quiet."""
         return int(self.facts.window_ns[vs.id])
 
-    def is_udp(self, vs: VipState) -> bool:
-        """Nobody can tell its first packets."""
-        return bool(self.facts.udp[vs.id])
+    def is_unannounced(self, vs: VipState) -> bool:
+        """Nobody can tell its flows' first packets (UDP, ClientIP)."""
+        return bool(self.facts.unannounced[vs.id])
 
     def words(self, vips: U32, slots: U32) -> tuple[U64, Bools]:
         """Words of slots of many VIPs, and which VIPs this LB serves (elsewhere 0)."""
@@ -385,6 +385,11 @@ class State:
         return words, held
 
     # --- For people and controllers -----------------------------------------------------------------------------------
+    def confirm(self) -> None:
+        """What came before has been written: had it failed, the next event would have said so."""
+        if not self.unwritten:
+            self.confirmed = self.generation, self.prepared.generation if self.prepared is not None else 0
+
     def status(self, with_snapshot: bool = False) -> LbStatus:
         """Where this LB stands. What was not written yet does not count."""
         committed, prepared = self.generation, self.prepared.generation if self.prepared is not None else 0
