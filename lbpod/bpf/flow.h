@@ -51,7 +51,10 @@ HF_INLINE int hf_quoted(void *ip, void *data_end, __u32 tot_len, struct hf_packe
 	return packet->protocol != HF_PROTOCOL_TCP && packet->protocol != HF_PROTOCOL_UDP;
 }
 
-/* What hf_parse() has found sound already, read again. 0, or not 0 where the verifier has to be told. */
+/*
+ * What hf_parse() has found sound already, read again. 0, or not 0 where the verifier has to be told. With ClientIP
+ * affinity the TCP flags say nothing about the flow (a client's second SYN does not begin it, nor does a FIN end it): 0.
+ */
 HF_INLINE int hf_packet_again(struct xdp_md *ctx, __u32 origin, struct hf_packet *packet)
 {
 	void *ip = hf_ip_at(ctx, origin), *data_end = hf_data_end(ctx), *l4 = ip + HF_IP_BYTES;
@@ -66,12 +69,18 @@ HF_INLINE int hf_packet_again(struct xdp_md *ctx, __u32 origin, struct hf_packet
 	packet->daddr = HF_U32(ip + 16);
 	packet->ports = HF_U32(l4);
 	packet->tcp_flags = 0;
-	if (packet->protocol == HF_PROTOCOL_UDP)
+	if (packet->protocol == HF_PROTOCOL_UDP || origin & HF_ORIGIN_CLIENT_IP)
 		return 0;
 	if (l4 + HF_TCP_BYTES > data_end)
 		return -1;
 	packet->tcp_flags = HF_U8(l4 + 13);
 	return 0;
+}
+
+/* Nobody can tell by a packet of this flow whether it is the first. */
+HF_INLINE int hf_is_unannounced(const struct hf_packet *packet, __u32 origin)
+{
+	return packet->protocol == HF_PROTOCOL_UDP || origin & HF_ORIGIN_CLIENT_IP;
 }
 
 HF_INLINE void hf_flow_key(struct hf_flow *flow, const struct hf_packet *packet, __u32 vip_id, __u32 origin)
@@ -106,7 +115,7 @@ HF_INLINE int hf_is_quic_initial(struct xdp_md *ctx, __u32 origin, const struct 
 {
 	void *payload = hf_ip_at(ctx, origin) + HF_IP_BYTES + HF_UDP_BYTES;
 
-	if (packet->protocol != HF_PROTOCOL_UDP || origin & HF_ORIGIN_ICMP)
+	if (packet->protocol != HF_PROTOCOL_UDP || origin & (HF_ORIGIN_ICMP | HF_ORIGIN_CLIENT_IP))
 		return 0;
 	if (packet->tot_len < HF_IP_BYTES + HF_UDP_BYTES + HF_QUIC_INITIAL_BYTES)
 		return 0;

@@ -57,9 +57,12 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	return 1;
 }
 
-/* First packet of TCP, any of UDP: recorded, or sent where every LB will look for it. udp: a full record at once. */
+/*
+ * First packet of TCP, any of UDP and of ClientIP: recorded, or sent where every LB will look for it. unannounced: a
+ * full record at once.
+ */
 HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
-			       __u32 slot, __u64 word, int first, int udp, __u64 now)
+			       __u32 slot, __u64 word, int first, int unannounced, __u64 now)
 {
 	__u32 *pair;
 
@@ -67,17 +70,17 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 	choice->verdict = HF_DROP_NO_BACKEND;
 	if (!hf_backend_alive(choice->backend))
 		return;
-	if (!hf_record(flow, choice->backend, udp, now)) {
+	if (!hf_record(flow, choice->backend, unannounced, now)) {
 		choice->verdict = HF_CHAIN_STARTED;
 		choice->alone = HF_FIRST_ALONE;
-		choice->full = udp ? HF_CHAIN_FULL : 0;
+		choice->full = unannounced ? HF_CHAIN_FULL : 0;
 		return;
 	}
 	hf_note_unrecorded(flow->vip, now);
 	choice->backend = hf_base_or_current(word);
 	choice->verdict = HF_UNRECORDED_BASE;
 	pair = bpf_map_lookup_elem(&own, &slot);
-	if (!udp && (!pair || (*pair & 0xffff) != config->self || word & HF_SLOT_SETTLING))
+	if (!unannounced && (!pair || (*pair & 0xffff) != config->self || word & HF_SLOT_SETTLING))
 		choice->verdict = HF_UNRECORDED_DROP;
 }
 
@@ -86,7 +89,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 {
 	const struct hf_config *config = hf_config();
 	__u64 now = bpf_ktime_get_coarse_ns();
-	int syn, first, udp, icmp = !!(origin & HF_ORIGIN_ICMP);
+	int syn, first, unannounced, icmp = !!(origin & HF_ORIGIN_ICMP);
 	struct hf_choice choice = {};
 	struct hf_packet packet;
 	struct hf_flow flow;
@@ -96,13 +99,14 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	hf_flow_key(&flow, &packet, vip_id, origin);
 	syn = hf_is_syn(packet.tcp_flags);
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
-	udp = packet.protocol == HF_PROTOCOL_UDP;
+	unannounced = hf_is_unannounced(&packet, origin);
 	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, now)) {
 		choice.alone = 0;
-		if (icmp || (!udp && !syn))
+		if (icmp || (!unannounced && !syn))
 			hf_choose_old(&choice, word);
 		else
-			hf_choose_first(&choice, config, &flow, hash >> 16, word, first, udp, now);
+			hf_choose_first(&choice, config, &flow, hash >> 16, word, first, unannounced,
+					now);
 	}
 	if (choice.verdict == HF_UNRECORDED_DROP)
 		return HF_DROP(HF_UNRECORDED_DROP);

@@ -67,7 +67,9 @@ class Facts:
     def __init__(self, vips: Iterable[Vip] = (), seed: int = 0) -> None:
         self.seed = seed
         self.known: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
-        self.udp: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
+        self.unannounced: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
+        """Nobody can tell by a packet whether it is its flow's first: UDP, and ClientIP (the flow is the client, and a
+        client's second SYN does not begin it)."""
         self.client_ip: Bools = np.zeros(VIPS_MAX, dtype=np.bool_)
         self.address: U8 = np.zeros((VIPS_MAX, 16), dtype=np.uint8)
         self.port: U16 = np.zeros(VIPS_MAX, dtype=np.uint16)
@@ -82,7 +84,7 @@ class Facts:
     def _add(self, vip: Vip) -> None:
         at, idle_ns = vip.id, max(vip.idle_ns, int(self.idle_ns[vip.id]))
         self.known[at] = True
-        self.udp[at] = vip.protocol is Protocol.UDP
+        self.unannounced[at] = vip.protocol is Protocol.UDP or vip.affinity is Affinity.CLIENT_IP
         self.client_ip[at] = vip.affinity is Affinity.CLIENT_IP
         self.address[at] = np.frombuffer(vip.address, dtype=np.uint8)
         self.port[at] = vip.port

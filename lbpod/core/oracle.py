@@ -248,6 +248,13 @@ class _Passage:
         self.tracking = bool(word & layout.SLOT_TRACKING)
         self.settling = bool(word & layout.SLOT_SETTLING)
         self.base = word >> layout.SLOT_BASE_SHIFT
+        self.syn, self.first, self.closing = subject.syn, subject.first, subject.closing
+        self.unannounced = subject.protocol == layout.PROTOCOL_UDP
+        """Nobody can tell by a packet whether it is its flow's first."""
+        if self.vip.client_ip:
+            # A client's second SYN does not begin the flow (the client), nor does a FIN end it.
+            self.syn = self.first = self.closing = False
+            self.unannounced = True
 
     # --- Steps 5 and 6 ---
     def decide(self, relay: Relay | None = None) -> Outcome:
@@ -261,20 +268,20 @@ class _Passage:
     def _decide_as_another(self, relay: Relay | None) -> Outcome:
         """Not ours to decide: a lease, else the owner or its backup, else alone."""
         lease = self.maps.cache.get(self.key)
-        if self.subject.syn:
+        if self.syn:
             self.maps.cache.delete(self.key)
         elif lease is not None and lease.until_ns > self.now_ns and self._alive(lease.backend):
-            if self.subject.closing:
+            if self.closing:
                 self.maps.cache.delete(self.key)
             return self._to_backend(Verdict.CACHE_HIT, lease.backend)
         hops = 0 if relay is None else relay.hops
         node = self._owner_node()
         if node is not None and hops < limits.RELAY_HOPS_MAX:
-            if relay is None and not self.subject.first and not self.subject.icmp:
+            if relay is None and not self.first and not self.subject.icmp:
                 self.maps.pending.put(self.key, Pending(self.slot, 0, self.now_ns))
             origin = self.config.self if relay is None else relay.origin
             return self._send(Verdict.RELAYED, node, Relay(self.config.epoch, hops + 1, origin))
-        backend = self.current if self.subject.syn else self._base_or_current()
+        backend = self.current if self.syn else self._base_or_current()
         return self._to_backend(Verdict.DECIDED_ALONE, backend)
 
     def _owner_node(self) -> int | None:
@@ -294,35 +301,35 @@ class _Passage:
         embryonic = self._live(self.maps.embryonic.get(self.key))
         if embryonic is not None:
             return self._meet_embryonic(embryonic)
-        if self.subject.icmp or (self.subject.protocol == layout.PROTOCOL_TCP and not self.subject.syn):
+        if self.subject.icmp or not (self.unannounced or self.syn):
             if self._alive(self.base):
                 return self._to_backend(Verdict.OLD_TO_BASE, self.base, stamp=True)
             return self._to_backend(Verdict.OLD_TO_CURRENT, self.current)
         return self._begin()
 
     def _meet_embryonic(self, record: Record) -> Outcome:
-        if not self.subject.syn and not self.subject.icmp and self._record_full(record.backend):
+        if not self.syn and not self.subject.icmp and self._record_full(record.backend):
             return self._start_chain(Verdict.PROMOTED, Verdict.PROMOTED, record.backend, full=True)
         self.maps.embryonic.put(self.key, record._replace(seen_ns=self.now_ns))
         return self._meet_record(record.backend, full=False)
 
     def _meet_record(self, backend: int, full: bool) -> Outcome:
         """A first packet may be a second try, the one before lost in the chain: it travels the chain again."""
-        if self.subject.first:
+        if self.first:
             return self._start_chain(Verdict.RECORD_HIT, Verdict.RECORD_HIT, backend, full=full)
         return self._to_backend(Verdict.RECORD_HIT, backend, stamp=True)
 
     def _begin(self) -> Outcome:
-        """The first packet of a flow, or of UDP any that nobody knows."""
-        backend = self.current if self.subject.first else self._base_or_current()
+        """The first packet of a flow, or any that nobody knows where no packet announces one (UDP, ClientIP)."""
+        backend = self.current if self.first else self._base_or_current()
         if not self._alive(backend):
             raise _End(Verdict.DROP_NO_BACKEND)
-        udp = self.subject.protocol == layout.PROTOCOL_UDP
-        if self._record_full(backend) if udp else self._record_embryonic(backend):
-            return self._start_chain(Verdict.CHAIN_STARTED, Verdict.FIRST_ALONE, backend, full=udp)
+        full = self.unannounced
+        if self._record_full(backend) if full else self._record_embryonic(backend):
+            return self._start_chain(Verdict.CHAIN_STARTED, Verdict.FIRST_ALONE, backend, full=full)
         self._note_unrecorded()
         owner = int(self.maps.own[self.slot]) & 0xFFFF
-        if not udp and (self.config.self != owner or self.settling):
+        if not full and (self.config.self != owner or self.settling):
             raise _End(Verdict.UNRECORDED_DROP)
         return self._to_backend(Verdict.UNRECORDED_BASE, self._base_or_current(), stamp=True)
 

@@ -8,10 +8,10 @@ do already, the flows are dropped here and the fast path notes them again.
 the asker lets end ``lease`` after *asking* can never outlast what the owner reckons with when it settles or forgets.
 
 **What an owner may promise.** With a record: its backend. Without one, TCP: base, where the owner itself sends the
-flow's packets. UDP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner, so that it
-is recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no room. A
-lease on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the flow
-from being recorded and so put the rebase off; without one, the next packet is relayed and records it.
+flow's packets. UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner,
+so that it is recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no
+room. A lease on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the
+flow from being recorded and so put the rebase off; without one, the next packet is relayed and records it.
 """
 
 from dataclasses import dataclass
@@ -142,7 +142,7 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     )
     backend = np.where(tracking & recorded, noted, np.where(tracking & state.alive[base], base, current))
     sure = held & state.is_replica(slots) & state.alive[backend]
-    leased = sure & ~(tracking & ~recorded & state.facts.udp[vips])
+    leased = sure & ~(tracking & ~recorded & state.facts.unannounced[vips])
     answer[known[sure]] = backend[sure]
     leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])
     return answer, leases_ms

@@ -30,10 +30,10 @@ proves that it may be, too (see the promise in ``transition``). So does a backup
 
 Flows that belong to ``current`` are no obstacle in any of them.
 
-**UDP** settles in two rounds. Unknown flows go to base, so a slot whose base is not ``current`` is first *rebased*
-(the same steps): by the window, once every live flow must have a record (no flow went unrecorded since); or by the
-hosts. Then unknown flows go to ``current``, time counts anew, and the slot settles like any other when the recorded
-exceptions have ended.
+**UDP and ClientIP** settle in two rounds. Unknown flows go to base, so a slot whose base is not ``current`` is first
+*rebased* (the same steps): by the window, once every live flow must have a record (no flow went unrecorded since); or
+by the hosts. Then unknown flows go to ``current``, time counts anew, and the slot settles like any other when the
+recorded exceptions have ended.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ class _View:
     changed_at_ns: U64
     """The later of the last change and the last change of replicas."""
     to_rebase: Bools
-    """UDP, and base is not current: the next step is a rebase."""
+    """UDP or ClientIP, and base is not current: the next step is a rebase."""
 
     @property
     def nobody(self) -> Bools:
@@ -154,7 +154,7 @@ def _view(state: State, vs: VipState, slots: U32) -> _View:
         possible=vs.slots.possible(slots, state.alive),
         unknown=track.unknown[slots] & others,
         changed_at_ns=changed,
-        to_rebase=np.full(len(slots), state.is_udp(vs)) & (base != current) & state.alive[base],
+        to_rebase=np.full(len(slots), state.is_unannounced(vs)) & (base != current) & state.alive[base],
     )
 
 

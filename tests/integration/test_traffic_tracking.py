@@ -262,16 +262,22 @@ def test_a_backend_on_a_replicas_own_node_is_reached_through_the_chain_all_the_s
     )
 
 
-def test_with_client_ip_affinity_all_flows_of_a_client_share_one_record(ring: Ring) -> None:
+def test_with_client_ip_affinity_all_connections_of_a_client_stay_together(ring: Ring) -> None:
+    """The flow is the client, so its next SYN begins nothing: it goes where its older connections are."""
     vip, old, new = ring.vip(91, client_ip=True)
-    ring.fabric.set_slots(vip, slot_word(new, base=old, tracking=True))
-    with TcpFlow(ring.fabric.lab.client, VIP, 91) as first:
-        assert "new" == first.server
-        ring.fabric.set_slots(vip, slot_word(old, base=old, tracking=True))
-        with ring.fabric.counting() as counted, TcpFlow(ring.fabric.lab.client, VIP, 91) as second:
-            assert "new" == second.server, "the client's record decides, whatever its port"
-    assert {Verdict.RECORD_HIT} == set(counted["node2"])
-    assert new == ring.fabric.nodes["node2"].flows(FlowMap.RECORDS)[CLIENT, 0, vip.id][0]
+    client = ring.fabric.lab.client
+    with TcpFlow(client, VIP, 91) as first:
+        ring.fabric.set_slots(vip, slot_word(new, base=old, tracking=True))
+        with ring.fabric.counting() as counted, TcpFlow(client, VIP, 91) as second:
+            assert ("old", "old") == (first.server, second.server)
+            assert b"first" == first.echo(b"first")
+        assert old == ring.fabric.nodes["node2"].flows(FlowMap.RECORDS)[CLIENT, 0, vip.id][0]
+        ring.fabric.set_slots(vip, slot_word(new, base=new, tracking=True))
+        with TcpFlow(client, VIP, 91) as third:
+            assert "old" == third.server, "rebased: the client's record decides, whatever its port"
+        assert b"first" == first.echo(b"first")
+    assert {Verdict.CHAIN_STARTED, Verdict.RECORD_HIT} == set(counted["node2"])
+    assert {Verdict.CHAIN_LAST: 1} == counted["node3"]
 
 
 def test_an_unknown_udp_flow_goes_to_base_and_is_recorded_through_the_chain(ring: Ring) -> None:

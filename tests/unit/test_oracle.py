@@ -191,7 +191,15 @@ def test_a_tag_on_a_vips_packet(node: Node) -> None:
 def test_affinity_leaves_the_clients_port_out(node: Node) -> None:
     for port in (1, 2):
         node.run(frames.tcp_to(Flow(FLOW.client, port, STICKY_VIP), SYN))
-    assert [Flow(FLOW.client, 0, STICKY_VIP).key] == list(node.maps.embryonic)
+    assert [Flow(FLOW.client, 0, STICKY_VIP).key] == list(node.maps.records)
+
+
+def test_with_affinity_a_clients_syn_begins_no_flow(node: Node) -> None:
+    """Its older connections are of the same flow, unrecorded and at base: there the new one has to go, too."""
+    outcome = node.run(frames.tcp_to(Flow(FLOW.client, 1, STICKY_VIP), SYN))
+    assert Verdict.CHAIN_STARTED == outcome.verdict
+    assert Chain(BASE, 17, True, (SELF,), (PEER,)).pack() == option_of(outcome)
+    assert {BASE} == {record.backend for record in node.maps.records.rows.values()}
 
 
 # --- Step 5 -----------------------------------------------------------------------------------------------------------
