@@ -4,10 +4,10 @@ Why one file: these are the whole interface of ``Planner.step`` and ``Keeper.ste
 parts, so a shell can be written, and a simulator, without reading how anything is decided. Bodies are msgspec structs
 (``lbpod.core.wire`` puts them into versioned MessagePack); events and effects are plain frozen dataclasses.
 
-How a shell runs a brain: feed one event, then carry out the effects *in their order*. An effect that touches the datapath
-and fails ends the list: the rest is not carried out, and ``EffectsFailed`` (the failed one, the rest, why) is the
-next event. Questions (``Ask``, ``Look*``) carry a token and are answered later by exactly one event with the same token.
-Flows, records and slots travel as NumPy arrays of ``lbpod.core.layout``; on the wire as their bytes.
+How a shell runs a brain: feed one event, then carry out the effects *in their order*. An effect that touches the
+datapath and fails ends the list: the rest is not carried out, and ``EffectsFailed`` (the failed one, the rest, why) is
+the next event. Questions (``Ask``, ``Look*``) carry a token and are answered later by exactly one event with the same
+token. Flows, records and slots travel as NumPy arrays of ``lbpod.core.layout``; on the wire as their bytes.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,9 @@ U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.void]
+
+NO_IDS = NextIds()
+"""None given yet."""
 
 
 # --- Bodies: controller and LB ----------------------------------------------------------------------------------------
@@ -80,8 +83,8 @@ class ResolveAnswer(msgspec.Struct, frozen=True):
 
 
 class SettleStep(Enum):
-    """ASK: owner to backup, may this settle? TELL: owner to everyone, it has settled. LOOK: an LB that still tracks to the
-    owner (the owner to the backup), has it settled already? It repairs what a lost TELL leaves behind."""
+    """ASK: owner to backup, may this settle? TELL: owner to everyone, it has settled. LOOK: an LB that still tracks to
+    the owner (the owner to the backup), has it settled already? It repairs what a lost TELL leaves behind."""
 
     ASK = "ask"
     TELL = "tell"
@@ -96,8 +99,9 @@ class SettleKind(Enum):
 
 
 class SettleCall(msgspec.Struct, frozen=True):
-    """POST /v1/slots/settle. slots: bytes of u16; epoch: generation committed; early_backends: bytes of u32, the backends
-    whose host agents (or whose death) vouch that no live flow is left, empty where the quiet time itself has passed."""
+    """POST /v1/slots/settle. slots: bytes of u16; epoch: generation committed; early_backends: bytes of u32, the
+    backends whose host agents (or whose death) vouch that no live flow is left, empty where the quiet time itself has
+    passed."""
 
     member: int
     step: SettleStep
@@ -129,8 +133,8 @@ class ForgetAnswer(msgspec.Struct, frozen=True):
 
 
 class QuietCall(msgspec.Struct, frozen=True):
-    """POST /v1/slots/quiet, to a host agent: which of these slots (bytes of u16) of this VIP still have a live flow to one
-    of these backends (bytes of u32) on your node?"""
+    """POST /v1/slots/quiet, to a host agent: which of these slots (bytes of u16) of this VIP still have a live flow to
+    one of these backends (bytes of u32) on your node?"""
 
     vip: int
     slots: bytes
@@ -269,8 +273,8 @@ KeeperEvent = (
 # --- Keeper: effects --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Configure:
-    """Write everything but slots that a snapshot (or two: committed and prepared) says: config, VIP index, backends, nodes,
-    members, the tunnel's door. The shell turns it into rows; alive: ids of backends that may be chosen."""
+    """Write everything but slots that a snapshot (or two: committed and prepared) says: config, VIP index, backends,
+    nodes, members, the tunnel's door. The shell turns it into rows; alive: ids of backends that may be chosen."""
 
     committed: Snapshot | None
     prepared: Snapshot | None
@@ -465,7 +469,7 @@ class PersistFailed:
     generation: int
     highest: int
     reason: str
-    next_ids: NextIds = NextIds()
+    next_ids: NextIds = NO_IDS
 
 
 PlannerEvent = WorldSeen | LbAnswered | LbFailed | Persisted | PersistFailed | Tick
@@ -474,10 +478,12 @@ PlannerEvent = WorldSeen | LbAnswered | LbFailed | Persisted | PersistFailed | T
 # --- Planner: effects -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Persist:
-    """Write this generation and ``snapshot.next_ids`` down (compare-and-swap) before anything of it is pushed."""
+    """Write this generation and ``snapshot.next_ids`` down before anything of it is pushed; but where what is written
+    down is newer than ``after``, change nothing and say what it is (compare-and-swap)."""
 
     generation: int
     snapshot: Snapshot
+    after: int
 
 
 @dataclass(frozen=True)

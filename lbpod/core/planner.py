@@ -171,7 +171,7 @@ class Planner:
         self._in_force: _Aim | None = None  # newest snapshot that a ring member has committed
         self._next: Snapshot | None = None  # being persisted
         self._persist_ns: int | None = None  # when to try again
-        self._written = (0, NextIds())  # found elsewhere: a generation, and how far ids were given in it
+        self._written = (0, NextIds())  # newest known to be written down, by whomever, and how far ids were given in it
         self._peers: dict[str, _Peer] = {}
         # Kept beside the peers, so that an answer costs no walk over all of them.
         self._waiting: set[str] = set()  # ring members that the phase waits for
@@ -330,6 +330,7 @@ class Planner:
             return  # of a change that was given up meanwhile
         self._persist_problem = ""
         self._persist_ns = None
+        self._written = (generation, self._next.next_ids)
         self._ours = True
         self._take(self._next, now_ns)
         self._enter(Phase.STAGING, now_ns)
@@ -338,7 +339,7 @@ class Planner:
         if self._next is None or self._next.generation != event.generation:
             return
         self._highest = max(self._highest, event.highest)
-        if event.highest >= event.generation:
+        if event.highest:
             self._written = (event.highest, event.next_ids)
             sentence = f"generation {event.highest} was written down by another controller; going on from there"
             self._restart(sentence, now_ns)
@@ -360,7 +361,7 @@ class Planner:
                 case Phase.PERSISTING:
                     if self._persist_ns is not None and self._persist_ns <= now_ns and self._next is not None:
                         self._persist_ns = None
-                        self._effects.append(Persist(self._next.generation, self._next))
+                        self._persist(self._next)
                 case Phase.STAGING | Phase.PREPARING | Phase.COMMITTING:
                     self._try_next_phase(now_ns)
                 case _:
@@ -477,9 +478,14 @@ class Planner:
             return False
         self._highest = generation
         self._next = found
-        self._effects.append(Persist(generation, found))
+        self._persist(found)
         self._enter(Phase.PERSISTING, now_ns)
         return True
+
+    def _persist(self, snapshot: Snapshot) -> None:
+        """What is newer than both our base and what we know to be written has given ids that we have not heard of."""
+        base = self._aim.generation if self._aim is not None else 0
+        self._effects.append(Persist(snapshot.generation, snapshot, max(base, self._written[0])))
 
     def _enter(self, phase: Phase, now_ns: int) -> None:
         self._phase = phase

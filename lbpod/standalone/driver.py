@@ -143,7 +143,7 @@ class Controller:
     async def _persist(self, effect: Persist) -> PlannerEvent:
         wanted = Written(effect.generation, effect.snapshot.next_ids)
         try:
-            found = await asyncio.to_thread(self._state.persist, wanted)
+            found = await asyncio.to_thread(self._state.persist, wanted, effect.after)
         except StateError as error:
             return PersistFailed(effect.generation, 0, str(error))
         if found is not None:

@@ -58,13 +58,14 @@ class StateFile:
             raise self._damaged()
         return written
 
-    def persist(self, wanted: Written) -> Written | None:
-        """Write down what is wanted if it is newer than what is there: None. Else what is there, be it equal: somebody
-        has used that generation already. Raises StateError."""
+    def persist(self, wanted: Written, after: int) -> Written | None:
+        """Write down what is wanted, unless what is there is newer than ``after``. Returns None, or what is there:
+        somebody has used that generation, and ids with it. Raises StateError."""
+        assert after < wanted.generation, "a generation is above all that its maker knows"
         try:
             with self._locked():
                 found = self.read()
-                if wanted.generation <= found.generation:
+                if found.generation > after:
                     return found
                 self._replace(msgspec.json.encode(wanted))
                 return None

@@ -214,11 +214,11 @@ class ToyCluster:
 
     def _carry_out(self, controller: Controller, effect: PlannerEffect) -> None:
         match effect:
-            case Persist(generation, snapshot):
+            case Persist(generation, snapshot, after):
                 assert generation == snapshot.generation
                 if self.trouble and self.dice.random() < 0.1:
                     controller.inbox.append(PersistFailed(generation, 0, "no space left on device"))
-                elif generation <= self.persisted:
+                elif self.persisted > after:
                     controller.inbox.append(
                         PersistFailed(generation, self.persisted, "somebody was faster", self.persisted_ids)
                     )

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from tests.property.planner_cluster import ToyCluster
 
+MOST = settings.get_profile("holdfast").max_examples * 6 // 10
+"""A run takes a tenth of a second, most of it for tables."""
 
+
+@settings(max_examples=MOST)
 @given(seed=st.integers(0, 2**32), steps=st.integers(0, 400))
 def test_commits_only_what_all_have_prepared_and_converges(seed: int, steps: int) -> None:
     cluster = ToyCluster(Random(seed))
@@ -19,7 +23,7 @@ def test_commits_only_what_all_have_prepared_and_converges(seed: int, steps: int
     assert cluster.settled(), cluster.controllers[0].status
 
 
-@settings(max_examples=60)
+@settings(max_examples=MOST // 2)
 @given(seed=st.integers(0, 2**32), steps=st.integers(0, 400))
 def test_two_controllers_do_no_harm_and_agree_in_the_end(seed: int, steps: int) -> None:
     cluster = ToyCluster(Random(seed), controllers=2)

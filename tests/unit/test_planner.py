@@ -126,7 +126,7 @@ class Scene:
 
     def _answer(self, effect: PlannerEffect, done: list[str]) -> PlannerEvent | None:
         match effect:
-            case Persist(generation, _):
+            case Persist(generation, _, _):
                 done.append(f"persist {generation}")
                 self.persisted.append(generation)
                 return Persisted(generation)
@@ -481,6 +481,34 @@ def test_a_newer_generation_of_somebody_else_is_adopted(scene: Scene) -> None:
     scene.later(3 * SECOND_NS)
     assert [1] == scene.backends(), "each wants its own; the newer generation wins"
     assert (3, Phase.IDLE) == (scene.now().generation, scene.now().phase)
+
+
+def test_the_same_generation_with_other_contents_is_replaced_by_a_newer_one(scene: Scene) -> None:
+    """Of two controllers that shared nothing: the LB would refuse ours for ever."""
+    scene.see(world(1))
+    other = msgspec.structs.replace(scene.staged["lb2"], vips=())
+    scene.staged["lb2"] = other
+    scene.nodes["lb2"] = LbStatus("lb2", 1, 0, 0, 1, digest_of(other), 1, 0)
+    scene.later(4 * SECOND_NS)
+    assert [1, 2] == scene.persisted
+    assert (Phase.IDLE, 2, 2) == (scene.now().phase, scene.nodes["lb1"].committed, scene.nodes["lb2"].committed)
+    assert [1] == scene.backends("lb2")
+
+
+def test_a_late_answer_does_not_say_what_an_lb_knows(scene: Scene) -> None:
+    """It answers a question without ?snapshot=1, asked before the Planner had to start again: ask once more."""
+    scene.see(world(1))
+    scene.now_ns += PROBE_NS
+    assert [] != [one for one in scene.step(Tick()) if isinstance(one, AskStatus) and not one.with_snapshot]
+    newer = msgspec.structs.replace(scene.staged["lb1"], generation=2)
+    for name in ("lb1", "lb2"):
+        scene._take(name, 2, newer)
+    scene.step(LbAnswered("lb1", 0, scene._said("lb1", False)))
+    assert Phase.STARTING is scene.now().phase
+    scene.now_ns += RETRY_NS
+    effects = scene.step(LbAnswered("lb2", 0, scene._said("lb2", False)))
+    assert [True] == [one.with_snapshot for one in effects if isinstance(one, AskStatus)]
+    assert Phase.STARTING is scene.now().phase
 
 
 def test_an_agent_that_is_another_node_is_refused(scene: Scene) -> None:
