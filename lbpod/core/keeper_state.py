@@ -354,7 +354,7 @@ class State:
         return up
 
     def peer(self, slots: U32) -> U16:
-        """The replica to ask about each slot: the owner where it is up and not this LB, else the backup, else nobody."""
+        """The replica to ask about each slot: the owner where it is up and not this LB, else the backup, or nobody."""
         result = np.full(len(slots), MEMBER_NONE, dtype=np.uint16)
         for members in (self.backup[slots], self.owner[slots]):
             fits = self.is_up(members) & (members != self.member)

@@ -122,7 +122,7 @@ QUEUE_MAX: Final = 1_024
 """Events waiting in a shell's queue; beyond it HTTP answers 503 and the pending map keeps its flows."""
 
 EARLIER_MAX: Final = 4
-"""Backends besides base and current that a tracking slot remembers its flows may have; beyond, any of the VIP's may be."""
+"""Backends besides base and current that a tracking slot remembers for its flows; beyond, any of the VIP's may be."""
 
 NAT_DUMP_AGE_NS: Final = 200_000_000
 """A host agent answers from a list of its translated flows that is no older than this."""

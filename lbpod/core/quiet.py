@@ -27,7 +27,7 @@ _CANNOT_TELL = QuietAnswer(can_tell=False, quiet=b"")
 
 
 def asked(state: State, request: int, call: QuietCall, now_ns: int) -> Effects:
-    """POST /v1/slots/quiet: answered from the last list of translated flows where that is fresh, else from a new one."""
+    """POST /v1/slots/quiet: answered from the last list of translated flows where it is fresh, else from a new one."""
     if state.nat is not None and now_ns - state.nat_asked_ns <= NAT_DUMP_AGE_NS:
         return [Reply(request, _answer(state, call, state.nat, now_ns))]
     if len(state.nat_waiting) >= QUEUE_MAX or not state.has_room():

@@ -165,8 +165,11 @@ class Slots:
         held = current if begun is None else np.where(current == 0, begun, current)
         touched = (held != table) & (held != 0)
         fresh = touched & ~tracking
-        base = np.where(alive[held], held, current)
-        self.words[fresh] = make_words(current[fresh], base[fresh], _TRACKING)
+        base = np.where(fresh, held, base_of(before))
+        tracked = fresh | tracking
+        # A base may be dead before its commit: that of a change which was superseded twice.
+        base = np.where(alive[base], base, current)
+        self.words[tracked] = make_words(current, base, before & _FLAGS | _TRACKING)[tracked]
         tracking |= fresh
         if tracking.any():
             track = self._tracked()
@@ -224,7 +227,7 @@ class Slots:
         return self._set_base(slots, np.where(alive[bases], bases, current_of(self.words[slots])))
 
     def rebase(self, slots: U32, bases: U32, alive: Bools, now_ns: int) -> U32:
-        """As either: every live flow is recorded, so base may move; the old one stays possible, and time counts anew."""
+        """As either: every live flow is recorded, so base may move; the old one stays possible, time counts anew."""
         if self.track is None:
             return np.zeros(0, dtype=np.uint32)
         kept = is_tracking(self.words[slots])

@@ -42,10 +42,13 @@ class Twin:
     def prepare(self, wanted: int, begun: int | None, alive: set[int]) -> None:
         held = self.current or begun or 0
         if held and held != wanted and not self.tracking:
-            self.tracking, self.base = True, held if held in alive else self.current
+            self.tracking, self.base = True, held
             self.flows = {held}
+        if self.tracking and self.base not in alive:
+            self.base = self.current
         if self.tracking and begun:
             self.flows.add(begun)
+        self.flows &= alive  # an id that has died never comes back as the same backend
 
     def commit(self, wanted: int | None, alive: set[int]) -> None:
         if self.tracking:
