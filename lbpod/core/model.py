@@ -1,7 +1,7 @@
 """The nouns: what a cluster looks like to the people who configure it and to the LBs that serve it.
 
-Two levels, on purpose. A *World* is what was observed (a file, or Kubernetes objects): names, no numbers. A *Snapshot* is
-what the controller decided and pushes: the same things with ids, epochs and digests, whole, never a delta. Only the
+Two levels, on purpose. A *World* is what was observed (a file, or Kubernetes objects): names, no numbers. A *Snapshot*
+is what the controller decided and pushes: the same things with ids, epochs and digests, whole, never a delta. Only the
 Planner turns one into the other. All are frozen and compare by value, so that "nothing changed" is ``==``.
 
 Addresses are 16 bytes (IPv4 as ``::ffff:a.b.c.d``), ports are integers in host order, times are nanoseconds.
@@ -114,8 +114,8 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Backend(msgspec.Struct, frozen=True):
-    """A backend with its number. Invariant: an id names the same (VIP, address, port) in all snapshots that any LB still
-    knows (1 <= id < BACKEND_IDS_MAX)."""
+    """A backend with its number. Invariant: an id names the same (VIP, address, port) in all snapshots that any LB
+    still knows (1 <= id < BACKEND_IDS_MAX)."""
 
     id: int
     address: bytes
@@ -128,8 +128,8 @@ class Backend(msgspec.Struct, frozen=True):
 class Vip(msgspec.Struct, frozen=True):
     """A VIP with its backend set.
 
-    Invariants: created <= epoch <= Snapshot.generation; epoch is the generation in which the VIP (its backends, weights,
-    states or settings) last changed; digest is that of ``table(backends in state READY, else all of them)``.
+    Invariants: created <= epoch <= Snapshot.generation; epoch is the generation in which the VIP (its backends,
+    weights, states or settings) last changed; digest is that of ``table(backends in state READY, else all of them)``.
     """
 
     id: int
@@ -168,8 +168,8 @@ class NextIds(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """The whole desired state at one generation. What is equal but for its generation is the same state.
 
-    Invariants: ``lbpod.core.snapshot.check`` (nodes, vips and each VIP's backends ascend by id, so equal states have equal
-    bytes).
+    Invariants: ``lbpod.core.snapshot.check`` (nodes, vips and each VIP's backends ascend by id, so equal states
+    have equal bytes).
     """
 
     cluster: Cluster
