@@ -43,7 +43,7 @@ class Verdict(IntEnum):
     PROMOTED = 15
     """Replica: an embryonic record became a full one (the packet travels the chain)."""
     LOCAL = 16
-    """Decided here, the backend is on this node: translated, into the stack. Counted instead of what chose the backend."""
+    """Decided here, the backend is on this node: translated, into the stack. Counted instead of how it was chosen."""
     DELIVERED = 17
     """Host agent: stripped, translated, into the stack."""
     REPLY = 18
