@@ -13,7 +13,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,7 @@ CLUSTER: Final = ClusterOf(vni=7, seed=20_260)
 VIP_ADDRESS: Final = parse_address("203.0.113.10")
 HOSTS: Final = ("host1", "host2")
 IFINDEX: Final = 0
+_CAN_FAIL: Final = (*get_args(DatapathEffect), Remember)
 
 
 class Hops:
@@ -127,7 +128,7 @@ class Node:
         self.name, self.address = name, address
         self.datapath = MemoryDatapath()
         self.fails: Callable[[KeeperEffect], bool] = never
-        """Which effects the datapath refuses."""
+        """Which effects the datapath (or the disk) refuses."""
         self.outbox: list[Ask | Tell] = []
         self.answers: dict[int, Reply | Refuse] = {}
         self.traces: list[Trace] = []
@@ -167,7 +168,7 @@ class Node:
     def carry_out(self, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
-            if self.fails(effect):
+            if isinstance(effect, _CAN_FAIL) and self.fails(effect):
                 return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), "the map says no")]
             self.effects.append(effect)
             event = self._perform(effect)

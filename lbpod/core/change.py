@@ -187,7 +187,7 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
             created.append(CreateVip(vip.id))
             if vip.created == plan.generation or is_new_ring:
                 continue
-            written += state.write(vs, vs.slots.adopt(tables[vip.id], now_ns))
+            written += state.write(vs, vs.slots.adopt(tables[vip.id], True, now_ns))
             vs.vip = vip
         elif vip.id in tables or vip.id in begun:
             table = tables.get(vip.id, current_of(vs.slots.words))
@@ -309,7 +309,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         if found is None:
             created.append(CreateVip(vip_id))
         if committed is not None and (found is None or not found.any()) and table.any():
-            changed = vs.slots.adopt(table, now_ns)
+            changed = vs.slots.adopt(table, state.prepared is not None, now_ns)
         else:
             changed = vs.slots.restore(table, other, state.alive, state.prepared is not None, now_ns)
         vs.vip = committed if (current_of(vs.slots.words) == table).all() else None

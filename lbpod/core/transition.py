@@ -115,12 +115,12 @@ class Slots:
         return 0 if self.track is None else int(np.count_nonzero(self.tracking))
 
     # --- Begin --------------------------------------------------------------------------------------------------------
-    def adopt(self, table: U32, now_ns: int) -> U32:
+    def adopt(self, table: U32, prepared: bool, now_ns: int) -> U32:
         """An LB without state in a living cluster: it tracks all slots, because it can know nothing of any."""
         track = self._tracked()
         self.words[:] = make_words(table, table, _TRACKING)
         track.changed_at_ns[:] = now_ns
-        track.touched[:] = True
+        track.touched[:] = prepared
         track.unknown[:] = True
         return np.arange(SLOT_COUNT, dtype=np.uint32)
 

@@ -254,7 +254,7 @@ def test_nothing_moves_a_steady_slot(move: str) -> None:
 
 def test_an_lb_without_state_tracks_everything_and_knows_nothing() -> None:
     slots = Slots()
-    slots.adopt(table(1, 2), NOW_NS)
+    slots.adopt(table(1, 2), True, NOW_NS)
     assert SLOT_COUNT == slots.tracking_count
     assert (1, 1, True) == at(slots, 0)
     assert slots.track is not None
