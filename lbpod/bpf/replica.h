@@ -57,19 +57,45 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	return 1;
 }
 
+/* Every replica in an ownership word, self aside, can be sent to. */
+HF_INLINE int hf_pair_heard(const struct hf_config *config, const __u32 *pair)
+{
+	for (int half = 0; pair && half < 2; half++) {
+		__u32 member = half ? *pair >> 16 : *pair & 0xffff;
+
+		if (member != HF_MEMBER_NONE && member != config->self && !hf_member_node(member))
+			return 0;
+	}
+	return 1;
+}
+
+/* The chain can reach every other replica of the slot. */
+HF_INLINE int hf_all_heard(const struct hf_config *config, __u32 slot)
+{
+	if (!hf_pair_heard(config, bpf_map_lookup_elem(&own, &slot)))
+		return 0;
+	return !config->ring_change || (hf_pair_heard(config, bpf_map_lookup_elem(&next, &slot)) &&
+					hf_pair_heard(config, bpf_map_lookup_elem(&prev, &slot)));
+}
+
 /*
- * First packet of TCP, any of UDP and of ClientIP: recorded, or sent where every LB will look for it. unannounced: a
- * full record at once.
+ * First packet of TCP, any of UDP and of ClientIP: recorded. It goes where every LB would look for it, if it cannot be
+ * recorded, or if a replica is left out of the chain: that one may be up all the same (only its agent is not, say), and
+ * the flow's next packets may reach it. unannounced: a full record at once.
  */
 HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
 			       __u32 slot, __u64 word, int first, int unannounced, __u64 now)
 {
 	__u32 *pair;
 
-	choice->backend = first ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
+	int heard = hf_all_heard(config, slot);
+
+	choice->backend = first && heard ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
 	choice->verdict = HF_DROP_NO_BACKEND;
 	if (!hf_backend_alive(choice->backend))
 		return;
+	if (!heard)
+		hf_note_unrecorded(flow->vip, now);
 	if (!hf_record(flow, choice->backend, unannounced, now)) {
 		choice->verdict = HF_CHAIN_STARTED;
 		choice->alone = HF_FIRST_ALONE;

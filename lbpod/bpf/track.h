@@ -64,8 +64,8 @@ HF_COLD __u32 hf_track(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word,
 			hf_note_pending(&flow, hash >> 16);
 		return hf_relay(ctx, config, node, packet.tot_len, hash, origin);
 	}
-	backend = hf_is_syn(packet.tcp_flags) ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
-	return hf_send(ctx, backend, hash, origin, HF_DECIDED_ALONE);
+	/* A first packet, too: nobody records it, so it has to go where its next packets will go. */
+	return hf_send(ctx, hf_base_or_current(word), hash, origin, HF_DECIDED_ALONE);
 }
 
 #endif

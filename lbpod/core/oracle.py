@@ -281,8 +281,7 @@ class _Passage:
                 self.maps.pending.put(self.key, Pending(self.slot, 0, self.now_ns))
             origin = self.config.self if relay is None else relay.origin
             return self._send(Verdict.RELAYED, node, Relay(self.config.epoch, hops + 1, origin))
-        backend = self.current if self.syn else self._base_or_current()
-        return self._to_backend(Verdict.DECIDED_ALONE, backend)
+        return self._to_backend(Verdict.DECIDED_ALONE, self._base_or_current())
 
     def _owner_node(self) -> int | None:
         """Node of the owner where it can be sent to, else that of the backup."""
@@ -321,9 +320,14 @@ class _Passage:
 
     def _begin(self) -> Outcome:
         """The first packet of a flow, or any that nobody knows where no packet announces one (UDP, ClientIP)."""
-        backend = self.current if self.first else self._base_or_current()
+        others = [member for member in self.maps.replicas(self.slot) if member != self.config.self]
+        heard = all(self.maps.member_node(member) is not None for member in others)
+        backend = self.current if self.first and heard else self._base_or_current()
         if not self._alive(backend):
             raise _End(Verdict.DROP_NO_BACKEND)
+        if not heard:
+            # Whom the chain leaves out may be up all the same, and would send the flow's next packets to base.
+            self._note_unrecorded()
         full = self.unannounced
         if self._record_full(backend) if full else self._record_embryonic(backend):
             return self._start_chain(Verdict.CHAIN_STARTED, Verdict.FIRST_ALONE, backend, full=full)

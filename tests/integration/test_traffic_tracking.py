@@ -194,15 +194,22 @@ def test_the_backup_serves_while_the_owner_is_believed_down_and_tells_it_all_the
     }
 
 
-def test_a_replica_left_alone_records_and_serves(ring: Ring) -> None:
+def test_what_not_every_replica_can_be_told_goes_where_it_would_look(ring: Ring) -> None:
+    """The owner is believed down, wrongly: its agent was killed, say. It knows nothing of what is new meanwhile."""
     vip, old, new = ring.vip(86)
     ring.fabric.set_slots(vip, slot_word(new, base=old, tracking=True))
     for at in (ring.first, ring.backup):
         ring.fabric.set_member(at, ring.owner, up=False)
     with ring.fabric.counting() as counted, TcpFlow(ring.fabric.lab.client, VIP, 86) as flow:
-        assert "new" == flow.server
+        assert "old" == flow.server
     assert 1 == counted["node3"][Verdict.FIRST_ALONE]
     assert "node2" not in counted
+    with TcpFlow(ring.fabric.lab.client, VIP, 86) as flow, ring.fabric.counting() as counted:
+        ring.fabric.lab.router.set_ecmp(PREFIX, [ring.owner])
+        assert b"and now through the owner" == flow.echo(b"and now through the owner")
+    assert {"node2": {Verdict.OLD_TO_BASE}, "node4": {Verdict.DELIVERED, Verdict.REPLY}} == {
+        name: set(found) for name, found in counted.items()
+    }
 
 
 def test_without_any_replica_the_first_lb_decides_alone(ring: Ring) -> None:
@@ -213,6 +220,9 @@ def test_without_any_replica_the_first_lb_decides_alone(ring: Ring) -> None:
             ring.fabric.set_member(ring.first, lb, up=False)
         with ring.fabric.counting() as counted:
             assert b"old flow" == before.echo(b"old flow"), "to base"
+            with TcpFlow(ring.fabric.lab.client, VIP, 87) as begun:
+                assert "old" == begun.server, "where its next packets will be looked for, whoever gets them"
+                assert b"new flow" == begun.echo(b"new flow")
     assert {"node1": {Verdict.DECIDED_ALONE}, "node4": {Verdict.DELIVERED, Verdict.REPLY}} == {
         name: set(found) for name, found in counted.items()
     }
