@@ -91,8 +91,17 @@ def mint(directory: Path, nodes: Sequence[str]) -> list[Path]:
     for name in nodes:
         if not _NODE_NAME.fullmatch(name) or name in _RESERVED:
             raise CertsError(
-                f"{name!r} cannot be the name of a node's certificate: use a-z, 0-9, '-', '.'; not ca, viewer"
+                f"{name!r} cannot be the name of a node's certificate: use a-z, 0-9, '-' and '.', 63 characters at"
+                f" most, and none of {', '.join(_RESERVED)}"
             )
+    try:
+        return _mint(directory, nodes)
+    except OSError as error:
+        raise CertsError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
+
+
+def _mint(directory: Path, nodes: Sequence[str]) -> list[Path]:
+    """Raises OSError, too."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     written: list[Path] = []
     ca, ca_key = _ca(directory, written)

@@ -80,6 +80,13 @@ def test_a_ca_is_never_replaced(tmp_path: Path) -> None:
         mint(tmp_path, [])
 
 
+def test_a_folder_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "tls"):
+        with pytest.raises(CertsError, match=r"file.* cannot be written: "):
+            mint(folder, [])
+
+
 @pytest.mark.parametrize("name", ["../n1", "ca", "controller", "", "N1", "a b", "-"])
 def test_names_that_would_be_trouble_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CertsError, match="cannot be the name"):
