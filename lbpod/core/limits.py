@@ -259,6 +259,9 @@ CONTROL_TIMEOUT_NS: Final = 8_000_000_000
 CONFIG_BYTES_MAX: Final = 32 * 1024 * 1024
 """Largest configuration file that is read."""
 
+CONFIG_NESTING_MAX: Final = 32
+"""Levels of lists and mappings in a configuration file; what is meant needs eight."""
+
 CONFIG_LOOK_NS: Final = 1_000_000_000
 """A configuration file is looked at this often even if no edit was noticed (some file systems do not tell)."""
 

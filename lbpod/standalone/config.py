@@ -51,6 +51,8 @@ NAMESPACE_DEFAULT: Final = "default"
 
 _SECOND_NS: Final = 1_000_000_000
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_HOST: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?")
+"""A name or an IPv4 address; it becomes part of a URL."""
 _PROTOCOLS: Final = {"TCP": Protocol.TCP, "UDP": Protocol.UDP}
 _AFFINITIES: Final = {"None": Affinity.NONE, "ClientIP": Affinity.CLIENT_IP}
 _STATES: Final = {"ready": BackendState.READY, "draining": BackendState.DRAINING}
@@ -189,7 +191,8 @@ def _nodes(at: Value) -> tuple[WorldNode, ...]:
 
 def _control(at: Value) -> str:
     host, colon, port = (text := at.text()).rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65_535 or len(host) > NAME_BYTES_MAX:
+    is_port = port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65_535
+    if not colon or not is_port or not _HOST.fullmatch(host) or len(host) > NAME_BYTES_MAX:
         raise at.error(f"{text} is not of the form host:port")
     return text
 

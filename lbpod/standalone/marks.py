@@ -8,13 +8,18 @@ misspelt ``drainTimoutSeconds`` must not pass silently.
 Left to ``config``: which fields there are, and what they mean.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, ip_address
 from typing import Final
 
 import yaml
 
+from lbpod.core.limits import CONFIG_NESTING_MAX, SENTENCE_BYTES_MAX
 from lbpod.core.model import parse_address
+
+_INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
+"""As people write them. YAML would take 0120 for octal, 8_0 for 80 and 1:20 for 80, too."""
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's where PyYAML was built with it: 65,536 backends in 4 s instead of 60."""
@@ -34,7 +39,8 @@ class Value:
         self.line = node.start_mark.line + 1
 
     def error(self, sentence: str) -> ConfigError:
-        """To be raised by whoever finds more."""
+        """To be raised by whoever finds more. What is quoted of the file is cut, and cannot move anybody's cursor."""
+        sentence = "".join(one if one.isprintable() else repr(one)[1:-1] for one in sentence[:SENTENCE_BYTES_MAX])
         return ConfigError(f"{self._file}:{self.line}: {self.path}: {sentence}" if self.path else self._bare(sentence))
 
     def _bare(self, sentence: str) -> str:
@@ -100,7 +106,7 @@ class Value:
     def integer(self, low: int, high: int, what: str = "a whole number") -> int:
         """A whole number from low to high."""
         word = self.text()
-        is_number = self._node.tag == "tag:yaml.org,2002:int" and word.lstrip("+-").isdecimal() and len(word) < 20
+        is_number = self._node.tag == "tag:yaml.org,2002:int" and _INTEGER.fullmatch(word)
         if not is_number or not low <= int(word) <= high:
             raise self.error(f"{word} is not {what}; use {low} to {high}")
         return int(word)
@@ -124,7 +130,7 @@ class Value:
             raise self.error(f"{word} is not an IP address; use one like 203.0.113.10") from error
         if not isinstance(found, IPv4Address):
             raise self.error(f"{word} is IPv6, which is not supported yet; use an IPv4 address")
-        if found.is_multicast or found.is_unspecified or found == IPv4Address("255.255.255.255"):
+        if found.is_multicast or found.is_loopback or found.is_reserved or found.packed[0] == 0:
             raise self.error(f"{word} is not the address of one machine")
         return parse_address(word)
 
@@ -143,6 +149,7 @@ class Value:
 def documents(file: str, data: bytes) -> list[Value]:
     """The documents of a YAML file that hold anything. Raises ConfigError where it is not YAML."""
     try:
+        _check_nesting(file, data)
         loader = _LOADER(data)
         try:
             found = []
@@ -158,3 +165,15 @@ def documents(file: str, data: bytes) -> list[Value]:
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "too deeply nested or no text"
         raise ConfigError(f"{file}:{line}: this is not YAML: {reason}") from error
     return [value for value in found if not value.is_nothing]
+
+
+def _check_nesting(file: str, data: bytes) -> None:
+    """Raises ConfigError, yaml.YAMLError. libyaml's composer calls itself for every level, until the C stack ends and
+    with it the process; its events come one by one."""
+    depth = 0
+    for event in yaml.parse(data, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > CONFIG_NESTING_MAX:
+            mark = event.start_mark
+            line = mark.line + 1 if mark is not None else 1
+            raise ConfigError(f"{file}:{line}: nested deeper than {CONFIG_NESTING_MAX} levels; no field here is")

@@ -137,6 +137,11 @@ def test_which_port_of_a_backend_is_meant() -> None:
             "demo.yaml:14: spec.address: 203.0.113.256 is not an IP addr",
         ),
         ("address: 203.0.113.10", "address: 0.0.0.0", "demo.yaml:14: spec.address: 0.0.0.0 is not the address of one"),
+        ("address: 203.0.113.10", "address: 127.0.0.1", "demo.yaml:14: spec.address: 127.0.0.1 is not the address of"),
+        ("address: 203.0.113.10", "address: 0.1.2.3", "demo.yaml:14: spec.address: 0.1.2.3 is not the address of one"),
+        ("address: 203.0.113.10", "address: 240.0.0.1", "demo.yaml:14: spec.address: 240.0.0.1 is not the address of"),
+        ("port: 80,", "port: 0120,", "demo.yaml:16: spec.ports[0].port: 0120 is not a port; use 1 to 65535"),
+        ("port: 80,", 'port: !!int "+-80",', "demo.yaml:16: spec.ports[0].port: +-80 is not a port"),
         ("address: 203.0.113.10", "address: [1]", "demo.yaml:14: spec.address: a list is not text"),
         ("backendRef", "backendref", "demo.yaml:17: spec.backendref: unknown field; known here: address, affinity,"),
         ("kind: Virtual", "kind: Other", "demo.yaml:11: kind: OtherService is not known; use VirtualService"),
@@ -180,6 +185,10 @@ def test_which_port_of_a_backend_is_meant() -> None:
         ("name: web-1", "name: lb-1", "demo.yaml:5: nodes[1].name: lb-1 is listed twice; remove one"),
         ("10.0.0.2", "10.0.0.1", "demo.yaml:5: nodes[1].address: 10.0.0.1 is already the address of lb-1"),
         ('"agent.internal:9000"', "agent", "demo.yaml:5: nodes[1].control: agent is not of the form host:port"),
+        ("agent.internal:9000", "agent/x:9000", "demo.yaml:5: nodes[1].control: agent/x:9000 is not of the form"),
+        ("agent.internal:9000", "me@agent:9000", "demo.yaml:5: nodes[1].control: me@agent:9000 is not of the form"),
+        ("agent.internal:9000", "agent:\u0669", "demo.yaml:5: nodes[1].control: agent:\u0669 is not of the form"),
+        ("name: web-1", 'name: "\\e[2J\\n"', "demo.yaml:5: nodes[1].name: \\x1b[2J\\n is not a name"),
         ("tls: tls", "tls: tls\ntls: tls", "demo.yaml:3: tls: given twice, first on line 2; remove one"),
         ("tls: tls", "tls: [", "demo.yaml:4: this is not YAML: "),
         (
@@ -240,6 +249,7 @@ def test_seventy_thousand_backends_are_too_many() -> None:
         ("a: &x [*x]", "demo.yaml:1: "),
         ("\x00", "demo.yaml:1: this is not YAML"),
         ("{a: " * 5_000, "demo.yaml:"),
+        ("a:\n- " + "[" * 200_000, "demo.yaml:2: nested deeper than 32 levels"),
     ],
 )
 def test_files_that_are_something_else(text: str, wanted: str) -> None:
