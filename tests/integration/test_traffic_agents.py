@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lbpod.lab import CheckerRun, Lab
+from lbpod.lab import CheckerRun, Lab, Node
 from tests.integration.traffic_cluster import PREFIX, VIP, AgentCluster, Service, wait_for
 from tests.integration.traffic_hosts import fetch
 
@@ -221,6 +221,37 @@ def test_an_agent_killed_under_load_breaks_nothing_and_its_successor_takes_over(
         _let_requests_pass(checker, 300)
     final = checker.stop()
     _whole(final, checker)
+
+
+def test_an_agent_killed_while_slots_track_breaks_neither_old_flows_nor_new_ones(cluster: AgentCluster) -> None:
+    """The others believe its LB down and are wrong: its fast path goes on, and the router goes on sending to it."""
+    web, node = cluster.services["web"], cluster.lbs[2]
+    others = [one for one in cluster.lbs if one is not node]
+    old = _start(cluster, web, 0, long_count=60, short_rate=30)
+    _wait_open(old, 60)
+    with reshuffling(cluster, seed=14):
+        cluster.add_backend(web)
+        cluster.change()
+        known = [_believed_down(cluster, one) for one in others]
+        cluster.kill_agent(node)
+        wait_for(
+            lambda: all(_believed_down(cluster, one) > before for one, before in zip(others, known, strict=True)),
+            "the others believe it down",
+            cluster.told,
+        )
+        new = _start(cluster, web, 1, long_count=120, short_rate=30)
+        _wait_open(new, 120)
+        _let_requests_pass(new, 400)
+        cluster.start_agent(node)
+        cluster.wait_agent(node)
+        _let_requests_pass(new, 400)
+    for checker in (old, new):
+        _whole(checker.stop(), checker)
+    wait_for(lambda: cluster.tracking() == 0, "all slots settle", cluster.told)
+
+
+def _believed_down(cluster: AgentCluster, node: Node) -> float:
+    return cluster.metric(node, 'holdfast_traces_total{what="believed down"}')
 
 
 def test_a_controller_that_is_killed_and_restarted_changes_nothing_by_itself(cluster: AgentCluster) -> None:
