@@ -244,6 +244,8 @@ class Cluster:
         self.snapshot: Snapshot | None = None
         self.blocked: Callable[[str, str, PeerCall], bool] = lambda sender, receiver, body: False
         """Which calls (from, to, what) never arrive."""
+        self.muted: Callable[[str, str, PeerCall], bool] = lambda sender, receiver, body: False
+        """Which calls arrive, but their answers get lost."""
         self._tables = SharedTables(CLUSTER.seed)
         self._mail: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -341,7 +343,11 @@ class Cluster:
                 return
             if isinstance(answer, Refuse):
                 self.later(at_ns, fail)
-            elif self.random.random() < self.loss or at_ns > asked_at_ns + PEER_TIMEOUT_NS:
+            elif (
+                self.muted(sender.name, receiver.name, effect.body)
+                or self.random.random() < self.loss
+                or at_ns > asked_at_ns + PEER_TIMEOUT_NS
+            ):
                 self.later(asked_at_ns + PEER_TIMEOUT_NS, fail)
             else:
                 answered = wire.decode(type(answer.body), wire.encode(answer.body))

@@ -55,10 +55,8 @@ class Tally:
 class World:
     """The cluster, its clients, and those who change things."""
 
-    def __init__(self, seed: int, beliefs: bool = False) -> None:
-        """beliefs: LBs believe each other down for no reason."""
+    def __init__(self, seed: int) -> None:
         self.random = Random(seed)
-        self.beliefs = beliefs
         self.cluster = Cluster(3, self.random, loss=0.05, delay_ns_max=300_000_000)
         self.flows: list[Flow] = []
         self.tally = Tally()
@@ -132,7 +130,7 @@ class World:
     # --- Beliefs, restarts --------------------------------------------------------------------------------------------
     def disturb(self) -> None:
         node = self.random.choice(self.cluster.muxes)
-        if not self.beliefs or self.random.random() < 0.2:
+        if self.random.random() < 0.2:
             node.restart(self.cluster.now_ns)
             self.tally.restarts += 1
             return
