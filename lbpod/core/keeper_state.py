@@ -114,7 +114,8 @@ class Round:
     early_quiet: Bools
     """(len(early_slots),): no host agent that has answered has seen a live flow; False where one cannot tell."""
     early_backends: U32
-    """The backends that they were asked about: every slot of the round about every backend but its own current."""
+    """The backends that they were asked about, every slot of the round about every one but its own current; those of
+    a host agent that cannot tell are taken out."""
     waiting: int = 0
     """Answers that are still to come."""
     settled: int = 0
@@ -138,6 +139,8 @@ class VipState:
     early_at_ns: int = 0
     early_pause_ns: int = 0
     look_at_ns: int = 0
+    early_all: bool = False
+    """A backup has refused what hosts vouched for: the next round asks about every backend of the VIP."""
     early_turn: int = 0
     """Which host agents come first, where there are more than can be asked at one time."""
 

@@ -218,8 +218,8 @@ def _ask_hosts(state: State, vs: VipState, slots: U32, now_ns: int) -> Effects:
     assert round_ is not None and vip is not None, "a round is about a VIP that is served"
     view = _view(state, vs, slots)
     wanted = np.unique(view.possible)
-    if view.unknown.any():
-        wanted = np.union1d(wanted, _of_vip(state, vs))
+    if view.unknown.any() or vs.early_all:
+        wanted, vs.early_all = np.union1d(wanted, _of_vip(state, vs)), False
     node_of = {one.id: one.node for one in vip.backends}
     wanted = np.array([one for one in wanted.tolist() if one in node_of], dtype=np.uint32)
     nodes = np.array([node_of[one] for one in wanted.tolist()], dtype=np.uint32)
@@ -235,7 +235,7 @@ def _ask_hosts(state: State, vs: VipState, slots: U32, now_ns: int) -> Effects:
             if not state.has_room(node):
                 round_.early_quiet[positions] = False
                 continue
-            token = state.open(_HostAsked(vs, round_, positions), now_ns, node)
+            token = state.open(_HostAsked(vs, round_, positions, backends), now_ns, node)
             call = QuietCall(vs.id, slots_bytes(round_.early_slots[positions]), backends.astype("<u4").tobytes())
             effects.append(Ask(token, node, call))
             round_.waiting += 1
@@ -256,27 +256,32 @@ def _host_questions(current: U32, backends: U32) -> list[tuple[npt.NDArray[np.in
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _HostAsked(Question):
-    """A host agent was asked about some of the round's early slots."""
+    """A host agent was asked about some of the round's early slots, and some of its backends."""
 
     vs: VipState
     round: Round
     positions: npt.NDArray[np.intp]
+    backends: U32
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        quiet = np.zeros(len(self.positions), dtype=np.bool_)
-        if isinstance(answer, QuietAnswer) and answer.can_tell and len(answer.quiet) == len(quiet):
+        if isinstance(answer, QuietAnswer) and answer.can_tell and len(answer.quiet) == len(self.positions):
             quiet = np.frombuffer(answer.quiet, dtype=np.uint8) == 1
-        self.round.early_quiet[self.positions] &= quiet
-        return self._done(state, now_ns)
+            self.round.early_quiet[self.positions] &= quiet
+            return self._done(state, now_ns)
+        return self.failed(state, "it cannot tell", now_ns)
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
-        self.round.early_quiet[self.positions] = False
+        # Nobody vouches for its backends; slots that cannot have them need nobody to.
+        self.round.early_backends = np.setdiff1d(self.round.early_backends, self.backends)
         return self._done(state, now_ns)
 
     def _done(self, state: State, now_ns: int) -> Effects:
-        self.round.waiting -= 1
-        if self.round.waiting or state.vips.get(self.vs.id) is not self.vs:
+        round_ = self.round
+        round_.waiting -= 1
+        if round_.waiting or state.vips.get(self.vs.id) is not self.vs:
             return []
+        view = _view(state, self.vs, round_.early_slots)
+        round_.early_quiet &= view.within(round_.early_backends, _of_vip(state, self.vs))
         _pace_hosts(self.vs, now_ns)
         return _flag_and_look(state, self.vs, now_ns)
 
@@ -364,7 +369,7 @@ def _ask_backup(
     node = state.node_of_member.get(backup, 0)
     if not node or not state.has_room(node):
         return state.write(vs, vs.slots.unflag(slots))
-    token = state.open(_BackupAsked(vs, round_, kind, slots), now_ns, node)
+    token = state.open(_BackupAsked(vs, round_, kind, slots, bool(len(backends))), now_ns, node)
     round_.waiting += 1
     call = SettleCall(
         member=state.member,
@@ -464,6 +469,7 @@ class _BackupAsked(Question):
     round: Round
     kind: SettleKind
     slots: U32
+    early: bool
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, SettleAnswer) or 2 * len(answer.slots) != len(answer.bases):
@@ -475,6 +481,8 @@ class _BackupAsked(Question):
         bases, asked = ids_from(answer.bases), np.isin(named, self.slots)
         refused = np.setdiff1d(self.slots, named)
         effects = state.write(self.vs, self.vs.slots.unflag(refused))
+        # Since its restart the backup may know less than this LB does of whose flows there can be.
+        self.vs.early_all |= self.early and len(refused) > 0
         effects += _conclude(state, self.vs, self.round, self.kind, named[asked], bases[asked], now_ns)
         return [*effects, *(_end(self.vs, now_ns) if not self.round.waiting else [])]
 
