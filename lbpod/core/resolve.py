@@ -4,8 +4,10 @@ The fast path relays a packet that it cannot decide, and notes the flow. The pac
 spares the flow's *next* packets the detour. So nothing of this has to arrive: where a peer is silent or has enough to
 do already, the flows are dropped here and the fast path notes them again.
 
-**The lease of an answer is counted from the question.** The owner gives an answer after it was asked; so a lease that
-the asker lets end ``lease`` after *asking* can never outlast what the owner reckons with when it settles or forgets.
+**The lease of an answer is counted from the packet that was relayed.** That one the owner has seen, and its window
+(idle + lease + margin) begins there: a flow that travels on a lease is unseen for ``lease`` and silent for ``idle`` at
+most. Counting from the question, or from the answer, would add however long the question took to be asked: with an
+agent that was stopped for three seconds, the owner settled slots whose flows lived, and they broke.
 
 **What an owner may promise.** With a record: its backend. Without one, TCP: base, where the owner itself sends the
 flow's packets. UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner,
@@ -47,8 +49,9 @@ _MS_NS = np.uint64(1_000_000)
 def pending(state: State, event: PendingDrained, now_ns: int) -> Effects:
     """Ask the owners (or backups) of these flows, BATCH_MAX at a time, as far as there is room for questions."""
     slots = event.values["slot"].astype(np.uint32)
+    relayed_ns = np.minimum(event.values["seen_ns"].astype(np.uint64), np.uint64(now_ns))
     wanted = np.flatnonzero(state.facts.has(event.flows["vip"]) & (slots < SLOT_COUNT))
-    flows, slots = event.flows[wanted], slots[wanted]
+    flows, slots, relayed_ns = event.flows[wanted], slots[wanted], relayed_ns[wanted]
     effects: Effects = []
     for member, places in groups(state.peer(slots)):
         node = state.node_of_member.get(member, 0)
@@ -58,7 +61,7 @@ def pending(state: State, event: PendingDrained, now_ns: int) -> Effects:
             if not state.has_room(node):
                 break
             batch = places[first : first + BATCH_MAX]
-            token = state.open(_Asked(flows[batch], slots[batch], now_ns), now_ns, node)
+            token = state.open(_Asked(flows[batch], slots[batch], relayed_ns[batch]), now_ns, node)
             effects.append(Ask(token, node, ResolveCall(state.member, flows[batch].tobytes())))
     return effects
 
@@ -69,7 +72,8 @@ class _Asked(Question):
 
     flows: Rows
     slots: U32
-    asked_at_ns: int
+    relayed_ns: npt.NDArray[np.uint64]
+    """When the owner was last sent a packet of each."""
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, ResolveAnswer):
@@ -88,7 +92,7 @@ class _Asked(Question):
         leases = np.zeros(len(places), dtype=LEASE)
         leases["backend"] = backends[places]
         length_ns = np.minimum(leases_ms[places] * _MS_NS, state.facts.lease_ns[vips[places]])
-        leases["until_ns"] = np.uint64(self.asked_at_ns) + length_ns
+        leases["until_ns"] = self.relayed_ns[places] + length_ns
         return [PutCache(self.flows[places], leases)]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:

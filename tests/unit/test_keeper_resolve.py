@@ -60,14 +60,15 @@ def tracking_cluster(protocol: Protocol = Protocol.TCP) -> Cluster:
     return cluster
 
 
-def drained(node: Node, flows: Rows) -> PendingDrained:
+def drained(node: Node, flows: Rows, relayed_ns: int) -> PendingDrained:
     values = np.zeros(len(flows), PENDING)
-    values["slot"] = slots_of(flows)
+    values["slot"], values["seen_ns"] = slots_of(flows), relayed_ns
     return PendingDrained(flows, values)
 
 
-def asks_of(node: Node, flows: Rows, now_ns: int) -> list[Ask]:
-    effects = node.keeper.step(drained(node, flows), now_ns)
+def asks_of(node: Node, flows: Rows, now_ns: int, waited_ns: int = 0) -> list[Ask]:
+    """waited_ns: for how long the flows have lain in `pending`."""
+    effects = node.keeper.step(drained(node, flows, now_ns - waited_ns), now_ns)
     assert all(isinstance(effect, Ask) for effect in effects)
     return [effect for effect in effects if isinstance(effect, Ask)]
 
@@ -211,9 +212,9 @@ def test_long_idle_times_do_not_make_long_leases() -> None:
 
 
 # --- Believing --------------------------------------------------------------------------------------------------------
-def answered(node: Node, flows: Rows, answer: ResolveAnswer, now_ns: int) -> list[KeeperEffect]:
+def answered(node: Node, flows: Rows, answer: ResolveAnswer, now_ns: int, waited_ns: int = 0) -> list[KeeperEffect]:
     """What a node does with an answer that comes half a second after the question."""
-    asks = asks_of(node, flows, now_ns)
+    asks = asks_of(node, flows, now_ns, waited_ns)
     assert 1 == len(asks)
     return node.keeper.step(Answered(asks[0].token, answer), now_ns + SECOND_NS // 2)
 
@@ -228,14 +229,16 @@ def make_answer(count: int, backend: int, lease_ms: int = 2_000) -> ResolveAnswe
     return ResolveAnswer(np.full(count, backend, "<u4").tobytes(), np.full(count, lease_ms, "<u4").tobytes())
 
 
-def test_a_lease_counts_from_the_question() -> None:
+def test_a_lease_counts_from_the_packet_that_the_owner_saw() -> None:
+    """Not from the question: an agent that stood still asks about packets of seconds ago."""
     cluster = tracking_cluster()
     node, flows = cluster["lb1"], one_owned_elsewhere(cluster)
-    [put] = answered(node, flows, make_answer(len(flows), 1), cluster.now_ns)
-    assert isinstance(put, PutCache)
-    assert put.flows.tobytes() == flows.tobytes()
-    assert {cluster.now_ns + 2 * SECOND_NS} == set(put.leases["until_ns"].tolist())
-    assert {1} == set(put.leases["backend"].tolist())
+    for waited_ns in (0, SECOND_NS, 5 * SECOND_NS):
+        [put] = answered(node, flows, make_answer(len(flows), 1), cluster.now_ns, waited_ns)
+        assert isinstance(put, PutCache)
+        assert put.flows.tobytes() == flows.tobytes()
+        assert {cluster.now_ns - waited_ns + 2 * SECOND_NS} == set(put.leases["until_ns"].tolist())
+        assert {1} == set(put.leases["backend"].tolist())
 
 
 def test_no_lease_is_longer_than_this_lb_would_give() -> None:
@@ -295,7 +298,7 @@ def test_what_has_become_steady_meanwhile_is_not_kept() -> None:
 def test_a_lease_ends_in_the_fast_path() -> None:
     cluster = tracking_cluster()
     node, flows = cluster["lb1"], one_owned_elsewhere(cluster)
-    cluster.feed("lb1", drained(node, flows))
+    cluster.feed("lb1", drained(node, flows, cluster.now_ns))
     cluster.run(SECOND_NS // 5)
     leases = node.datapath.maps.cache.rows.values()
     assert len(flows) == len(leases)
