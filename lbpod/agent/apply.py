@@ -21,24 +21,26 @@ import numpy.typing as npt
 from lbpod.agent import rows
 from lbpod.agent.rows import Rows, Scene, Uplink
 from lbpod.agent.vip_index import Entry, VipIndex, entries_of
-from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD
+from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, VIP_STAT
 from lbpod.core.limits import NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Configure,
     CreateVip,
     DatapathEffect,
     DeleteVip,
+    DropNat,
     DropRecords,
-    DumpNat,
     DumpRecords,
     KeeperEvent,
+    LookNat,
     LookRecords,
     LookSeen,
-    NatDumped,
+    NatLooked,
     PutCache,
     RecordsDumped,
     RecordsLooked,
     SeenRead,
+    StampNatFull,
     WriteOwnership,
     WriteSlots,
 )
@@ -46,6 +48,9 @@ from lbpod.datapath.port import U32, ArrayName, Datapath, FlowMap
 
 NOBODY = np.uint32(0xFFFF_FFFF)
 """An ownership entry without owner and backup: MEMBER_NONE twice."""
+
+NAT_STAT = 0
+"""The row of vip_stats that is no VIP's: its stamp says when nat last may have evicted."""
 
 
 class NextHops(Protocol):
@@ -106,6 +111,8 @@ class Applier:
         self._ring_change = False
         self.rows_written = 0
         """Rows of arrays written since the start."""
+        self.swept_flows = 0
+        """Translated flows deleted since the start because they were over."""
 
     def apply(self, effect: DatapathEffect) -> KeeperEvent | None:
         """Carries out one effect; the event that answers it, where it is a question."""
@@ -125,11 +132,17 @@ class Applier:
             case DropRecords():
                 self._datapath.flows_delete(FlowMap.RECORDS, effect.flows)
                 self._datapath.flows_delete(FlowMap.EMBRYONIC, effect.flows)
+            case DropNat():
+                self.swept_flows += self._datapath.nat_delete(effect.keys, effect.seen_ns)
+            case StampNatFull():
+                row = np.zeros(1, VIP_STAT)
+                row["unrecorded_ns"] = effect.at_ns
+                self._datapath.write(ArrayName.VIP_STATS, np.array([NAT_STAT], np.uint32), row)
             case _:
                 return self._look(effect)
         return None
 
-    def _look(self, effect: LookRecords | DumpRecords | DumpNat | LookSeen) -> KeeperEvent:
+    def _look(self, effect: LookRecords | DumpRecords | LookNat | LookSeen) -> KeeperEvent:
         match effect:
             case LookRecords():
                 return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
@@ -139,13 +152,17 @@ class Applier:
                 flows = np.concatenate([full[0], embryonic[0]], dtype=FLOW, casting="no")
                 records = np.concatenate([full[1], embryonic[1]], dtype=RECORD, casting="no")
                 return RecordsDumped(effect.token, flows, records)
-            case DumpNat():
-                keys, values = self._datapath.nat_dump()
-                return NatDumped(effect.token, keys, values, self._datapath.nat_full())
+            case LookNat():
+                keys, values, cursor = self._datapath.nat_slice(effect.cursor)
+                full_ns = self._unrecorded_ns(NAT_STAT) if cursor is None else 0
+                return NatLooked(effect.token, keys, values, cursor, self._datapath.nat_room(), full_ns)
             case LookSeen():
                 stamps = self._datapath.read_other_seen(effect.vip)
-                stats: npt.NDArray[Any] = self._datapath.read(ArrayName.VIP_STATS)
-                return SeenRead(effect.token, stamps, int(stats["unrecorded_ns"][effect.vip]))
+                return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
+
+    def _unrecorded_ns(self, row: int) -> int:
+        stats: npt.NDArray[Any] = self._datapath.read(ArrayName.VIP_STATS)
+        return int(stats["unrecorded_ns"][row])
 
     # --- Configure ------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,16 @@
 """The only loop: what happens becomes events, one at a time into the Keeper, and its effects are carried out in order.
 
 One task owns the Keeper and the datapath, so neither needs a lock. Everybody else (server, peers, neighbours) leaves
-events  The drain pauses longer while it finds nothing, and does not take flows out while as
-many questions are under way as may be: the map keeps them, deduplicated, better than any queue could.
+events in a queue. The drain pauses longer while it finds nothing, and does not take flows out while as many questions
+are under way as may be: the map keeps them, deduplicated, better than any queue could.
 
 A step that may build tables (a snapshot, prepare, commit: up to a second each for a thousand backends) runs in a
 thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper and the datapath
 still have one user at any time.
+
+A slice of the translated flows takes some ten milliseconds, and there may be sixty of them: what is found goes to the
+end of the queue and ends the turn, so that nobody waits for more than one. (A thread was dropped: the datapath would
+have had two users.)
 
 Where an effect on the datapath fails, the rest of its list is not carried out: EffectsFailed is the next event. Where
 remembering fails (a full disk), what was remembered before is forgotten and the change goes on: a restart without a
@@ -53,7 +57,9 @@ from lbpod.core.messages import (
     KeeperEffect,
     KeeperEvent,
     LbStatus,
+    LookNat,
     LookRecords,
+    NatLooked,
     PeerCall,
     PendingDrained,
     PrepareCall,
@@ -176,6 +182,11 @@ class Driver:
         self._waiting.set()
 
     @property
+    def swept_flows(self) -> int:
+        """Translated flows deleted because they were over."""
+        return self._applier.swept_flows
+
+    @property
     def queue_count(self) -> int:
         """Events that wait."""
         return len(self._queue)
@@ -191,10 +202,7 @@ class Driver:
         next_resolve_ns = next_tick_ns + NEXT_HOP_GRACE_NS
         while not self._stopping:
             await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
-            for _ in range(EVENTS_PER_TURN_MAX):
-                if not self._queue or self._stopping:
-                    break
-                await self._take(self._queue.popleft())
+            await self._turn()
             if now_ns() >= next_tick_ns:
                 self._feed(Tick())
                 self.status = self._brain.status()
@@ -207,6 +215,16 @@ class Driver:
                 next_drain_ns = now_ns() + self._drain()
             await asyncio.sleep(0)
         self._give_up()
+
+    async def _turn(self) -> None:
+        """Some events, before clock and sockets are looked at again."""
+        for _ in range(EVENTS_PER_TURN_MAX):
+            if not self._queue or self._stopping:
+                return
+            item = self._queue.popleft()
+            await self._take(item)
+            if isinstance(item, NatLooked):
+                return
 
     async def _wait(self, pause_ns: int) -> None:
         """Until something is in the queue, or the pause is over."""
@@ -268,7 +286,9 @@ class Driver:
             except (DatapathError, OSError) as error:
                 self._note_failure(type(effect).__name__, str(error))
                 return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), str(error))]
-            if event is not None:
+            if isinstance(effect, LookNat) and event is not None:
+                self.post(event)
+            elif event is not None:
                 following.append(event)
         return following
 

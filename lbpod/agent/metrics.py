@@ -98,6 +98,9 @@ class _AgentCollector(Collector):
         yield CounterMetricFamily(
             "holdfast_looked_up_flows", "Flows whose records were looked up.", driver.looked_up_flows
         )
+        yield CounterMetricFamily(
+            "holdfast_swept_flows", "Translated flows deleted because they were over.", driver.swept_flows
+        )
         yield CounterMetricFamily("holdfast_pending_drains", "Looks into the pending map.", driver.drains)
         yield GaugeMetricFamily("holdfast_queue", "Events that wait.", driver.queue_count)
         yield GaugeMetricFamily("holdfast_queue_max", "Calls beyond this get 503.", QUEUE_MAX)

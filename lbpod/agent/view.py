@@ -125,6 +125,7 @@ class View:
             "pending_flows": self.driver.drained_flows,
             "resolved_flows": self.driver.resolved_flows,
             "looked_up_flows": self.driver.looked_up_flows,
+            "swept_flows": self.driver.swept_flows,
             "queue": self.driver.queue_count,
             "calls_under_way": self.peers.under_way_count,
             "failed_effects": sum(self.driver.failures.values()),

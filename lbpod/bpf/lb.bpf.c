@@ -5,6 +5,7 @@
  *   hf_xdp     uplink, on the way in:  mux and tunnel end
  *   hf_tc      uplink, on the way out: replies get their VIP back
  *   hf_lookup  for the agent:          a batch of records by key
+ *   hf_forget  for the agent:          a batch of nat entries out, unless they have been seen since
  *
  * The steady path is all inlined into hf_xdp: arrays and one helper call. Whatever is not steady is a call away, in
  * functions that the verifier looks at one by one.
@@ -12,6 +13,7 @@
 #include "steady.h"
 #include "reply.h"
 #include "lookup.h"
+#include "forget.h"
 
 SEC("xdp")
 int hf_xdp(struct xdp_md *ctx)
@@ -33,6 +35,22 @@ int hf_lookup(struct hf_lookup_args *args)
 	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
 		if (hf_lookup_one(i))
 			break;
+	return 0;
+}
+
+SEC("syscall")
+int hf_forget(struct hf_forget_args *args)
+{
+	__u32 deleted = 0;
+
+	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++) {
+		int one = hf_forget_one(i);
+
+		if (one < 0)
+			break;
+		deleted += one;
+	}
+	args->deleted = deleted;
 	return 0;
 }
 

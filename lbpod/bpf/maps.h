@@ -81,6 +81,10 @@ struct {
 HF_ARRAY(lookup_keys, struct hf_flow, HF_LOOKUP_BATCH_MAX, BPF_F_MMAPABLE);
 HF_ARRAY(lookup_values, struct hf_record, HF_LOOKUP_BATCH_MAX, BPF_F_MMAPABLE);
 
+/* The desk of hf_forget: nat keys, and their seen_ns as it was when they were chosen. */
+HF_ARRAY(stale_keys, struct hf_nat_key, HF_LOOKUP_BATCH_MAX, BPF_F_MMAPABLE);
+HF_ARRAY(stale_stamps, __u64, HF_LOOKUP_BATCH_MAX, BPF_F_MMAPABLE);
+
 /* The programs' view of the agent's settings: an array of one, so that it can be pinned, mapped and kept over a reload. */
 HF_ARRAY(config, struct hf_config, 1, BPF_F_MMAPABLE);
 

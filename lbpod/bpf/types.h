@@ -133,7 +133,7 @@ struct hf_counter {
 	__u64 bytes;
 };
 
-/* Per VIP, mmapped: the last time that a flow could not be recorded. */
+/* Per VIP, mmapped: the last time that a flow could not be recorded. [0], no VIP's: when nat may last have evicted. */
 struct hf_vip_stat {
 	__u64 unrecorded_ns;
 	__u64 pad;

@@ -15,6 +15,7 @@ once per lease, then pauses for just under ``idle``, would lose its record.)
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -98,6 +99,21 @@ class Facts:
         """(n,): which ids name a VIP. Any uint32 may be asked."""
         return (vips < VIPS_MAX) & self.known[np.where(vips < VIPS_MAX, vips, 0)]
 
+    def vips_of(self, addresses: U8, ports: U16, protocols: U8) -> U32:
+        """Id of the VIP with each address (n, 16), port (n,) in host order and protocol (n,); 0 where none is known."""
+        ids = np.flatnonzero(self.known)
+        if not len(ids) or not len(ports):
+            return np.zeros(len(ports), dtype=np.uint32)
+        marks = _marks(self.address[ids], self.port[ids], self.protocol[ids])
+        order = np.argsort(marks, kind="stable")
+        ids, marks = ids[order], marks[order]
+        wanted = _marks(addresses, ports, protocols)
+        found = ids[np.minimum(np.searchsorted(marks, wanted), len(ids) - 1)]
+        # A mark is a hash: of two VIPs with the same mark only the first is found, the other counts as unknown.
+        same = (self.address[found] == addresses).all(axis=1)
+        same &= (self.port[found] == ports) & (self.protocol[found] == protocols)
+        return np.where(same, found, 0).astype(np.uint32)
+
     def slots(self, flows: Rows) -> U32:
         """Slot of each flow (rows of layout.FLOW whose VIPs are known), (n,) uint32: what the fast path computes."""
         vips = flows["vip"]
@@ -131,6 +147,14 @@ class Facts:
         return (self.lease_ns[vips] // np.uint64(_MS_NS)).astype(np.uint32)
 
 
+def _marks(addresses: U8, ports: U16, protocols: U8) -> U64:
+    """One word for each (address, port, protocol): different ones for different IPv4 VIPs."""
+    halves = np.ascontiguousarray(addresses).view("<u8")
+    rest = ports.astype(np.uint64) | protocols.astype(np.uint64) << np.uint64(16)
+    mixed: U64 = halves[:, 1] ^ rest << np.uint64(8) ^ halves[:, 0] * np.uint64(0x9E37_79B9_7F4A_7C15)
+    return mixed
+
+
 def flows_from(data: bytes) -> Rows:
     """Rows of layout.FLOW from a body. The border has checked that they are whole."""
     return np.frombuffer(data, dtype=FLOW)
@@ -141,15 +165,46 @@ def over(seen_ns: U64, wait_ns: U64 | int, now_ns: int) -> Bools:
     return seen_ns + np.asarray(wait_ns, dtype=np.uint64) < np.uint64(now_ns)
 
 
-def live(keys: Rows, values: Rows, idle_ns: int, now_ns: int) -> Bools:
-    """Which translated flows (layout.NAT_KEY, NAT) may still have something to say.
+def live(values: Rows, idle_ns: U64 | int, now_ns: int) -> Bools:
+    """Which translated flows (rows of layout.NAT) may still have something to say.
 
     Over: silent for longer than idle; or closed (RST, or both FINs) and silent for the margin. The margin is for the
     last data and FIN of a pod, which it may have to send again, and whose ACKs have to reach it.
     """
-    flags, seen = values["flags"], values["seen_ns"].astype(np.uint64)
-    closed = (flags & NAT_RST != 0) | (flags & _FINS == _FINS)
-    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed & over(seen, MARGIN_NS, now_ns)))
+    seen = values["seen_ns"].astype(np.uint64)
+    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed(values) & over(seen, MARGIN_NS, now_ns)))
+
+
+def closed(values: Rows) -> Bools:
+    """Which translated flows (rows of layout.NAT) have seen RST, or FIN from both sides."""
+    flags = values["flags"]
+    return np.asarray((flags & NAT_RST != 0) | (flags & _FINS == _FINS))
+
+
+def vips_of(facts: Facts, keys: Rows, values: Rows) -> U32:
+    """Id of the VIP of each translated flow (layout.NAT_KEY, NAT), 0: not known."""
+    return facts.vips_of(values["vip"], values["vip_port_be"].astype(np.uint16), keys["protocol"])
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFlows:
+    """What early settle has to know of translated flows that are live, of VIPs that are known: (n,), pods: (n, 16)."""
+
+    vips: U32
+    slots: U16
+    pods: U8
+    ports: U16
+
+    @staticmethod
+    def among(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> "LiveFlows":
+        """Those among these rows of layout.NAT_KEY and NAT."""
+        vips = vips_of(facts, keys, values)
+        meant = (vips != 0) & live(values, facts.idle_ns[vips], now_ns)
+        keys, vips = keys[meant], vips[meant]
+        flows = np.zeros(len(keys), dtype=FLOW)
+        flows["addr"], flows["port_be"], flows["vip"] = keys["client"], keys["client_port_be"], vips
+        ports = keys["pod_port_be"].astype(np.uint16)
+        return LiveFlows(vips, facts.slots(flows).astype(np.uint16), keys["pod"].copy(), ports)
 
 
 def endpoints_match(addresses: U8, ports: U16, wanted: Iterable[tuple[bytes, int]]) -> Bools:

@@ -12,6 +12,7 @@ back here.
 | ``settle`` | from tracking back to steady, and rebase |
 | ``forget`` | when records go |
 | ``quiet`` | as host agent: which slots have no live flow left |
+| ``sweep`` | as host agent: when translated flows go, and whether some may have been evicted |
 | ``flows`` | arithmetic on thousands of flows |
 
 **When a write fails** (EffectsFailed), nothing that stood behind it was done: whoever waits for a Reply in the rest
@@ -28,7 +29,7 @@ from typing import assert_never
 
 import numpy as np
 
-from lbpod.core import change, forget, quiet, resolve, settle
+from lbpod.core import change, forget, quiet, resolve, settle, sweep
 from lbpod.core.keeper_state import Answer, Effects, State
 from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
 from lbpod.core.messages import (
@@ -40,18 +41,19 @@ from lbpod.core.messages import (
     Configure,
     CreateVip,
     DeleteVip,
+    DropNat,
     DropRecords,
-    DumpNat,
     DumpRecords,
     EffectsFailed,
     ForgetCall,
     KeeperEffect,
     KeeperEvent,
     LbStatus,
+    LookNat,
     LookRecords,
     LookSeen,
     MemberSeen,
-    NatDumped,
+    NatLooked,
     PendingDrained,
     PrepareCall,
     PutCache,
@@ -65,6 +67,7 @@ from lbpod.core.messages import (
     Restored,
     SeenRead,
     SettleCall,
+    StampNatFull,
     Tell,
     Tick,
     Trace,
@@ -92,7 +95,7 @@ class Keeper:
                 return self._called(event, now_ns)
             case Answered():
                 return self._answered(event.token, event.body, now_ns)
-            case RecordsLooked() | RecordsDumped() | NatDumped() | SeenRead():
+            case RecordsLooked() | RecordsDumped() | NatLooked() | SeenRead():
                 return self._answered(event.token, event, now_ns)
             case AskFailed():
                 return self._unanswered(event.token, event.reason, now_ns)
@@ -166,7 +169,7 @@ class Keeper:
             effects += self._unanswered(token, "no answer came in time", now_ns)
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
-        return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns)]
+        return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns), *sweep.tick(state, now_ns)]
 
     # --- Failures -----------------------------------------------------------------------------------------------------
     def _effects_failed(self, event: EffectsFailed, now_ns: int) -> Effects:
@@ -193,15 +196,17 @@ class Keeper:
                 unwritten.remember = True
             case DropRecords():
                 forget.drop_failed(self._state)
-            case Ask() | LookRecords() | DumpRecords() | DumpNat() | LookSeen():
+            case Ask() | LookRecords() | DumpRecords() | LookNat() | LookSeen():
                 return self._unanswered(effect.token, reason, now_ns)
             case Reply():
                 sentence = f"{self._state.node_name} could not write what it would have to acknowledge: {reason}"
                 return [Refuse(effect.request, UNWRITTEN, sentence)]
             case Refuse():
                 return [effect]
-            case PutCache() | Tell() | Trace():
-                pass  # the fast path notes flows again; a lost telling is asked about; nobody needs a trace
+            case PutCache() | Tell() | DropNat() | StampNatFull() | Trace():
+                # The fast path notes flows again; a lost telling is asked about; the next sweep finds what is still
+                # over, and that the stamp is missing; nobody needs a trace.
+                pass
             case _:
                 assert_never(effect)
         return []

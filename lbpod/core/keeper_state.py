@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.flows import Facts, window_ns
+from lbpod.core.flows import Facts, LiveFlows, window_ns
 from lbpod.core.limits import (
     BACKEND_IDS_MAX,
     CALL_LOST_NS,
@@ -34,7 +34,7 @@ from lbpod.core.messages import (
     Configure,
     KeeperEffect,
     LbStatus,
-    NatDumped,
+    NatLooked,
     PeerAnswer,
     QuietCall,
     RecordsDumped,
@@ -53,7 +53,7 @@ U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
 Effects = list[KeeperEffect]
-Answer = PeerAnswer | RecordsLooked | RecordsDumped | NatDumped | SeenRead
+Answer = PeerAnswer | RecordsLooked | RecordsDumped | NatLooked | SeenRead
 Endpoint = tuple[int, bytes, int]
 """What a backend id names: (VIP id, address, port)."""
 
@@ -146,6 +146,32 @@ class VipState:
 
 
 @dataclass(slots=True)
+class NatList:
+    """Translated flows that are live, as host agents are asked about them: made slice by slice."""
+
+    asked_at_ns: int
+    """No entry was looked at before."""
+    facts: Facts
+    """VIPs and slots are as these say. Invariant of State.nat: of use only while they are the State's."""
+    parts: list[LiveFlows] = field(default_factory=list)
+    count: int = 0
+    """Entries looked at, live or not."""
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One look through all translated flows for those that are over, a slice each tick."""
+
+    cursor: int | None = None
+    waiting: bool = False
+    """A slice has been asked for."""
+    count: int = 0
+    """Entries looked at so far."""
+    dropped: int = 0
+    """Those that were over."""
+
+
+@dataclass(slots=True)
 class Unwritten:
     """What a failed effect has left to be written, from the mirror, before anything is acknowledged again."""
 
@@ -211,11 +237,20 @@ class State:
         self.records_quiet = True
         """No slot has been tracking since a list of records came back empty."""
 
-        self.nat: NatDumped | None = None
-        self.nat_asked_ns = 0
-        """When `nat` was asked for."""
-        self.nat_waiting: list[tuple[int, QuietCall]] = []
-        """Requests that wait for a list. Invariant: not empty only while one has been asked for."""
+        self.nat: NatList | None = None
+        """The last list that was made whole, where it is fresh."""
+        self.nat_looking = False
+        """A list is being made."""
+        self.nat_waiting: list[tuple[int, QuietCall, int]] = []
+        """Requests that wait for a list, and since when. Invariant: not empty only while one is being made."""
+
+        self.nat_full_ns = 0
+        """When the map of translated flows last may have evicted; 0: never."""
+        self.sweep: Sweep | None = None
+        self.sweep_at_ns = 0
+        """When the next sweep begins; 0: no tick has come yet."""
+        self.swept_count = 0
+        """Entries that the last sweep wanted dropped: there may have been so many more at one time than were seen."""
 
         self.unwritten = Unwritten()
         self.confirmed = (0, 0)

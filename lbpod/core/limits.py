@@ -125,7 +125,22 @@ EARLIER_MAX: Final = 4
 """Backends besides base and current that a tracking slot remembers for its flows; beyond, any of the VIP's may be."""
 
 NAT_DUMP_AGE_NS: Final = 200_000_000
-"""A host agent answers from a list of its translated flows that is no older than this."""
+"""A host agent answers from a list of its translated flows that was begun no longer than this before the question."""
+
+NAT_SWEEP_NS: Final = 30_000_000_000
+"""A host agent looks for translated flows that are over this often ..."""
+
+NAT_SWEEP_NS_MIN: Final = 5_000_000_000
+"""... and the sooner, the fuller the map, but never sooner than this."""
+
+NAT_CLOSED_NS: Final = 60_000_000_000
+"""A closed flow (RST, or both FINs) is kept for so long: its pod's TIME_WAIT is over by then."""
+
+NAT_SILENT_MARGIN_NS: Final = 60_000_000_000
+"""A flow that has not been closed is kept for so much longer than its VIP's idle timeout."""
+
+NAT_UNKNOWN_IDLE_NS: Final = 3_600_000_000_000
+"""The least idle timeout that flows of a VIP that is not known (any more) are credited with."""
 
 EARLY_FRESH_NS: Final = 1_000_000_000
 """What host agents said may be used for an early settle for so long, counted from the question."""
@@ -282,6 +297,8 @@ CLOCK_SKEW_DAYS: Final = 1
 
 assert SLOT_COUNT == 1 << 16, "slot = hash >> 16 needs 2^16 slots"
 assert VIP_INDEX_COUNT == 2 * VIPS_MAX, "half of the VIP index is direct-mapped, half for chains"
+assert MARGIN_NS <= NAT_CLOSED_NS and MARGIN_NS <= NAT_SILENT_MARGIN_NS, "nothing is swept that early settle calls live"
+assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
 assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
 assert BACKEND_IDS_MAX < 1 << 24, "a slot holds its current backend in 24 bits"
 assert MEMBERS_MAX <= MEMBER_NONE, "member ids must differ from MEMBER_NONE"

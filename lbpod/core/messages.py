@@ -214,13 +214,19 @@ class RecordsDumped:
 
 
 @dataclass(frozen=True)
-class NatDumped:
-    """Answer to DumpNat: NAT_KEY and NAT rows; full: entries may have been evicted."""
+class NatLooked:
+    """Answer to LookNat: NAT_KEY and NAT rows, and where to go on (None: that was all).
+
+    room: entries from which the map may begin to evict. full_ns: when it last may have, as StampNatFull has left it (0:
+    never), said with the last answer.
+    """
 
     token: int
     keys: Rows
     values: Rows
-    full: bool
+    cursor: int | None
+    room: int
+    full_ns: int
 
 
 @dataclass(frozen=True)
@@ -262,7 +268,7 @@ KeeperEvent = (
     | PendingDrained
     | RecordsLooked
     | RecordsDumped
-    | NatDumped
+    | NatLooked
     | SeenRead
     | MemberSeen
     | EffectsFailed
@@ -345,10 +351,29 @@ class DumpRecords:
 
 
 @dataclass(frozen=True)
-class DumpNat:
-    """Ask for all translated flows: NatDumped."""
+class LookNat:
+    """Ask for some thousands of the translated flows: NatLooked. cursor: None to begin, else what the last answer said.
+
+    The answer need not come at once: a shell may do something else first.
+    """
 
     token: int
+    cursor: int | None
+
+
+@dataclass(frozen=True)
+class DropNat:
+    """Delete those of these translated flows (NAT_KEY) that have not been seen since (u64)."""
+
+    keys: Rows
+    seen_ns: U64
+
+
+@dataclass(frozen=True)
+class StampNatFull:
+    """Keep with the maps when the map of translated flows last may have evicted (vip_stats[0], which is no VIP's)."""
+
+    at_ns: int
 
 
 @dataclass(frozen=True)
@@ -421,7 +446,9 @@ DatapathEffect = (
     | DropRecords
     | LookRecords
     | DumpRecords
-    | DumpNat
+    | LookNat
+    | DropNat
+    | StampNatFull
     | LookSeen
 )
 KeeperEffect = DatapathEffect | Ask | Tell | Reply | Refuse | Remember | Trace

@@ -2,11 +2,14 @@
 
 The host agent sees every packet of its pods' flows in both directions, so it alone knows when a flow has ended.
 Owners ask it in order to settle before the idle timeout (``settle``, early). Its word is the only thing that may cut
-the quiet time short, so it errs on one side only: *cannot tell* where entries may have been evicted, or where it does
-not know what it is asked about; *live* where one side has not closed yet.
+the quiet time short, so it errs on one side only: *cannot tell* where entries may have been evicted (``sweep``), or
+where it does not know what it is asked about; *live* where one side has not closed yet.
 
-All slots of a question are answered from one list of all translated flows, and questions that come together share one
-(NAT_DUMP_AGE_NS): a change makes every owner ask every host at about the same time.
+All slots of a question are answered from one list of all live translated flows, and questions that come together share
+one: a change makes every owner ask every host at about the same time. The list is made in slices (a million entries
+take half a second), and the shell may do other things between two of them. A question may use a list that was begun
+before it, but by NAT_DUMP_AGE_NS at most: owners count on that (EARLY_AFTER_NS). Whoever comes later waits for the
+next list.
 """
 
 from dataclasses import dataclass
@@ -14,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.flows import endpoints_match, live
-from lbpod.core.keeper_state import Answer, Effects, Question, State, ids_from
-from lbpod.core.limits import NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
-from lbpod.core.messages import DumpNat, NatDumped, QuietAnswer, QuietCall, Refuse, Reply
+from lbpod.core import sweep
+from lbpod.core.flows import LiveFlows, endpoints_match
+from lbpod.core.keeper_state import Answer, Effects, NatList, Question, State, ids_from
+from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
+from lbpod.core.messages import LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply
 from lbpod.core.model import Backend, Vip
 
 Bools = npt.NDArray[np.bool_]
@@ -27,49 +31,72 @@ _CANNOT_TELL = QuietAnswer(can_tell=False, quiet=b"")
 
 
 def asked(state: State, request: int, call: QuietCall, now_ns: int) -> Effects:
-    """POST /v1/slots/quiet: answered from the last list of translated flows where it is fresh, else from a new one."""
-    if state.nat is not None and now_ns - state.nat_asked_ns <= NAT_DUMP_AGE_NS:
+    """POST /v1/slots/quiet: answered from the last list of translated flows where that is fresh, else from the next."""
+    if state.nat is not None and _may_use(state, state.nat, now_ns):
         return [Reply(request, _answer(state, call, state.nat, now_ns))]
     if len(state.nat_waiting) >= QUEUE_MAX or not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
-    if state.nat_waiting:
-        state.nat_waiting.append((request, call))
-        return []
-    state.nat_waiting.append((request, call))
-    return [DumpNat(state.open(_Dumped(now_ns), now_ns))]
+    state.nat_waiting.append((request, call, now_ns))
+    return [] if state.nat_looking else _begin(state, now_ns)
 
 
 def let_go(state: State, now_ns: int) -> None:
     """A list that is too old to answer from is not kept: it may be large."""
-    if state.nat is not None and now_ns - state.nat_asked_ns > NAT_DUMP_AGE_NS:
+    if state.nat is not None and not _may_use(state, state.nat, now_ns):
         state.nat = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Dumped(Question):
-    """All that wait (State.nat_waiting) are answered from this list."""
+def _may_use(state: State, nat: NatList, asked_ns: int) -> bool:
+    """May a question of that time be answered from this list?"""
+    return nat.facts is state.facts and asked_ns - nat.asked_at_ns <= NAT_DUMP_AGE_NS
 
-    asked_at_ns: int
+
+def _begin(state: State, now_ns: int) -> Effects:
+    state.nat_looking = True
+    return [LookNat(state.open(_Looked(NatList(now_ns, state.facts)), now_ns), None)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked(Question):
+    """One slice of a list."""
+
+    nat: NatList
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        if not isinstance(answer, NatDumped):
+        if not isinstance(answer, NatLooked):
             return self.failed(state, "the list is not one of flows", now_ns)
-        state.nat, state.nat_asked_ns = answer, self.asked_at_ns
+        nat = self.nat
+        nat.count += len(answer.keys)
+        nat.parts.append(LiveFlows.among(nat.facts, answer.keys, answer.values, now_ns))
+        if answer.cursor is not None:
+            return [LookNat(state.open(self, now_ns), answer.cursor)]
+        dropped_now = state.sweep.dropped if state.sweep is not None else 0
+        stamp = sweep.counted(state, nat.count + dropped_now, answer, now_ns)
+        state.nat, state.nat_looking = nat, False
         waiting, state.nat_waiting = state.nat_waiting, []
-        return [Reply(request, _answer(state, call, answer, now_ns)) for request, call in waiting]
+        effects: Effects = []
+        for request, call, asked_ns in waiting:
+            if _may_use(state, nat, asked_ns):
+                effects.append(Reply(request, _answer(state, call, nat, now_ns)))
+            else:
+                state.nat_waiting.append((request, call, asked_ns))
+        # The stamp last: no answer depends on its being written.
+        return [*effects, *(_begin(state, now_ns) if state.nat_waiting else []), *stamp]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        state.nat_looking = False
         waiting, state.nat_waiting = state.nat_waiting, []
-        return [Reply(request, _CANNOT_TELL) for request, _ in waiting]
+        return [Reply(request, _CANNOT_TELL) for request, _, _ in waiting]
 
 
-def _answer(state: State, call: QuietCall, nat: NatDumped, now_ns: int) -> QuietAnswer:
+def _answer(state: State, call: QuietCall, nat: NatList, now_ns: int) -> QuietAnswer:
     vip, backends = _find(state, call)
-    if nat.full or vip is None or backends is None:
+    if vip is None or backends is None:
         return _CANNOT_TELL
-    busy = busy_slots(state, vip, backends, nat, now_ns)
+    if sweep.may_have_evicted(state, int(state.facts.idle_ns[vip.id]) + MARGIN_NS, now_ns):
+        return _CANNOT_TELL
     slots = np.frombuffer(call.slots, dtype="<u2")
-    return QuietAnswer(can_tell=True, quiet=(~busy[slots]).astype(np.uint8).tobytes())
+    return QuietAnswer(can_tell=True, quiet=(~busy_slots(vip, backends, nat)[slots]).astype(np.uint8).tobytes())
 
 
 def _find(state: State, call: QuietCall) -> tuple[Vip | None, list[Backend] | None]:
@@ -85,15 +112,11 @@ def _find(state: State, call: QuietCall) -> tuple[Vip | None, list[Backend] | No
     return vip, [named[number] for number in sorted(wanted)] if named.keys() == wanted else None
 
 
-def busy_slots(state: State, vip: Vip, backends: list[Backend], nat: NatDumped, now_ns: int) -> Bools:
+def busy_slots(vip: Vip, backends: list[Backend], nat: NatList) -> Bools:
     """(SLOT_COUNT,): which slots of the VIP have a live flow to one of these backends."""
-    keys, values = nat.keys, nat.values
-    ours = (values["vip_port_be"] == vip.port) & (keys["protocol"] == int(vip.protocol))
-    ours &= (values["vip"] == np.frombuffer(vip.address, dtype=np.uint8)).all(axis=1)
-    keys, values = keys[ours], values[ours]
-    meant = endpoints_match(keys["pod"], keys["pod_port_be"], ((one.address, one.port) for one in backends))
-    idle_ns = int(state.facts.idle_ns[vip.id])
-    keys = keys[meant & live(keys, values, idle_ns, now_ns)]
     busy = np.zeros(SLOT_COUNT, dtype=np.bool_)
-    busy[state.facts.slots_of(vip.id, keys["client"], keys["client_port_be"].astype(np.uint16))] = True
+    for part in nat.parts:
+        ours = np.flatnonzero(part.vips == vip.id)
+        meant = endpoints_match(part.pods[ours], part.ports[ours], ((one.address, one.port) for one in backends))
+        busy[part.slots[ours[meant]]] = True
     return busy

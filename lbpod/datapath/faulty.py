@@ -129,15 +129,22 @@ class FaultyDatapath:
         self._reads("pending")
         return self.behind.pending_drain(count_max)
 
-    def nat_dump(self) -> tuple[Rows, Rows]:
+    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
         """May fail."""
         self._reads("nat")
-        return self.behind.nat_dump()
+        return self.behind.nat_slice(cursor)
 
-    def nat_full(self) -> bool:
-        """May fail."""
-        self._reads("nat")
-        return self.behind.nat_full()
+    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
+        """May delete only the first ones."""
+        arrived = self._writes("nat", len(keys))
+        if arrived is not None:
+            self.behind.nat_delete(keys[:arrived], seen_ns[:arrived])
+            self._fail("nat", "deleting from")
+        return self.behind.nat_delete(keys, seen_ns)
+
+    def nat_room(self) -> int:
+        """Never fails: it is the size of a map."""
+        return self.behind.nat_room()
 
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:
         """May fail; the door stays as it was then."""

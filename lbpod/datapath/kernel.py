@@ -93,9 +93,11 @@ class KernelDatapath:
         self._lookup_keys = self._map_array("lookup_keys")
         self._lookup_values = self._map_array("lookup_values")
         self._lookup_fd = fast_path.program("hf_lookup").fd
+        self._stale_keys = self._map_array("stale_keys")
+        self._stale_stamps = self._map_array("stale_stamps")
+        self._forget_fd = fast_path.program("hf_forget").fd
         self._pending_cursor: int | None = None
         self._pending_left: tuple[Rows, Rows] | None = None
-        self._nat_was_full = False
         self._slots: dict[int, MappedArray] = {}
         self._other_seen: dict[int, MappedArray] = {}
         self._unpublished: list[int] = []
@@ -104,7 +106,8 @@ class KernelDatapath:
 
     def close(self) -> None:
         """Unmaps everything and closes the descriptors. The kernel goes on with what is there."""
-        for each in [*self._arrays.values(), self._lookup_keys, self._lookup_values]:
+        desks = (self._lookup_keys, self._lookup_values, self._stale_keys, self._stale_stamps)
+        for each in [*self._arrays.values(), *desks]:
             each.close()
         for each in [*self._slots.values(), *self._other_seen.values()]:
             each.close()
@@ -325,22 +328,28 @@ class KernelDatapath:
     ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         """The map's entries, some thousands at a time (copies)."""
         cursor: int | None = None
+        while True:
+            keys, values, cursor = self._slice(name, key, value, cursor)
+            if len(keys):
+                yield keys, values
+            if cursor is None:
+                return
+
+    def _slice(
+        self, name: str, key: np.dtype[Any], value: np.dtype[Any], cursor: int | None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int | None]:
+        """Whole buckets from where `cursor` points, and the next cursor; None: that was all."""
         size = min(DUMP_CHUNK, max(self._fast_path.map(name).info.max_entries, LOOKUP_BATCH_MAX))
         busy = 0
         while True:
             keys, values = np.zeros(size, key), np.zeros(size, value)
             batch, after = libbpf.map_lookup_batch(self._fds[name], cursor, keys, values)
+            if batch.errno in (0, errno.ENOENT):
+                return keys[: batch.count], values[: batch.count], None if batch.errno else after
             if batch.errno == errno.ENOSPC:
                 size *= 2
-                continue
-            if batch.errno not in (0, errno.ENOENT):
+            else:
                 busy = self._patience(name, batch, busy)
-                continue
-            if batch.count:
-                yield keys[: batch.count], values[: batch.count]
-            if batch.errno == errno.ENOENT:
-                return
-            cursor = after
 
     def records_lookup(self, keys: Rows) -> Rows:
         """RECORD for each key, from records or else from embryonic, by the program hf_lookup."""
@@ -391,23 +400,31 @@ class KernelDatapath:
 
     # --- The host agent, the door, the counters -------------------------------------------------------------------
 
-    def nat_dump(self) -> tuple[Rows, Rows]:
-        """All NAT_KEY keys and NAT values."""
-        keys, values = self._dump("nat", NAT_KEY, NAT)
-        self._nat_was_full |= len(keys) >= self._nat_threshold()
-        return keys, values
+    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """NAT_KEY keys and NAT values of some buckets. The cursor counts buckets: whatever comes and goes between two
+        slices, what stays is in its bucket."""
+        return self._slice("nat", NAT_KEY, NAT, cursor)
 
-    def _nat_threshold(self) -> int:
+    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
+        """Deletes entries that have not been seen since, by the program hf_forget; how many."""
+        assert keys.dtype == NAT_KEY, "translated flows are keys of dtype NAT_KEY"
+        assert len(keys) == len(seen_ns), "as many stamps as keys"
+        deleted, step = 0, min(LOOKUP_BATCH_MAX, self._stale_keys.count, self._stale_stamps.count)
+        context = np.zeros(2, np.uint32)
+        for start in range(0, len(keys), step):
+            part = keys[start : start + step]
+            self._stale_keys.values[: len(part)] = part
+            self._stale_stamps.values[: len(part)] = seen_ns[start : start + step]
+            context[:] = len(part), 0
+            if libbpf.syscall_run(self._forget_fd, context) != 0:
+                raise DatapathError("the program that deletes nat entries could not read its desk")
+            deleted += int(context[1])
+        return deleted
+
+    def nat_room(self) -> int:
         """Entries from which an LRU map of this size may have evicted: see limits.NAT_FULL_RESERVE."""
         size = self._fast_path.map("nat").info.max_entries
         return max(1, min(size * 7 // 8, size - NAT_FULL_RESERVE * libbpf.possible_cpus()))
-
-    def nat_full(self) -> bool:
-        """True where nat has been nearly full since this agent started. Entries leave it only by eviction, so what is
-        not nearly full now has not been before, either."""
-        if not self._nat_was_full:
-            self._nat_was_full = sum(len(keys) for keys, _ in self._walk("nat", NAT_KEY, NAT)) >= self._nat_threshold()
-        return self._nat_was_full
 
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:
         """Sets member_by_addr to exactly these: the new ones first, so that no member is ever shut out."""

@@ -60,6 +60,8 @@ MAPS: Final[dict[str, tuple[np.dtype[Any], np.dtype[Any]]]] = {
     "counters": (U32, layout.COUNTER),
     "lookup_keys": (U32, layout.FLOW),
     "lookup_values": (U32, layout.RECORD),
+    "stale_keys": (U32, layout.NAT_KEY),
+    "stale_stamps": (U32, U64),
     "config": (U32, layout.CONFIG),
 }
 """Every map of ``maps.h``: key, value. ``slots`` and ``other_seen`` hold one inner array of such values per VIP."""

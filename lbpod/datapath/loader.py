@@ -28,7 +28,7 @@ from lbpod.datapath.port import DatapathError
 PACKAGED_OBJECT: Final = Path(str(files("lbpod.bpf"))) / "lb.bpf.o"
 PIN_FOLDER: Final = Path("/sys/fs/bpf/holdfast")
 
-_REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values"})
+_REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values", "stale_keys", "stale_stamps"})
 """Maps that are made anew when their size changes. No verdict may go uncounted because an older agent had fewer."""
 
 

@@ -39,7 +39,6 @@ class MemoryDatapath:
 
     def __init__(self, maps: Maps | None = None) -> None:
         self.maps: Final = Maps() if maps is None else maps
-        self._nat_was_full = False
 
     def _array(self, name: ArrayName) -> npt.NDArray[np.generic]:
         array: npt.NDArray[np.generic] = getattr(self.maps, name.value)
@@ -135,19 +134,29 @@ class MemoryDatapath:
         return _join(taken), np.array(values, dtype=layout.PENDING)
 
     # --- Host agent ---
-    def nat_dump(self) -> tuple[Rows, Rows]:
+    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """In the order of the keys; the cursor is the last one as a number."""
         rows = self.maps.nat.rows
-        keys = np.frombuffer(b"".join(rows), dtype=layout.NAT_KEY).copy()
-        values = np.zeros(len(rows), dtype=layout.NAT)
-        for at, entry in enumerate(rows.values()):
-            values[at] = _nat_row(entry)
-        return keys, values
+        last = b"" if cursor is None else cursor.to_bytes(layout.NAT_KEY.itemsize, "big")
+        found = sorted(key for key in rows if key > last)
+        taken = found[: limits.DUMP_CHUNK]
+        values = np.zeros(len(taken), dtype=layout.NAT)
+        for at, key in enumerate(taken):
+            values[at] = _nat_row(rows[key])
+        after = int.from_bytes(taken[-1], "big") if len(found) > len(taken) else None
+        return np.frombuffer(b"".join(taken), dtype=layout.NAT_KEY).copy(), values, after
 
-    def nat_full(self) -> bool:
-        nat = self.maps.nat
-        if len(nat) * NAT_FULL_DENOMINATOR >= nat.count_max * NAT_FULL_NUMERATOR:
-            self._nat_was_full = True
-        return self._nat_was_full
+    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
+        _check("nat", keys, layout.NAT_KEY, len(seen_ns))
+        rows, before = self.maps.nat.rows, len(self.maps.nat)
+        for key, stamp in zip(keys, seen_ns.tolist(), strict=True):
+            entry = rows.get(key.tobytes())
+            if entry is not None and entry.seen_ns == stamp:
+                self.maps.nat.delete(key.tobytes())
+        return before - len(rows)
+
+    def nat_room(self) -> int:
+        return max(1, self.maps.nat.count_max * NAT_FULL_NUMERATOR // NAT_FULL_DENOMINATOR)
 
     # --- The rest ---
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:

@@ -48,6 +48,7 @@ from tests.bench.fastpath_world import (
     build,
     write_config,
 )
+from tests.bpf.datapaths import whole_nat
 
 HERE: Final = Path(__file__).parent
 MANY_FLOWS_COUNT: Final = 10_000_000
@@ -138,7 +139,7 @@ class _Bench:
     def entries(self) -> dict[str, int]:
         """Entries of every map that flows can be in."""
         counts = {name.value: len(self.port.flows_dump(name)[0]) for name in FlowMap}
-        return counts | {"nat": len(self.port.nat_dump()[0])}
+        return counts | {"nat": len(whole_nat(self.port)[0])}
 
 
 @contextmanager

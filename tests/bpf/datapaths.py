@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from lbpod.core import layout
-from lbpod.core.maps import FlowTable, Maps
+from lbpod.core.maps import FlowTable, Maps, Nat
 from lbpod.datapath import loader
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import FastPath, LoadSettings
@@ -64,8 +64,8 @@ class Made:
     """A datapath under test, and what only its maker knows."""
 
     datapath: Datapath
-    nat_put: Callable[[int], None]
-    """Puts so many entries into nat, as the fast path would."""
+    nat_put: Callable[[int, int], None]
+    """Puts so many entries (nat_keys) with this seen_ns into nat, as the fast path would."""
     door: Callable[[], dict[bytes, int]]
     """What is in member_by_addr."""
     fast_path: FastPath | None = field(default=None)
@@ -77,6 +77,21 @@ def flows(count: int, first: int = 0) -> npt.NDArray[np.void]:
     rows["addr"][:, 12:16] = np.arange(first, first + count, dtype=">u4").view(np.uint8).reshape(count, 4)
     rows["port_be"], rows["vip"] = 4_242, 7
     return rows
+
+
+def whole_nat(datapath: Datapath) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """All of nat: NAT_KEY and NAT rows."""
+    parts, cursor = [], None
+    while True:
+        *part, cursor = datapath.nat_slice(cursor)
+        parts.append(part)
+        if cursor is None:
+            keys, values = zip(*parts, strict=True)
+            # With the dtype said: concatenate alone would turn fields in network order into native ones.
+            return (
+                np.concatenate(keys, dtype=layout.NAT_KEY, casting="no"),
+                np.concatenate(values, dtype=layout.NAT, casting="no"),
+            )
 
 
 def nat_keys(count: int) -> npt.NDArray[np.void]:
@@ -96,11 +111,9 @@ def in_memory(_folder: Path) -> Iterator[Made]:
         table.count_max = size
     made = MemoryDatapath(maps)
 
-    def nat_put(count: int) -> None:
-        from lbpod.core.maps import Nat
-
+    def nat_put(count: int, seen_ns: int) -> None:
         for key in nat_keys(count):
-            maps.nat.put(key.tobytes(), Nat(bytes(16), 80, 0, 1))
+            maps.nat.put(key.tobytes(), Nat(bytes(16), 80, 0, seen_ns))
 
     yield Made(made, nat_put, lambda: dict(maps.member_by_addr))
 
@@ -111,9 +124,9 @@ def in_kernel(folder: Path) -> Iterator[Made]:
     fast_path = loader.load(settings(folder))
     made = KernelDatapath(fast_path)
 
-    def nat_put(count: int) -> None:
+    def nat_put(count: int, seen_ns: int) -> None:
         values = np.zeros(count, layout.NAT)
-        values["seen_ns"] = 1
+        values["seen_ns"] = seen_ns
         assert count == made._put("nat", nat_keys(count), values), "an LRU map takes everything"
 
     def door() -> dict[bytes, int]:

@@ -24,6 +24,7 @@ from lbpod.datapath.mapped import MappedArray
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import ArrayName, FlowMap
 from tests.bpf import trial
+from tests.bpf.datapaths import whole_nat
 from tests.bpf.world import RECORDS_SMALL_COUNT, VIP_IDS_MAX, World
 
 LRU_COUNT: Final = 16_384
@@ -112,7 +113,7 @@ class Kernel:
             values = np.array(list(rows.values()), _VALUES[name])
             assert len(rows) == self.port.flows_put(name, keys, values), f"{name.value} has room for the world"
         nat = self._fast_path.map("nat").fd
-        for key in self.port.nat_dump()[0]:
+        for key in whole_nat(self.port)[0]:
             libbpf.map_delete(nat, "nat", key.tobytes())
         for key_bytes, value in maps.nat.rows.items():
             libbpf.map_update(nat, "nat", key_bytes, nat_bytes(value))
@@ -138,7 +139,7 @@ class Kernel:
             keys, values = self.port.flows_dump(name)
             made = _MADE[name]
             found[name.value] = {key.tobytes(): made(*value) for key, value in zip(keys, values.tolist(), strict=True)}
-        keys, values = self.port.nat_dump()
+        keys, values = whole_nat(self.port)
         found["nat"] = {key.tobytes(): _nat_of(value) for key, value in zip(keys, values, strict=True)}
         return found
 

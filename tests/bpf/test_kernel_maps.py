@@ -18,7 +18,7 @@ from lbpod.core.limits import BATCH_MAX, LOOKUP_BATCH_MAX, SLOT_COUNT, VIPS_MAX
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.layout import MAPS
 from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
-from tests.bpf.datapaths import SIZES, Made, bpffs, flows, in_kernel, in_memory, need_kernel
+from tests.bpf.datapaths import SIZES, Made, bpffs, flows, in_kernel, in_memory, nat_keys, need_kernel, whole_nat
 
 Maker = Callable[[Path], AbstractContextManager[Made]]
 ONE_MADE = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -221,16 +221,42 @@ def test_draining_takes_every_flow_once_and_no_more_than_asked_for(made: Made) -
 # --- Host agent, door, counters ---------------------------------------------------------------------------------------
 
 
-def test_nat_says_when_it_has_been_nearly_full(made: Made) -> None:
-    assert not made.datapath.nat_full()
-    made.nat_put(SIZES["nat"] // 2)
-    keys, values = made.datapath.nat_dump()
-    assert (SIZES["nat"] // 2, layout.NAT_KEY, layout.NAT) == (len(keys), keys.dtype, values.dtype)
-    assert len(keys) == len({key.tobytes() for key in keys})
+def test_nat_is_read_whole_and_a_full_one_has_more_entries_than_its_room(made: Made) -> None:
+    count = SIZES["nat"] // 2
+    made.nat_put(count, 1)
+    keys, values = whole_nat(made.datapath)
+    assert (count, layout.NAT_KEY, layout.NAT) == (len(keys), keys.dtype, values.dtype)
+    assert {key.tobytes() for key in nat_keys(count)} == {key.tobytes() for key in keys}
     assert (values["seen_ns"] == 1).all()
-    assert not made.datapath.nat_full()
-    made.nat_put(SIZES["nat"])
-    assert made.datapath.nat_full()
+    assert count < made.datapath.nat_room() < SIZES["nat"]
+    made.nat_put(2 * SIZES["nat"], 1)
+    assert len(whole_nat(made.datapath)[0]) >= made.datapath.nat_room()
+
+
+def test_a_nat_entry_goes_only_if_it_has_not_been_seen_since(made: Made) -> None:
+    count = LOOKUP_BATCH_MAX + 3
+    keys = nat_keys(count + 5)
+    made.nat_put(count, 7)
+    stamps = np.full(len(keys), 7, np.uint64)
+    stamps[::3] = 6
+    expected = {key.tobytes() for key in keys[:count:3]}
+    # The last five are not there at all.
+    assert count - len(expected) == made.datapath.nat_delete(keys, stamps)
+    assert expected == {key.tobytes() for key in whole_nat(made.datapath)[0]}
+    assert 0 == made.datapath.nat_delete(keys, stamps)
+    assert 0 == made.datapath.nat_delete(nat_keys(0), np.zeros(0, np.uint64))
+
+
+def test_what_stays_is_seen_exactly_once_while_others_go(made: Made) -> None:
+    """Between two slices everything that the first one had is deleted; nothing of the rest is passed over."""
+    made.nat_put(SIZES["nat"] // 2, 1)
+    keys, values, cursor = made.datapath.nat_slice(None)
+    seen = [key.tobytes() for key in keys]
+    while cursor is not None:
+        made.datapath.nat_delete(keys, values["seen_ns"].astype(np.uint64))
+        keys, values, cursor = made.datapath.nat_slice(cursor)
+        seen += [key.tobytes() for key in keys]
+    assert sorted(key.tobytes() for key in nat_keys(SIZES["nat"] // 2)) == sorted(seen)
 
 
 @ONE_MADE

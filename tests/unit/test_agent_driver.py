@@ -20,8 +20,10 @@ from lbpod.core.messages import (
     KeeperEffect,
     KeeperEvent,
     LbStatus,
+    LookNat,
     LookRecords,
     LookSeen,
+    NatLooked,
     PendingDrained,
     PrepareCall,
     QuietAnswer,
@@ -175,3 +177,26 @@ async def test_a_brain_that_asks_in_circles_stops_the_agent(tmp_path: Path) -> N
     driver = driver_of(Script(lambda event: [LookRecords(1, flows(1))]), MemoryDatapath(), tmp_path)
     with pytest.raises(AssertionError, match="circles"):
         await asyncio.wait_for(driver.run(None), 20)
+
+
+async def test_somebody_else_has_a_turn_between_two_slices_of_the_translated_flows(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called(request=1):
+                return [LookNat(1, None), Reply(1, ANSWER)]
+            case Called():
+                return [Reply(event.request, ANSWER)]
+            case NatLooked(token=1):
+                return [LookNat(2, None)]
+            case _:
+                return []
+
+    script = Script(reply)
+    driver = driver_of(script, MemoryDatapath(), tmp_path)
+    asked = [asyncio.create_task(driver.call(QUIET)) for _ in range(3)]
+    await asyncio.sleep(0)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(asyncio.gather(*asked), 5)
+    await asyncio.wait_for(driver.look(), 5)
+    assert [Called, Called, Called, NatLooked, NatLooked] == [type(event) for event in script.seen]
+    await finish(driver, running)

@@ -29,8 +29,8 @@ OPERATIONS: tuple[Callable[[Datapath], object], ...] = (
     lambda each: each.flows_dump(FlowMap.RECORDS),
     lambda each: each.records_lookup(KEYS),
     lambda each: each.pending_drain(5),
-    lambda each: each.nat_dump(),
-    lambda each: each.nat_full(),
+    lambda each: each.nat_slice(None),
+    lambda each: each.nat_delete(np.zeros(16, layout.NAT_KEY), np.zeros(16, np.uint64)),
     lambda each: each.members_door([bytes(16)], [1]),
 )
 
