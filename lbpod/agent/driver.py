@@ -112,6 +112,7 @@ class Driver:
         self._queue: deque[KeeperEvent | asyncio.Future[LbStatus]] = deque()
         self._waiting: asyncio.Event = asyncio.Event()
         self._requests: dict[int, asyncio.Future[Reply | Refuse]] = {}
+        self._until_ns: dict[int, int] = {}
         self._numbers = itertools.count(1)
         self._nodes: dict[int, Node] = {}
         self._stopping = False
@@ -146,18 +147,24 @@ class Driver:
         self._queue.append(event)
         self._waiting.set()
 
-    async def call(self, body: Snapshot | PrepareCall | CommitCall | PeerCall) -> Reply | Refuse:
-        """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already."""
+    async def call(
+        self, body: Snapshot | PrepareCall | CommitCall | PeerCall, until_ns: int | None = None
+    ) -> Reply | Refuse:
+        """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, and where the
+        Keeper would hear of it later than `until_ns`."""
         number = next(self._numbers)
         if len(self._queue) >= QUEUE_MAX or self._stopping:
             return Refuse(number, 503, "this agent has more to do than it can; try again later")
         answer: asyncio.Future[Reply | Refuse] = asyncio.get_running_loop().create_future()
         self._requests[number] = answer
+        if until_ns is not None:
+            self._until_ns[number] = until_ns
         self.post(Called(number, body))
         try:
             return await answer
         finally:
             self._requests.pop(number, None)
+            self._until_ns.pop(number, None)
 
     async def look(self) -> LbStatus:
         """The status with the newest snapshot, between two events."""
@@ -239,6 +246,8 @@ class Driver:
         if isinstance(item, asyncio.Future):
             if not item.done():
                 item.set_result(self._brain.status(with_snapshot=True))
+        elif isinstance(item, Called) and self._until_ns.get(item.request, now_ns()) < now_ns():
+            self._act(Refuse(item.request, 503, "this question is too old to be acted upon; ask again"))
         elif isinstance(item, Called) and isinstance(item.body, Snapshot | PrepareCall | CommitCall):
             await self._feed_slowly(item)
         else:

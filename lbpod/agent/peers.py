@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import aiohttp
 
+from lbpod.agent.age import HEADER_CLOCK, Clocks
+from lbpod.agent.clock import now_ns
 from lbpod.certs import server_name
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
@@ -64,6 +66,7 @@ class Peers:
         self._nodes: Mapping[int, Node] = {}
         self._silent: Counter[str] = Counter()
         self._probes: dict[int, asyncio.Task[None]] = {}
+        self._clocks = Clocks()
         self.asked: Counter[str] = Counter()
         """Questions and tellings, by kind of body."""
         self.failed: Counter[str] = Counter()
@@ -156,10 +159,11 @@ class Peers:
                 method,
                 f"https://{node.control}{path}",
                 data=data,
-                headers={"Content-Type": wire.CONTENT_TYPE},
+                headers={"Content-Type": wire.CONTENT_TYPE, **self._clocks.headers(node.name, now_ns())},
                 server_hostname=server_name(node.name),
                 allow_redirects=False,
             ) as response:
+                self._clocks.heard(node.name, response.headers.get(HEADER_CLOCK), now_ns())
                 return response.status, await _bounded(response.content, node.name)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise UnreachableError(f"{node.name} ({node.control}) cannot be reached: {error}") from error

@@ -15,13 +15,15 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
+from lbpod.agent.age import HEADER_CLOCK, read_clock
+from lbpod.agent.clock import now_ns
 from lbpod.agent.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from lbpod.agent.metrics import Metrics
 from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
-from lbpod.core.limits import BODY_BYTES_MAX, PEER_BODY_BYTES_MAX
+from lbpod.core.limits import BODY_BYTES_MAX, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
 from lbpod.core.messages import (
     CommitCall,
     ForgetCall,
@@ -31,6 +33,7 @@ from lbpod.core.messages import (
     Refuse,
     ResolveCall,
     SettleCall,
+    SettleStep,
 )
 from lbpod.core.model import Snapshot
 from lbpod.datapath.port import DatapathError
@@ -63,7 +66,12 @@ def control_app(view: View) -> web.Application:
         app.router.add_route(method, path, _calls(view, kind))
     app.router.add_get(wire.PATH_STATE, _states(view))
     app.router.add_get(PATH_TRACE, _traces(view))
+    app.on_response_prepare.append(_show_clock)
     return app
+
+
+async def _show_clock(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers[HEADER_CLOCK] = str(now_ns())
 
 
 def node_app(view: View, metrics: Metrics) -> web.Application:
@@ -136,7 +144,7 @@ def _calls(view: View, kind: type[Call]) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         _admit(request, _MAY[kind])
         body = wire.decode(kind, await _body(request, bytes_max))
-        answer = await view.driver.call(body)
+        answer = await view.driver.call(body, _until_ns(request, body))
         if isinstance(answer, Refuse):
             if answer.status != 503:
                 _LOG.warning("refused", path=request.path, status=answer.status, reason=answer.sentence)
@@ -144,6 +152,16 @@ def _calls(view: View, kind: type[Call]) -> Handler:
         return _packed(wire.encode(answer.body))
 
     return handle
+
+
+def _until_ns(request: web.Request, body: Call) -> int | None:
+    """Until when this may be acted upon, on our clock; None: whenever it arrives."""
+    acted_upon = isinstance(body, ForgetCall) or (isinstance(body, SettleCall) and body.step is SettleStep.ASK)
+    asked_ns = read_clock(request.headers.get(HEADER_CLOCK)) if acted_upon else None
+    if asked_ns is None:
+        return None
+    # What is ahead of our clock was reckoned by another one, before the last boot.
+    return asked_ns + QUESTION_AGE_NS_MAX if asked_ns <= now_ns() + QUESTION_AGE_NS_MAX else 0
 
 
 def _packed(data: bytes) -> web.Response:

@@ -103,6 +103,9 @@ CHANGE_GATHER_NS: Final = 5_000_000
 PEER_TIMEOUT_NS: Final = 2_000_000_000
 """A call to a peer that is not answered within this time has failed."""
 
+QUESTION_AGE_NS_MAX: Final = MARGIN_NS // 2
+"""A backup acts on a question of the owner (settle, forget) that is no older: the margin in the window pays for it."""
+
 RETRY_NS: Final = 500_000_000
 """Pause before a failed effect is tried again."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lbpod.agent.apply import Applier
+from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.remembered import Memory
 from lbpod.core.layout import FLOW, PENDING
@@ -119,6 +120,22 @@ async def test_questions_are_answered_before_anything_else_happens(tmp_path: Pat
     late = await second
     assert isinstance(late, Refuse)
     assert (503, True) == (late.status, "stopping" in late.sentence)
+
+
+async def test_a_call_that_has_waited_too_long_never_reaches_the_keeper(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        return [Reply(event.request, ANSWER)] if isinstance(event, Called) else []
+
+    script = Script(reply)
+    driver = driver_of(script, MemoryDatapath(), tmp_path)
+    calls = [asyncio.create_task(driver.call(QUIET, until_ns)) for until_ns in (now_ns() - 1, now_ns() + 10**12)]
+    running = asyncio.create_task(driver.run(None))
+    late, soon = await asyncio.wait_for(asyncio.gather(*calls), 5)
+    assert isinstance(late, Refuse)
+    assert (503, True) == (late.status, "too old" in late.sentence)
+    assert isinstance(soon, Reply)
+    assert 1 == sum(isinstance(event, Called) for event in script.seen)
+    await finish(driver, running)
 
 
 async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Questions that are acted upon when they arrive: not when they arrive late. Two agents on maps in memory."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from lbpod.agent.age import HEADER_CLOCK
+from lbpod.agent.clock import now_ns
+from lbpod.certs import client_context, files_in, mint
+from lbpod.core import wire
+from lbpod.core.limits import QUESTION_AGE_NS_MAX
+from lbpod.core.messages import ForgetCall, ResolveCall, SettleCall, SettleKind, SettleStep
+from lbpod.core.model import parse_address
+from lbpod.datapath.memory import MemoryDatapath
+from tests.agents import Caller, follow, make_parts, roll_out, running, world
+
+ASK = SettleCall(0, SettleStep.ASK, SettleKind.SETTLE, 1, 1, b"", b"")
+TELL = SettleCall(0, SettleStep.TELL, SettleKind.SETTLE, 1, 1, b"", b"")
+ACTED_UPON: list[wire.Body] = [ASK, ForgetCall(0, b"")]
+OTHERS: list[wire.Body] = [TELL, ResolveCall(0, b"")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("age")
+    mint(folder / "tls", ["n1", "n2", "n3"])
+    return folder
+
+
+async def test_a_question_that_comes_late_is_refused(folder: Path) -> None:
+    tls = client_context(files_in(folder / "tls", "n2"))
+    tls.check_hostname = False
+    parts = make_parts("n1", folder, MemoryDatapath(), address=parse_address("10.0.0.1"))
+    late: Callable[[], int] = lambda: now_ns() - QUESTION_AGE_NS_MAX - 1  # noqa: E731
+    async with (
+        running(parts) as agent,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as session,
+    ):
+
+        async def say(body: wire.Body, clock: int | None) -> tuple[int, str]:
+            method, path = wire.ROUTES[type(body)]
+            url = f"https://127.0.0.1:{agent.control_port}{path}"
+            headers = {} if clock is None else {HEADER_CLOCK: str(clock)}
+            async with session.request(method, url, data=wire.encode(body), headers=headers) as response:
+                assert abs(int(response.headers[HEADER_CLOCK]) - now_ns()) < 10**10
+                return response.status, await response.text(errors="replace")
+
+        for body in ACTED_UPON:
+            for fresh in (None, now_ns()):
+                assert 200 == (await say(body, fresh))[0]
+            assert (503, "this question is too old to be acted upon; ask again\n") == await say(body, late())
+            assert 503 == (await say(body, now_ns() + 10**12))[0], "reckoned before the last boot"
+        for other in OTHERS:
+            assert 200 == (await say(other, late()))[0], "nothing hangs on when it comes"
+
+
+async def test_an_agent_says_when_it_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [
+        make_parts(name, folder, MemoryDatapath(), address=parse_address(f"10.0.0.{name[1]}")) for name in ("n1", "n2")
+    ]
+    async with running(parts[0]) as one, running(parts[1]) as two, Caller(folder, "controller") as controller:
+        snapshot = follow(world({"n1": one, "n2": two}, 3), None)
+        await roll_out(controller, [one, two], snapshot)
+        number = next(node.id for node in snapshot.nodes if node.name == "n2")
+        heard: list[int | None] = []
+        hand_over = two.driver.call
+
+        async def listen(body: object, until_ns: int | None = None) -> object:
+            heard.append(until_ns)
+            return await hand_over(body, until_ns)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(two.driver, "call", listen)
+        for count in (1, 2):
+            before_ns = now_ns()
+            one.peers.ask(0, number, ForgetCall(0, b""))
+            async with asyncio.timeout(10):
+                while len(heard) < count or one.peers.under_way_count:  # noqa: ASYNC110  (an answer tells nobody here)
+                    await asyncio.sleep(0.01)
+        assert heard[0] is None, "there was no answer yet to read their clock from"
+        assert heard[1] is not None
+        assert before_ns - 10**10 < heard[1] - QUESTION_AGE_NS_MAX <= now_ns()
