@@ -42,6 +42,7 @@ from lbpod.core.messages import (
     Remember,
     Reply,
     Restored,
+    SettleAnswer,
     Tell,
     Tick,
     Trace,
@@ -182,6 +183,7 @@ class Node:
                 self.outbox.append(effect)
             case Reply() | Refuse():
                 assert effect.request not in self.answers, "a request is answered once"
+                self._check_written(effect)
                 self.answers[effect.request] = effect
             case Remember():
                 self.remembered = effect
@@ -191,6 +193,12 @@ class Node:
                 datapath_effect: DatapathEffect = effect
                 return self.applier.apply(datapath_effect)
         return None
+
+    def _check_written(self, answer: Reply | Refuse) -> None:
+        """What is acknowledged is in the maps."""
+        if isinstance(answer, Reply) and isinstance(answer.body, LbStatus | SettleAnswer):
+            for number, vs in self.keeper._state.vips.items():
+                assert (vs.slots.words == self.words(number)).all(), f"{self.name} acknowledges what is not written"
 
     def call(self, body: Snapshot | PrepareCall | CommitCall | PeerCall, now_ns: int) -> Reply | Refuse:
         """Call this node; the answer must be there at once."""

@@ -24,7 +24,6 @@ from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, vip
 IDLE_S = {Protocol.TCP: 6, Protocol.UDP: 4}
 PORTS = {Protocol.TCP: 80, Protocol.UDP: 53}
 FLOWS_MAX = 150
-PODS = 30
 
 
 @dataclass(slots=True)
@@ -216,8 +215,8 @@ class World:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_live_flow_moves(seed: int) -> None:
     world = World(seed)
-    world.run(seconds=40)
+    world.run(seconds=25)
     assert [] == world.tally.broken
-    assert world.tally.changes > 3
-    assert world.tally.delivered > 2_000
+    assert world.tally.changes > 2
+    assert world.tally.delivered > 1_000
     assert world.tally.tracking_peak > 0
