@@ -6,7 +6,7 @@ import pytest
 from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
 from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX
 from lbpod.core.maps import Nat, nat_key
-from lbpod.core.messages import Called, DumpNat, NatDumped, QuietAnswer, QuietCall, Refuse, Reply, Tick
+from lbpod.core.messages import Called, LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply, Tick
 from lbpod.core.model import Affinity
 from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, pod_address, vip
 from tests.unit.test_keeper_resolve import flows_of, slots_of
@@ -102,9 +102,9 @@ def test_questions_that_come_together_share_one_list_that_does_not_grow_old() ->
     for _ in range(3):
         assert [1] == quiet(node, call([7]), cluster.now_ns)
     assert [1] == quiet(node, call([7]), cluster.now_ns + NAT_DUMP_AGE_NS)
-    assert 1 == sum(isinstance(effect, DumpNat) for effect in node.effects)
+    assert 1 == sum(isinstance(effect, LookNat) for effect in node.effects)
     assert [1] == quiet(node, call([7]), cluster.now_ns + NAT_DUMP_AGE_NS + 1)
-    assert 2 == sum(isinstance(effect, DumpNat) for effect in node.effects)
+    assert 2 == sum(isinstance(effect, LookNat) for effect in node.effects)
     node.feed(Tick(), cluster.now_ns + 3 * NAT_DUMP_AGE_NS)
     assert node.keeper._state.nat is None
 
@@ -112,19 +112,19 @@ def test_questions_that_come_together_share_one_list_that_does_not_grow_old() ->
 def test_all_that_wait_for_a_list_are_answered_and_not_too_many_may_wait() -> None:
     cluster, node = served()
     now_ns = cluster.now_ns
-    [dump] = node.keeper.step(Called(1, call([7])), now_ns)
-    assert isinstance(dump, DumpNat)
+    [look] = node.keeper.step(Called(1, call([7])), now_ns)
+    assert isinstance(look, LookNat)
     for request in range(2, QUEUE_MAX + 1):
         assert [] == node.keeper.step(Called(request, call([7])), now_ns)
     [refuse] = node.keeper.step(Called(9_999, call([7])), now_ns)
     assert isinstance(refuse, Refuse)
     assert 503 == refuse.status
-    keys, values = node.datapath.nat_dump()
-    replies = node.keeper.step(NatDumped(dump.token, keys, values, full=False), now_ns)
+    keys, values, cursor = node.datapath.nat_slice(None)
+    replies = node.keeper.step(NatLooked(look.token, keys, values, cursor, 100, 0), now_ns)
     assert list(range(1, QUEUE_MAX + 1)) == [reply.request for reply in replies if isinstance(reply, Reply)]
 
 
 def test_a_list_that_cannot_be_made_is_answered_with_cannot_tell() -> None:
     cluster, node = served()
-    node.fails = lambda effect: isinstance(effect, DumpNat)
+    node.fails = lambda effect: isinstance(effect, LookNat)
     assert quiet(node, call([7]), cluster.now_ns) is None
