@@ -1,16 +1,18 @@
 """Where each VIP lies in the index that the fast path reads, and in which order it may be written.
 
-The first half of ``vips`` is addressed by ``layout.vip_index``; what collides there hangs on a chain through the
-second half. The fast path reads while we write, so a change becomes *steps*, each of which leaves every chain whole:
+The first VIPS_MAX places of ``vips`` are addressed by ``layout.vip_index``; what collides there hangs on a chain
+through those behind them. The fast path reads while we write, so a change becomes *steps*, each of which leaves every
+chain whole:
 
 0. places that left a chain with the *previous* change are cleared and free again (no packet is still on its way through
    them; clearing them at once could cut a reader off in the middle of a chain);
-1. new entries in the second half are written where nothing leads to yet;
+1. new chained entries are written where nothing leads to yet;
 2. everything that is in a chain is written: links to the new ones, links around those that left, changed entries. An
    entry keeps its place as long as it lives, and a head that is not used any more stays as a link.
 
 Each address of a VIP has an entry (address, port 0, ICMP, id 0) besides, which says "this address is a VIP". Left to
-others: whether a set of VIPs fits (``core.snapshot`` refuses chains that are too long), and the writing itself.
+others: whether a set of VIPs fits (the core refuses chains that are too long; for every set that it lets pass there are
+places enough, see limits.VIP_INDEX_COUNT), and the writing itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,8 +59,8 @@ def _addresses(vips: Sequence[Vip]) -> list[bytes]:
 class VipIndex:
     """The index as it is in the map, and how it becomes another one.
 
-    Invariants: `_chains[b]` are the places of bucket b, head first, `_chains[b][0] == b`, the rest in the second
-    half; every place of the second half is in exactly one of: a chain, `_free`, `_resting`; len(chain) <=
+    Invariants: `_chains[b]` are the places of bucket b, head first, `_chains[b][0] == b`, the rest from
+    VIPS_MAX on; every place from VIPS_MAX on is in exactly one of: a chain, `_free`, `_resting`; len(chain) <=
     VIP_CHAIN_MAX.
     """
 
@@ -113,7 +115,7 @@ class VipIndex:
         return np.array(places, np.uint32), self._rows[places].copy()
 
     def _remove(self, key: Key) -> None:
-        """Takes an entry out of its chain; a place of the second half rests with its content, for readers inside."""
+        """Takes an entry out of its chain; a chained place rests with its content, for readers inside."""
         place = self._places.pop(key)
         head = vip_index(*key)
         chain = self._chains[head]
@@ -150,8 +152,7 @@ class VipIndex:
             return head
         if len(chain) >= VIP_CHAIN_MAX:
             raise DatapathError(f"more than {VIP_CHAIN_MAX} VIPs fall on place {head} of the VIP index: change a port")
-        if not self._free:
-            raise DatapathError("the VIP index has no room for so many VIPs that collide: use fewer addresses")
+        assert self._free, "the VIP index has a place for every VIP of two snapshots, and for those that rest"
         place = self._free.pop()
         self._rows["next"][chain[-1]] = place
         chain.append(place)

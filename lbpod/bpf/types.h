@@ -21,7 +21,7 @@
 /* struct hf_vip.flags */
 #define HF_VIP_CLIENT_IP 0x01 /* affinity: the client's port is not part of the flow */
 /* Direct-mapped: index = hf_vip_index(address, port, protocol) < VIPS_MAX; collisions through `next` (0: end), which
- * points into the upper half. An entry with protocol ICMP, port 0 and id 0 says "this address is a VIP". */
+ * points past those. An entry with protocol ICMP, port 0 and id 0 says "this address is a VIP". */
 struct hf_vip {
 	__u8 addr[16];
 	__be16 port_be;
@@ -126,7 +126,7 @@ struct hf_config {
 	__u16 mss_max;	   /* MSS that a SYN-ACK may offer, 0: leave it */
 	__u32 version;	   /* layout of the maps */
 };
-#define HF_LAYOUT_VERSION 1
+#define HF_LAYOUT_VERSION 2
 
 struct hf_counter {
 	__u64 packets;

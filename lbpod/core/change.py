@@ -26,6 +26,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from lbpod.core.errors import SnapshotError
 from lbpod.core.keeper_state import Effects, Endpoint, Plan, State, VipState, plan_of, same_table
 from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, RETRY_NS, SLOT_COUNT, STEADY_ASK_NS
 from lbpod.core.messages import (
@@ -41,7 +42,7 @@ from lbpod.core.messages import (
     WriteOwnership,
 )
 from lbpod.core.model import Backend, Snapshot, Vip
-from lbpod.core.snapshot import Tables, eligible, endpoint
+from lbpod.core.snapshot import Tables, check_index, eligible, endpoint
 from lbpod.core.transition import Slots, current_of
 
 U32 = npt.NDArray[np.uint32]
@@ -60,6 +61,7 @@ def stage(state: State, request: int, snapshot: Snapshot, with_snapshot: bool) -
     try:
         if not _is_known(state, plan):
             _check_ids(state, snapshot)
+            _check_index(state, snapshot)
             tables = _tables(state, plan, (state.prepared, state.staged))
             state.staged = Plan(plan.snapshot, plan.digest, tables)
     except _Refused as refused:
@@ -111,6 +113,22 @@ def _check_ids(state: State, snapshot: Snapshot) -> None:
                 f"backend id {number} named another endpoint that flows on {state.node_name} may still refer to; use "
                 "another id, or wait a minute"
             )
+
+
+def _check_index(state: State, snapshot: Snapshot) -> None:
+    """Between prepare and commit the index holds the VIPs of both: each set may fit, and both together not."""
+    if state.committed is None:
+        return
+    before = {_identity(vip)[:3]: vip for vip in state.committed.snapshot.vips}
+    after = {_identity(vip)[:3]: vip for vip in snapshot.vips}
+    if after.keys() <= before.keys():
+        return
+    try:
+        check_index({**before, **after}.values())
+    except SnapshotError as error:
+        raise _Refused(
+            f"{error}, counting those that are to go: remove them first, and add the new ones with another change"
+        ) from error
 
 
 def _identity(vip: Vip) -> tuple[bytes, int, int, int]:
@@ -171,6 +189,7 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
         plan = _to_prepare(state, call)
         if plan is None:
             return [Reply(request, state.status())]
+        _check_index(state, plan.snapshot)
         tables = _tables(state, plan, (state.staged,))
     except _Refused as refused:
         return [Refuse(request, CONFLICT, str(refused))]

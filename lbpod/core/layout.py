@@ -85,7 +85,7 @@ CONFIG: Final = np.dtype(
 COUNTER: Final = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VIP_STAT: Final = np.dtype([("unrecorded_ns", "<u8"), ("pad", "<u8")])
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 """Version of all of the above; written to ``config.version``, checked when pinned maps are taken over."""
 
 # --- Bits -------------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ PROTOCOL_UDP: Final = 17
 
 
 def vip_index(addr: bytes, port: int, protocol: int) -> int:
-    """Index of a VIP in the direct-mapped half of ``vips``: the same arithmetic as ``hf_vip_index`` in the C program.
+    """Index of a VIP in the direct-mapped part of ``vips``: the same arithmetic as ``hf_vip_index`` in the C program.
 
     addr: 16 bytes; port in host order. Only the last four bytes of the address take part (multiplicative hashing,
     Knuth, The Art of Computer Programming, vol. 3, sec. 6.4). Result: 0 .. VIPS_MAX-1.

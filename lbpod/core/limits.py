@@ -14,8 +14,10 @@ SLOT_COUNT: Final = 65_536
 VIPS_MAX: Final = 4_096
 """VIPs (address + port + protocol) of one cluster; ids are 1..VIPS_MAX-1."""
 
-VIP_INDEX_COUNT: Final = 8_192
-"""Entries of the direct-mapped VIP index: first half by hash, second half for chained collisions."""
+VIP_INDEX_COUNT: Final = 28_672
+"""Places of the VIP index: the first VIPS_MAX by hash, the rest for chained collisions. A VIP takes two entries at most
+(its address has one for ICMP). Two snapshots may be in the index at one time (committed and prepared), and the places
+of a third (prepared before, and replaced) may rest for readers inside."""
 
 VIP_CHAIN_MAX: Final = 8
 """Entries that the fast path visits for one VIP look-up at most (a longer chain is refused at configuration time)."""
@@ -299,7 +301,7 @@ CLOCK_SKEW_DAYS: Final = 1
 """A new certificate is valid from this long ago, for machines whose clocks are behind."""
 
 assert SLOT_COUNT == 1 << 16, "slot = hash >> 16 needs 2^16 slots"
-assert VIP_INDEX_COUNT == 2 * VIPS_MAX, "half of the VIP index is direct-mapped, half for chains"
+assert VIP_INDEX_COUNT >= VIPS_MAX + 3 * 2 * (VIPS_MAX - 1), "whatever collides has a place, and so has what rests"
 assert MARGIN_NS <= NAT_CLOSED_NS and MARGIN_NS <= NAT_SILENT_MARGIN_NS, "nothing is swept that early settle calls live"
 assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
 assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"

@@ -266,7 +266,7 @@ def check_world(world: World) -> None:
     _limit("VIPs", len(world.vips), VIPS_MAX - 1)
     _limit("backends", sum(len(vip.backends) for vip in world.vips), BACKENDS_MAX)
     _unique("VIP", (endpoint(vip) for vip in world.vips))
-    _check_index(world.vips)
+    check_index(world.vips)
     names = {node.name for node in world.nodes}
     for vip in world.vips:
         _unique(f"backend of {vip.name}", (endpoint(one) for one in vip.backends))
@@ -297,7 +297,7 @@ def check(snapshot: Snapshot) -> None:
     _limit("backends", sum(len(vip.backends) for vip in snapshot.vips), BACKENDS_MAX)
     _unique("VIP", (endpoint(vip) for vip in snapshot.vips))
     _unique("backend id", (one.id for vip in snapshot.vips for one in vip.backends))
-    _check_index(snapshot.vips)
+    check_index(snapshot.vips)
     nodes = {node.id for node in snapshot.nodes}
     for vip in snapshot.vips:
         _check_vip(vip, snapshot.generation)
@@ -366,8 +366,11 @@ def _check_backends(vip: Vip, nodes: set[int]) -> None:
         raise SnapshotError(f"{what} runs on node {one.node}, which is not in the snapshot")
 
 
-def _check_index(vips: Sequence[Vip | WorldVip]) -> None:
-    """The fast path walks VIP_CHAIN_MAX entries at most; each VIP address has an entry of its own for ICMP."""
+def check_index(vips: Iterable[Vip | WorldVip]) -> None:
+    """Raise SnapshotError where the index has no place for these VIPs at one time.
+
+    The fast path walks VIP_CHAIN_MAX entries at most; each VIP address has an entry of its own for ICMP.
+    """
     entries = {(vip.address, vip.port, int(vip.protocol)) for vip in vips if len(vip.address) == 16}
     entries |= {(address, 0, PROTOCOL_ICMP) for address, _, _ in entries}
     for index, count in Counter(vip_index(*entry) for entry in sorted(entries)).items():

@@ -16,6 +16,7 @@ from lbpod.agent.vip_index import Entry, Key, VipIndex, entries_of
 from lbpod.core.layout import PROTOCOL_ICMP, PROTOCOL_TCP, VIP, vip_index
 from lbpod.core.limits import VIP_CHAIN_MAX, VIP_INDEX_COUNT, VIPS_MAX
 from lbpod.core.model import Affinity, Protocol, Vip, parse_address
+from lbpod.core.snapshot import check_index
 from lbpod.datapath.port import DatapathError
 
 BUCKETS = 4
@@ -123,3 +124,36 @@ def test_each_address_has_an_entry_for_icmp() -> None:
         Entry((address, 80, 6), 1, 1),
         Entry((address, 443, 6), 2, 1),
     ] == list(entries_of(vips))
+
+
+def full_set(network: int, place_load_max: int) -> list[Vip]:
+    """VIPS_MAX - 1 VIPs on as many addresses, at most so many entries on each place."""
+    found: list[Vip] = []
+    load = np.zeros(VIPS_MAX, np.int64)
+    for number in itertools.count():
+        address = parse_address(f"{network}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}")
+        places = [vip_index(address, 443, PROTOCOL_TCP), vip_index(address, 0, PROTOCOL_ICMP)]
+        if all(load[place] + places.count(place) <= place_load_max for place in places):
+            np.add.at(load, places, 1)
+            vip_id = len(found) + 1
+            found.append(Vip(vip_id, "a/b/c", address, 443, Protocol.TCP, Affinity.NONE, 1, 1, 1, 1, b""))
+            if len(found) == VIPS_MAX - 1:
+                return found
+    raise AssertionError("unreachable")
+
+
+def test_as_many_vips_as_there_may_be_are_found_each_on_its_own_address_and_while_others_replace_them() -> None:
+    """Committed and prepared stand in the index together; a third set replaces the prepared one before its commit."""
+    committed, prepared, other = (full_set(network, VIP_CHAIN_MAX // 2) for network in (10, 11, 12))
+    check_index([*committed, *prepared])
+    check_index([*committed, *other])
+    rows = np.zeros(VIP_INDEX_COUNT, VIP)
+    index = VipIndex(rows)
+    for together in (committed, [*committed, *prepared], [*committed, *other], other, committed, [*committed, *other]):
+        for places, written in index.change(entries_of(together)):
+            rows[places] = written
+        assert 2 * len(together) == index.used_count
+        for vip in together[:: len(together) // 50]:
+            for port, protocol, number in ((443, PROTOCOL_TCP, vip.id), (0, PROTOCOL_ICMP, 0)):
+                assert find(rows, (vip.address, port, protocol)) == Entry((vip.address, port, protocol), number, 0)
+    assert 2 * (VIPS_MAX - 1) < int(np.count_nonzero(rows["used"]))

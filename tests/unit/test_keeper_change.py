@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, MEMBER_NONE, SLOT_COUNT
+from lbpod.core.layout import vip_index
+from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, MEMBER_NONE, SLOT_COUNT, VIP_CHAIN_MAX
 from lbpod.core.messages import (
     CommitCall,
     Configure,
@@ -25,7 +26,7 @@ from lbpod.core.messages import (
 from lbpod.core.model import Affinity, Ring, Snapshot
 from lbpod.core.model import Cluster as ClusterOf
 from lbpod.core.snapshot import digest_of
-from tests.keepers import SECOND_NS, Cluster, Node, vip
+from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, vip
 
 CHANGES = (Configure, CreateVip, DeleteVip, WriteOwnership, WriteSlots, Remember, Reply)
 
@@ -206,6 +207,20 @@ def test_a_vip_cannot_change_its_affinity_under_its_flows() -> None:
     changed = msgspec.structs.replace(snapshot.vips[0], affinity=Affinity.CLIENT_IP, epoch=2)
     other = msgspec.structs.replace(snapshot, generation=2, vips=(changed,))
     assert "remove the VIP" in refused(cluster["lb1"], other, cluster.now_ns)
+
+
+def test_vips_that_find_no_place_beside_those_that_are_to_go_are_refused_until_these_have_gone() -> None:
+    place = vip_index(VIP_ADDRESS, 80, 6)
+    ports = [port for port in range(1, 65_536) if vip_index(VIP_ADDRESS, port, 6) == place][: VIP_CHAIN_MAX + 1]
+    cluster = Cluster()
+    before = [vip([1], port=port) for port in ports[:4]]
+    after = [vip([1], port=port) for port in ports[4:]]
+    cluster.change(*before)
+    snapshot = cluster.plan(*after)
+    for node in cluster.muxes:
+        assert "with another change" in refused(node, snapshot, cluster.now_ns)
+    cluster.change()
+    assert VIP_CHAIN_MAX - 3 == len(cluster.change(*after).vips)
 
 
 def test_nothing_is_prepared_that_was_not_pushed_nor_committed_that_was_not_prepared() -> None:
