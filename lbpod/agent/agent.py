@@ -25,7 +25,7 @@ from lbpod.agent.rows import Uplink
 from lbpod.agent.server import control_app, node_app
 from lbpod.agent.settings import Endpoint
 from lbpod.agent.view import Facts, View
-from lbpod.core.limits import CLOSE_NS_MAX
+from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
 from lbpod.core.messages import Restored
 from lbpod.datapath.port import ArrayName, Datapath
 
@@ -71,6 +71,8 @@ class Agent:
         self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts, parts.substitutes)
         self.started: Final = asyncio.Event()
         """Set when both servers listen."""
+        self._named: list[str] = []
+        """Substitutes that the log has named."""
         self.control_port = 0
         """Where controller and peers reach it, once started."""
         self.metrics_port = 0
@@ -83,6 +85,7 @@ class Agent:
         if fd >= 0:
             loop.add_reader(fd, self.driver.take_hop_events)
         driving = asyncio.create_task(self.driver.run(self._restored()), name="driver")
+        looking = asyncio.create_task(self._look_after(), name="look after")
         runners: list[web.AppRunner] = []
         try:
             await self._after_restore(driving)
@@ -95,7 +98,8 @@ class Agent:
             if fd >= 0:
                 loop.remove_reader(fd)
             self.driver.stop()
-            await asyncio.gather(driving, return_exceptions=True)
+            looking.cancel()
+            await asyncio.gather(driving, looking, return_exceptions=True)
             for runner in runners:
                 await runner.cleanup()
             await self.peers.close()
@@ -110,6 +114,19 @@ class Agent:
         if driving.done():
             ready.cancel()
             driving.result()
+
+    async def _look_after(self) -> None:
+        """What changes seldom and tells nobody."""
+        while True:
+            self._name_substitutes()
+            await asyncio.sleep(LOOK_AFTER_NS * 1e-9)
+
+    def _name_substitutes(self) -> None:
+        """Most show only when something is needed for the first time."""
+        for sentence in self._parts.substitutes():
+            if sentence not in self._named:
+                self._named.append(sentence)
+                _LOG.warning("substitute", sentence=sentence)
 
     async def _listen(self, runners: list[web.AppRunner], app: web.Application, at: Endpoint, what: str) -> int:
         tls = self._parts.server_tls if what == "control" else None

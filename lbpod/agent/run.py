@@ -73,7 +73,7 @@ def run_agent(settings: Settings) -> None:
             metrics_listen=settings.metrics_listen,
             facts=_facts(fast_path, uplink, attached),
             node=settings.node,
-            substitutes=lambda: sorted(miss.value for miss in datapath.misses | hops.misses),
+            substitutes=lambda: _substitutes(attached, datapath, hops),
         )
         asyncio.run(_serve(parts))
         if settings.detach_on_exit:
@@ -107,6 +107,14 @@ def _attach(fast_path: FastPath, uplink: Uplink) -> XdpAttachment:
         old_programs=forget_old_programs(fast_path),
     )
     return attached
+
+
+def _substitutes(attached: XdpAttachment, datapath: KernelDatapath, hops: Neighbours) -> list[str]:
+    """What this machine lacks and what is done instead, as far as that has shown yet."""
+    missed = datapath.misses | hops.misses
+    if attached.miss is not None:
+        missed |= {attached.miss}
+    return sorted(miss.value for miss in missed)
 
 
 def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Facts:

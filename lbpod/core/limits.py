@@ -209,6 +209,9 @@ CASCADE_MAX: Final = 4_096
 NEXT_HOP_GRACE_NS: Final = 10_000_000_000
 """How long the next hop that an earlier agent wrote is believed, while this one does not know one yet."""
 
+LOOK_AFTER_NS: Final = 5_000_000_000
+"""What changes seldom and tells nobody (certificates on disk, what the kernel lacks) is looked at this often."""
+
 CLOSE_NS_MAX: Final = 3_000_000_000
 """How long a server that stops waits for calls under way."""
 

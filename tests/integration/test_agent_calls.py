@@ -7,7 +7,7 @@ refused call has changed nothing.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
 from lbpod.certs import mint
@@ -25,6 +26,7 @@ from lbpod.core.model import Snapshot, format_address, parse_address
 from lbpod.core.snapshot import digest_of
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.misses import Miss
 from lbpod.datapath.port import FlowMap
 from tests.agents import Caller, follow, make_parts, relayed_flows, roll_out, running, world
 
@@ -261,6 +263,19 @@ async def test_a_restarted_agent_takes_up_where_the_earlier_one_was(folder: Path
             assert before == await controller.state(agent)
             assert (slots == maps.read_slots(1)).all()
             assert (vips == maps.maps.vips).all()
+
+
+async def test_what_this_kernel_lacks_is_named_in_the_state_and_once_in_the_log(folder: Path) -> None:
+    lacking = [Miss.NATIVE_XDP.value]
+    parts = replace(make_parts("n1", folder, MemoryDatapath()), substitutes=lambda: sorted(lacking))
+    with capture_logs() as logs:
+        async with Caller(folder, "viewer") as viewer, running(parts) as agent:
+            assert lacking == (await _json(viewer, agent))["substitutes"]
+            lacking.append(Miss.MANAGED_NEIGHBOURS.value)
+            agent._name_substitutes()
+            agent._name_substitutes()
+            assert sorted(lacking) == (await _json(viewer, agent))["substitutes"]
+    assert lacking == [line["sentence"] for line in logs if line["event"] == "substitute"]
 
 
 async def test_a_node_that_is_listed_with_another_address_is_not_ready(folder: Path) -> None:
