@@ -6,6 +6,7 @@ from lbpod.core.layout import RECORD
 from lbpod.core.limits import FORGET_SCAN_NS, LEASE_NS_MAX
 from lbpod.core.messages import (
     DropRecords,
+    DumpRecords,
     ForgetAnswer,
     ForgetCall,
     MemberSeen,
@@ -191,4 +192,4 @@ def test_scans_end_where_there_is_nothing_left_to_forget() -> None:
     node = cluster["lb1"]
     node.effects.clear()
     cluster.run(3 * FORGET_SCAN_NS)
-    assert [] == node.effects
+    assert [] == [effect for effect in node.effects if isinstance(effect, DumpRecords)]
