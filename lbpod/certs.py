@@ -16,7 +16,8 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -273,13 +274,83 @@ def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_verify_locations(files.ca)
-        context.load_cert_chain(files.certificate, files.key)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise CertsError(
-            f"{files.certificate} with {files.key.name} and {files.ca.name} cannot be used: {error}"
-        ) from error
+        _load_into(context, files)
+    except (OSError, ValueError) as error:
+        raise _unusable(files, error) from error
     return context
+
+
+def _load_into(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Raises OSError (ssl.SSLError is one) or ValueError."""
+    context.load_verify_locations(files.ca)
+    context.load_cert_chain(files.certificate, files.key)
+
+
+def _unusable(files: TlsFiles, error: Exception) -> CertsError:
+    return CertsError(f"{files.certificate} with {files.key.name} and {files.ca.name} cannot be used: {error}")
+
+
+class Credentials:
+    """One's own certificate, in the two contexts that live as long as the process, renewed when the files are.
+
+    A new certificate is used for every handshake from then on; connections that stand go on with the old one. A CA that
+    is added to ca.crt is trusted from then on; one that is taken out is trusted until the process ends.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises CertsError."""
+        self._files: Final = files
+        # First, so that what changes while the contexts are made is read again.
+        self._stamps = _stamps(files)
+        self.server: Final = server_context(files)
+        self.client: Final = client_context(files)
+
+    def renew(self) -> bool:
+        """Takes the files up where they have changed; True: they had. Raises CertsError where they are of no use (half
+        replaced, say); then everything stays as it was, and the next call tries again."""
+        stamps = _stamps(self._files)
+        if stamps == self._stamps:
+            return False
+        with _frozen(self._files) as frozen:
+            # In a context of its own: a pair that does not match would leave a context without any.
+            try:
+                _load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), frozen)
+                for context in (self.server, self.client):
+                    _load_into(context, frozen)
+            except (OSError, ValueError) as error:
+                raise _unusable(self._files, error) from error
+        self._stamps = stamps
+        return True
+
+
+def _stamps(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when a file is replaced, or what it links to; None: it cannot be looked at."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in (files.ca, files.certificate, files.key):
+        try:
+            seen = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((seen.st_mtime_ns, seen.st_ino, seen.st_size))
+    return tuple(found)
+
+
+@contextmanager
+def _frozen(files: TlsFiles) -> Iterator[TlsFiles]:
+    """Copies in memory, for OpenSSL reads by name and more than once. Raises CertsError."""
+    handles: list[int] = []
+    try:
+        for path in (files.ca, files.certificate, files.key):
+            handles.append(os.memfd_create("holdfast", os.MFD_CLOEXEC))
+            with os.fdopen(os.dup(handles[-1]), "wb") as copy:
+                copy.write(path.read_bytes())
+        yield TlsFiles(*(Path(f"/proc/self/fd/{handle}") for handle in handles))
+    except OSError as error:
+        raise CertsError(f"{error.filename or files.certificate} cannot be read: {error.strerror or error}") from error
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def role_of(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Caller:

@@ -20,7 +20,7 @@ from lbpod.agent.remembered import Memory
 from lbpod.agent.rows import Uplink
 from lbpod.agent.settings import Endpoint
 from lbpod.agent.view import Facts
-from lbpod.certs import client_context, files_in, server_context
+from lbpod.certs import Credentials, client_context, files_in
 from lbpod.core import wire
 from lbpod.core.hashing import flow_hashes
 from lbpod.core.keeper import Keeper
@@ -112,7 +112,6 @@ def make_parts(
     node: str, folder: Path, datapath: Datapath, *, address: bytes = UPLINK.address, brain: Brain | None = None
 ) -> Parts:
     """Parts of an agent on maps in memory, listening on ports that are free. folder/tls: made by `certs.mint`."""
-    files = files_in(folder / "tls", node)
     loopback = Endpoint("127.0.0.1", 0)
     return Parts(
         brain=Keeper(node) if brain is None else brain,
@@ -120,8 +119,7 @@ def make_parts(
         hops=Hops(),
         uplink=replace(UPLINK, address=address),
         memory=Memory(folder / node),
-        server_tls=server_context(files),
-        client_tls=client_context(files),
+        credentials=Credentials(files_in(folder / "tls", node)),
         listen=loopback,
         metrics_listen=loopback,
         facts=Facts("0", "eth0", format_address(address), "none", "maps in memory"),
@@ -181,6 +179,17 @@ class Caller:
         url = f"https://127.0.0.1:{agent.control_port}{path}"
         async with self._session.request(method, url, data=data, headers={"Accept": accept}) as response:
             return response.status, await response.read()
+
+    async def certificate(self, agent: Reachable) -> Mapping[str, Any]:
+        """What the agent shows in a handshake of its own."""
+        _, writer = await asyncio.open_connection("127.0.0.1", agent.control_port, ssl=self._tls)
+        try:
+            found = writer.get_extra_info("peercert")
+            assert isinstance(found, dict), "an agent has a certificate"
+            return found
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     async def say(self, agent: Reachable, body: wire.Body) -> tuple[int, bytes]:
         """A call by the type of its body."""

@@ -7,7 +7,6 @@ ports, certificates) comes in as ``Parts``; there is no switch for it.
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +24,7 @@ from lbpod.agent.rows import Uplink
 from lbpod.agent.server import control_app, node_app
 from lbpod.agent.settings import Endpoint
 from lbpod.agent.view import Facts, View
+from lbpod.certs import CertsError, Credentials
 from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
 from lbpod.core.messages import Restored
 from lbpod.datapath.port import ArrayName, Datapath
@@ -45,8 +45,7 @@ class Parts:
     hops: NextHops
     uplink: Uplink
     memory: Memory
-    server_tls: ssl.SSLContext
-    client_tls: ssl.SSLContext
+    credentials: Credentials
     listen: Endpoint
     metrics_listen: Endpoint
     facts: Facts
@@ -66,7 +65,7 @@ class Agent:
             Applier(parts.datapath, parts.node, parts.uplink, parts.hops),
             parts.memory,
         )
-        self.peers: Final = Peers(parts.client_tls, self.driver.post)
+        self.peers: Final = Peers(parts.credentials.client, self.driver.post)
         self.driver.connect(self.peers)
         self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts, parts.substitutes)
         self.started: Final = asyncio.Event()
@@ -119,6 +118,7 @@ class Agent:
         """What changes seldom and tells nobody."""
         while True:
             self._name_substitutes()
+            self._renew()
             await asyncio.sleep(LOOK_AFTER_NS * 1e-9)
 
     def _name_substitutes(self) -> None:
@@ -128,8 +128,16 @@ class Agent:
                 self._named.append(sentence)
                 _LOG.warning("substitute", sentence=sentence)
 
+    def _renew(self) -> None:
+        """Certificates that were replaced on disk are used from now on."""
+        try:
+            if self._parts.credentials.renew():
+                _LOG.info("certificates renewed")
+        except CertsError as error:
+            _LOG.warning("certificates not renewed", reason=str(error))
+
     async def _listen(self, runners: list[web.AppRunner], app: web.Application, at: Endpoint, what: str) -> int:
-        tls = self._parts.server_tls if what == "control" else None
+        tls = self._parts.credentials.server if what == "control" else None
         runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=CLOSE_NS_MAX * 1e-9)
         runners.append(runner)
         await runner.setup()

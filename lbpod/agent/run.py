@@ -25,7 +25,7 @@ from lbpod.agent.rows import Uplink
 from lbpod.agent.settings import Settings
 from lbpod.agent.uplink import UplinkError, find_uplink
 from lbpod.agent.view import Facts
-from lbpod.certs import CertsError, client_context, files_in, server_context
+from lbpod.certs import CertsError, Credentials, files_in
 from lbpod.core.keeper import Keeper
 from lbpod.core.model import format_address
 from lbpod.datapath.attach import XdpAttachment, attach_tc, attach_xdp, detach, forget_old_programs
@@ -50,8 +50,7 @@ def run_agent(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError with one sentence where it cannot start."""
     configure_logs(settings.log_level, settings.node)
     try:
-        files = files_in(settings.tls, settings.node)
-        server_tls, client_tls = server_context(files), client_context(files)
+        credentials = Credentials(files_in(settings.tls, settings.node))
         uplink = find_uplink(settings.interface, settings.node_address)
         _probe(settings, uplink)
         fast_path = load(LoadSettings(settings.pins, settings.bpf_object, settings.map_sizes))
@@ -67,8 +66,7 @@ def run_agent(settings: Settings) -> None:
             hops=hops,
             uplink=uplink,
             memory=Memory(settings.state),
-            server_tls=server_tls,
-            client_tls=client_tls,
+            credentials=credentials,
             listen=settings.listen,
             metrics_listen=settings.metrics_listen,
             facts=_facts(fast_path, uplink, attached),

@@ -23,8 +23,8 @@ import structlog
 import watchfiles
 from aiohttp import web
 
-from lbpod.certs import CertsError, client_context
-from lbpod.core.limits import CONFIG_LOOK_NS, TICK_NS
+from lbpod.certs import CertsError, Credentials
+from lbpod.core.limits import CONFIG_LOOK_NS, LOOK_AFTER_NS, TICK_NS
 from lbpod.core.messages import (
     AskStatus,
     Persist,
@@ -67,7 +67,7 @@ class Controller:
         self._config = config
         self._settings = settings
         self._world = world
-        self._tls = client_context(settings.tls)
+        self._credentials = Credentials(settings.tls)
         self._state = StateFile(settings.state)
         self._planner = Planner(settings.cluster)
         # Bounded by its writers: one event per node's call, one per edit, one per persist.
@@ -81,16 +81,18 @@ class Controller:
 
     async def run(self) -> None:
         """Everything, until ``stop``."""
-        client = PushClient(self._tls)
+        client = PushClient(self._credentials.client)
         self.metrics.report(self.status)
         self.metrics.config("")
         try:
             async with asyncio.TaskGroup() as group:
                 loop = group.create_task(self._loop(client))
                 watch = group.create_task(self._watch())
+                look = group.create_task(self._look_after())
                 await self._stopping.wait()
                 loop.cancel()
                 watch.cancel()
+                look.cancel()
                 for call in tuple(self._calls):
                     call.cancel()
         finally:
@@ -173,6 +175,16 @@ class Controller:
                 lbs_at_generation=status.lbs_at_generation,
                 lagging=status.lagging,
             )
+
+    async def _look_after(self) -> None:
+        """Certificates that were replaced on disk are used from now on."""
+        while True:
+            await asyncio.sleep(LOOK_AFTER_NS / _SECOND_NS)
+            try:
+                if self._credentials.renew():
+                    _LOG.info("certificates renewed")
+            except CertsError as error:
+                _LOG.warning("certificates not renewed", reason=str(error))
 
     # --- The file -----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:

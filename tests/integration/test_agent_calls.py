@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
-from lbpod.certs import mint
+from lbpod.certs import files_in, mint
 from lbpod.core import wire
 from lbpod.core.limits import PEER_BODY_BYTES_MAX
 from lbpod.core.messages import CommitCall, PrepareCall, QuietCall, ResolveAnswer, ResolveCall
@@ -287,3 +287,36 @@ async def test_a_node_that_is_listed_with_another_address_is_not_ready(folder: P
         status, text = await _get(f"http://127.0.0.1:{agent.metrics_port}/readyz")
         assert (503, True) == (status, "10.0.0.1" in text)
         assert "--node-address" in text
+
+
+async def test_certificates_that_are_renewed_on_disk_are_taken_up_while_agents_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n1 shows the new one to whoever calls, and calls n2 with it; nobody is restarted."""
+    monkeypatch.setattr("lbpod.agent.agent.LOOK_AFTER_NS", 20_000_000)
+    mint(tmp_path / "tls", ["n1", "n2", "n3"])
+    files = files_in(tmp_path / "tls", "n1")
+
+    async def serial(agent: Agent) -> object:
+        async with Caller(tmp_path, "viewer") as viewer:
+            return (await viewer.certificate(agent))["serialNumber"]
+
+    async with (
+        running(make_parts("n1", tmp_path, MemoryDatapath(), address=parse_address("10.0.0.1"))) as one,
+        running(make_parts("n2", tmp_path, MemoryDatapath(), address=parse_address("10.0.0.2"))) as two,
+        Caller(tmp_path, "controller") as controller,
+    ):
+        before = await serial(one)
+        files.certificate.unlink()
+        files.key.unlink()
+        mint(tmp_path / "tls", ["n1", "n2", "n3"])
+        async with asyncio.timeout(20):
+            while before == await serial(one):  # noqa: ASYNC110  (one sees it in a handshake)
+                await asyncio.sleep(0.02)
+        snapshot = follow(world({"n1": one, "n2": two}, 3), None)
+        await roll_out(controller, [one, two], snapshot)
+        one.peers.ask(1, 2, ResolveCall(0, b""))
+        async with asyncio.timeout(20):
+            while one.peers.under_way_count:  # noqa: ASYNC110  (an answer tells nobody here)
+                await asyncio.sleep(0.02)
+        assert (1, 0) == (one.peers.asked["ResolveCall"], one.peers.failed["ResolveCall"])

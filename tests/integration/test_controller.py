@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
 from lbpod.agent.settings import Endpoint
@@ -341,3 +342,37 @@ def test_sigterm_ends_the_controller_in_order(folder: Path) -> None:
         rest = process.stderr.read()
         assert 0 == process.wait(20), rest
     assert '"event": "stopped"' in rest
+
+
+async def test_a_certificate_that_is_renewed_on_disk_is_taken_up_while_the_controller_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster moves to another CA: both are trusted for a while, and an agent that starts later knows only the new
+    one."""
+    monkeypatch.setattr("lbpod.standalone.driver.LOOK_AFTER_NS", 20_000_000)
+    monkeypatch.setattr("lbpod.agent.agent.LOOK_AFTER_NS", 20_000_000)
+    tls, other = tmp_path / "tls", tmp_path / "other"
+    mint(tls, NAMES)
+    mint(other, NAMES)
+    site = Site(tmp_path)
+    with capture_logs() as logs:
+
+        async def taken_up(count: int) -> None:
+            await until(lambda: count <= sum(line["event"] == "certificates renewed" for line in logs), "renewal")
+
+        async with site.agent("n1"), site.agent("web"), AsyncExitStack() as running_n2:
+            await running_n2.enter_async_context(site.agent("n2"))
+            site.write([1])
+            async with site.controller() as controller:
+                await until(lambda: controller.converged, "the first change")
+                (tls / "ca.crt").write_bytes((tls / "ca.crt").read_bytes() + (other / "ca.crt").read_bytes())
+                await taken_up(4)
+                for name in (*NAMES, "controller"):
+                    for kind in ("key", "crt"):
+                        (other / f"{name}.{kind}").replace(tls / f"{name}.{kind}")
+                await taken_up(8)
+                await running_n2.aclose()
+                (other / "ca.crt").replace(tls / "ca.crt")
+                async with site.agent("n2"):
+                    site.write([1, 2])
+                    await until(lambda: controller.status.changes == 2, "a change with the new certificates")

@@ -9,6 +9,7 @@ import pytest
 from lbpod.certs import (
     Caller,
     CertsError,
+    Credentials,
     Role,
     client_context,
     files_in,
@@ -146,3 +147,69 @@ def test_a_missing_file_is_named(tmp_path: Path, minted: Path) -> None:
         path.write_text("nonsense")
     with pytest.raises(CertsError, match="cannot be used"):
         client_context(files)
+
+
+def renewed(folder: Path, name: str) -> None:
+    """As after `holdfast certs`, shortly before a certificate expires."""
+    for path in (files_in(folder, name).certificate, files_in(folder, name).key):
+        path.unlink()
+    mint(folder, ["n1", "n2"])
+
+
+def shown(ends: tuple[ssl.SSLObject, ssl.SSLObject]) -> list[object]:
+    """Serial numbers of the server's certificate, then the client's."""
+    return [(end.getpeercert() or {})["serialNumber"] for end in ends]
+
+
+def test_renewed_files_are_used_on_both_sides_from_the_next_handshake(tmp_path: Path) -> None:
+    mint(tmp_path, ["n1", "n2"])
+    one, two = Credentials(files_in(tmp_path, "n1")), Credentials(files_in(tmp_path, "n2"))
+    before = shown(shake(two.client, one.server, server_name("n1")))
+    assert not one.renew()
+    for credentials, name in ((one, "n1"), (two, "n2")):
+        renewed(tmp_path, name)
+        assert credentials.renew()
+        assert not credentials.renew()
+    after = shown(shake(two.client, one.server, server_name("n1")))
+    assert not set(before) & set(after)
+
+
+def test_files_that_are_of_no_use_change_nothing_and_are_looked_at_again(tmp_path: Path) -> None:
+    mint(tmp_path, ["n1", "n2"])
+    files = files_in(tmp_path, "n1")
+    one, two = Credentials(files), Credentials(files_in(tmp_path, "n2"))
+    before = shown(shake(two.client, one.server, server_name("n1")))
+    certificate, key = files.certificate.read_bytes(), files.key.read_bytes()
+    renewed(tmp_path, "n1")
+    whole = files.certificate.read_bytes()
+    for broken in (certificate, b"nonsense", whole[: len(whole) // 2], b""):
+        files.certificate.write_bytes(broken)
+        for _ in range(2):
+            with pytest.raises(CertsError, match=r"n1\.crt"):
+                one.renew()
+        assert before == shown(shake(two.client, one.server, server_name("n1")))
+        assert before == shown(shake(two.client, one.server, server_name("n1"))), "and the key is still there"
+    files.certificate.unlink()
+    with pytest.raises(CertsError, match=r"n1\.crt cannot be read"):
+        one.renew()
+    files.certificate.write_bytes(whole)
+    assert one.renew()
+    assert before != shown(shake(two.client, one.server, server_name("n1")))
+    files.certificate.write_bytes(certificate)
+    files.key.write_bytes(key)
+    assert one.renew()
+    assert before == shown(shake(two.client, one.server, server_name("n1")))
+
+
+def test_a_ca_that_is_added_is_trusted(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        mint(folder, ["n1", "n2"])
+    one, stranger = Credentials(files_in(ours, "n1")), Credentials(files_in(theirs, "n2"))
+    with pytest.raises(ssl.SSLError):
+        shake(one.client, stranger.server, server_name("n2"))
+    both = (ours / "ca.crt").read_bytes() + (theirs / "ca.crt").read_bytes()
+    for folder, credentials in ((ours, one), (theirs, stranger)):
+        (folder / "ca.crt").write_bytes(both)
+        assert credentials.renew()
+    shake(one.client, stranger.server, server_name("n2"))
