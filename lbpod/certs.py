@@ -268,7 +268,13 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
 
 def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
     for path in (files.ca, files.certificate, files.key):
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise CertsError(
+                f"{path} cannot be read: {error.strerror}; run this as who may read it, root say"
+            ) from error
+        if not there:
             raise CertsError(f"{path} is not there; make certificates with `holdfast certs DIR`")
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -42,7 +42,7 @@ NOTHING: Final = Remembered(None, None)
 
 
 class Memory:
-    """The file in one folder. OSErrors pass through: the caller counts them."""
+    """The file in one folder. OSErrors of writing pass through: the caller counts them."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
@@ -65,7 +65,7 @@ class Memory:
             return Remembered(_decode(content.committed), _decode(content.prepared))
         except FileNotFoundError:
             return NOTHING
-        except (msgspec.DecodeError, RemoteError) as error:
+        except (msgspec.DecodeError, RemoteError, OSError) as error:
             return Remembered(None, None, f"{self._path} cannot be used: {error}")
 
     def forget(self) -> None:

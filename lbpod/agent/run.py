@@ -49,6 +49,9 @@ def version() -> str:
 def run_agent(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError with one sentence where it cannot start."""
     configure_logs(settings.log_level, settings.node)
+    # Until the event loop takes over, Ctrl-C ends the process at once, which is safe at any moment. As an exception it
+    # would be lost where libbpf is calling back, and the agent would go on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         credentials = Credentials(files_in(settings.tls, settings.node))
         uplink = find_uplink(settings.interface, settings.node_address)

@@ -12,12 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from lbpod.core.limits import NAME_BYTES_MAX
+from lbpod.core.limits import MAP_ENTRIES_MAX, NAME_BYTES_MAX
 from lbpod.datapath.loader import PACKAGED_OBJECT, PIN_FOLDER
 
 ENVIRONMENT_PREFIX: Final = "HOLDFAST_"
 _YES: Final = frozenset({"1", "true", "yes", "on"})
+_DIGITS_MAX: Final = 18
 _NO: Final = frozenset({"0", "false", "no", "off", ""})
+_SIZED: Final = ("cache", "embryonic", "nat", "pending", "records")
+"""Maps whose size may be set: those that fill up. The others are arrays, whose indices have a meaning."""
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -135,8 +138,12 @@ def _endpoint(named: str, text: str) -> Endpoint:
 def _sizes(named: str, text: str) -> Mapping[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
-        name, _, count = part.partition("=")
-        if not count.isdecimal() or int(count) < 1:
+        name, _, count = (word.strip() for word in part.partition("="))
+        if not count.isascii() or not count.isdecimal() or len(count) > _DIGITS_MAX or int(count) < 1:
             raise SettingsError(f"{named} has {part!r}; it must be a list like records=65536,nat=65536")
-        sizes[name.strip()] = int(count)
+        if name not in _SIZED:
+            raise SettingsError(f"{named} names {name!r}; sizes can be set for {', '.join(_SIZED)}")
+        if int(count) > MAP_ENTRIES_MAX:
+            raise SettingsError(f"{named} has {part!r}; a map has room for {MAP_ENTRIES_MAX} entries at most")
+        sizes[name] = int(count)
     return MappingProxyType(sizes)

@@ -10,10 +10,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lbpod.agent.rows import Uplink
-from lbpod.core.model import format_address, parse_address
+from lbpod.core.model import format_address, is_v4, parse_address
 
 _AF_INET: Final = 2
 _IFF_UP: Final = 1
+_IFF_LOOPBACK: Final = 8
 _MAC_BYTES: Final = 6
 
 
@@ -34,7 +35,7 @@ def find_uplink(interface: str, address: str) -> Uplink:
             mac = bytes.fromhex(str(link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
             if not link["flags"] & _IFF_UP:
                 raise UplinkError(f"the interface {name} is down; set it up first (ip link set {name} up)")
-            if len(mac) != _MAC_BYTES:
+            if len(mac) != _MAC_BYTES or link["flags"] & _IFF_LOOPBACK:
                 raise UplinkError(f"the interface {name} has no Ethernet address; choose another one with --interface")
             found = _address(ip, index, name, address)
             return Uplink(name, index, mac, int(link.get_attr("IFLA_MTU")), found)
@@ -58,9 +59,17 @@ def _index(ip: Any, interface: str) -> int:
 def _address(ip: Any, index: int, name: str, wanted: str) -> bytes:
     if wanted:
         try:
-            return parse_address(wanted)
+            found = parse_address(wanted)
         except ValueError as error:
             raise UplinkError(f"--node-address is {wanted!r}; it must be an IPv4 address") from error
+        if not is_v4(found):
+            raise UplinkError(f"--node-address is {wanted!r}, which is IPv6; give the node's IPv4 address")
+        # On any interface: a node's address may be on a loopback, as it is where routes are announced.
+        if not any(each.get_attr("IFA_LOCAL") == format_address(found) for each in ip.get_addr(family=_AF_INET)):
+            raise UplinkError(
+                f"--node-address is {wanted}, which no interface here has; `ip address` lists those it may be"
+            )
+        return found
     for each in ip.get_addr(family=_AF_INET, index=index):
         text = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
         if text is not None:

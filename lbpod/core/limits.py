@@ -59,6 +59,9 @@ PENDING_MAX: Final = 65_536
 NAT_MAX: Final = 1_048_576
 """Flows that a host agent translates (LRU)."""
 
+MAP_ENTRIES_MAX: Final = 1 << 26
+"""Entries that a hash map may be given by a setting; kernels refuse some tens of millions more."""
+
 BATCH_MAX: Final = 4_096
 """Flows in one resolve request, and in one batched system call."""
 

@@ -37,7 +37,7 @@ _VERSION_AT: Final = CONFIG.fields["version"][1]
 
 def is_bpffs(path: Path) -> bool:
     """True where `path`, or the nearest parent that exists, lies in a BPF file system."""
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # Path.exists raises where bpffs refuses a name
         path = path.parent
     buffer = (ctypes.c_long * (_STATFS_BYTES // ctypes.sizeof(ctypes.c_long)))()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -56,7 +56,8 @@ class PinFolder:
                 (folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock: int | None = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise DatapathError(f"cannot make the pin folder {folder}: {error.strerror}") from error
+            hint = "; names with dots are reserved there" if "." in folder.name else ""
+            raise DatapathError(f"cannot make the pin folder {folder}: {error.strerror}{hint}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

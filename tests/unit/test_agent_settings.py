@@ -32,6 +32,9 @@ def test_defaults() -> None:
         ("listen", "0.0.0.0:99999", "ADDRESS:PORT"),
         ("map_sizes", "records", "--map-sizes has 'records'"),
         ("map_sizes", "records=0", "records=65536,nat=65536"),
+        ("map_sizes", "vips=5", "--map-sizes names 'vips'; sizes can be set for cache, embryonic, nat"),
+        ("map_sizes", "nat=99999999999", "a map has room for 67108864 entries at most"),
+        ("map_sizes", f"nat={'9' * 5_000}", "it must be a list like"),
         ("detach_on_exit", "perhaps", "yes or no"),
         ("log_level", "loud", "debug, info, warning, error"),
         ("node", "", "1 to 253 bytes"),
@@ -65,6 +68,13 @@ def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
     memory.forget()
     memory.forget()
     assert memory.recall().committed is None
+
+
+def test_a_folder_that_is_none_is_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    memory = Memory(tmp_path / "file")
+    assert memory.recall().committed is None
+    assert "Not a directory" in memory.recall().why_not
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1, 40])
