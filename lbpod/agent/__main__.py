@@ -7,12 +7,13 @@ import os
 import sys
 
 from lbpod.agent.agent import StartError
+from lbpod.agent.broken import BROKEN, BrokenError
 from lbpod.agent.run import run_agent
 from lbpod.agent.settings import SettingsError, read_settings
 
 
 def main() -> int:
-    """Exit status: 0 stopped, 1 the machine lacks something, 2 a setting cannot be."""
+    """Exit status: 0 stopped, 1 the machine lacks something, 2 a setting cannot be, 70 a mistake of our own."""
     try:
         run_agent(read_settings({}, os.environ))
     except SettingsError as error:
@@ -21,6 +22,9 @@ def main() -> int:
     except StartError as error:
         sys.stderr.write(f"holdfast agent: {error}\n")
         return 1
+    except BrokenError as error:
+        sys.stderr.write(f"holdfast agent: {error}\n")
+        return BROKEN
     return 0
 
 

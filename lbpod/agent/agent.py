@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from lbpod.agent.apply import Applier, NextHops
+from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
 from lbpod.agent.metrics import Metrics
 from lbpod.agent.peers import Peers
@@ -80,11 +81,13 @@ class Agent:
     async def run(self) -> None:
         """Serves until `stop`. Raises StartError where an address cannot be listened on."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
         fd = self._parts.hops.fileno()
         if fd >= 0:
             loop.add_reader(fd, self.driver.take_hop_events)
         driving = asyncio.create_task(self.driver.run(self._restored()), name="driver")
         looking = asyncio.create_task(self._look_after(), name="look after")
+        looking.add_done_callback(raise_what_failed)
         runners: list[web.AppRunner] = []
         try:
             await self._after_restore(driving)
@@ -102,6 +105,14 @@ class Agent:
             for runner in runners:
                 await runner.cleanup()
             await self.peers.close()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback or a task has failed, and nobody waits for it."""
+        error = context.get("exception")
+        if error is not None and is_ours(error):
+            self.driver.fail(error)
+        else:
+            loop.default_exception_handler(context)
 
     def stop(self) -> None:
         """Ends `run`. Programs, maps and pins stay."""

@@ -116,6 +116,7 @@ class Driver:
         self._numbers = itertools.count(1)
         self._nodes: dict[int, Node] = {}
         self._stopping = False
+        self._broken: BaseException | None = None
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
         self.trace: Final[deque[TraceLine]] = deque(maxlen=TRACE_LINES_MAX)
         self.status: LbStatus = brain.status()
@@ -188,6 +189,11 @@ class Driver:
         self._stopping = True
         self._waiting.set()
 
+    def fail(self, error: BaseException) -> None:
+        """Something of ours has failed outside the loop as it may not: ends `run`, which raises it."""
+        self._broken = self._broken or error
+        self.stop()
+
     @property
     def swept_flows(self) -> int:
         """Translated flows deleted because they were over."""
@@ -201,7 +207,16 @@ class Driver:
     # --- The loop -------------------------------------------------------------------------------------------------
 
     async def run(self, restored: Restored | None) -> None:
-        """Runs until `stop`. restored: what an earlier agent left, None: nothing."""
+        """Runs until `stop`. restored: what an earlier agent left, None: nothing. Raises what `fail` was told."""
+        try:
+            await self._loop(restored)
+        finally:
+            self._stopping = True
+            self._give_up()
+        if self._broken is not None:
+            raise self._broken
+
+    async def _loop(self, restored: Restored | None) -> None:
         if restored is not None:
             await self._feed_slowly(restored)
         self.status = self._brain.status()
@@ -221,7 +236,6 @@ class Driver:
             if now_ns() >= next_drain_ns:
                 next_drain_ns = now_ns() + self._drain()
             await asyncio.sleep(0)
-        self._give_up()
 
     async def _turn(self) -> None:
         """Some events, before clock and sockets are looked at again."""

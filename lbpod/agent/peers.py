@@ -18,6 +18,7 @@ from typing import Any, Final
 import aiohttp
 
 from lbpod.agent.age import HEADER_CLOCK, Clocks
+from lbpod.agent.broken import raise_what_failed
 from lbpod.agent.clock import now_ns
 from lbpod.certs import server_name
 from lbpod.core import wire
@@ -123,6 +124,7 @@ class Peers:
         tasks.discard(task)
         if not tasks:
             del self._under_way[name]
+        raise_what_failed(task)
 
     async def _answer(self, token: int | None, node: Node, body: PeerCall) -> None:
         kind = type(body).__name__
@@ -192,7 +194,8 @@ class Peers:
         self._silent[node.name] += 1
         if self._silent[node.name] < SILENT_CALLS_MAX or node.member == MEMBER_NONE or node.member in self._probes:
             return
-        self._probes[node.member] = asyncio.create_task(self._probe(node.id, node.member))
+        probe = self._probes[node.member] = asyncio.create_task(self._probe(node.id, node.member))
+        probe.add_done_callback(raise_what_failed)
         self._on_event(MemberSeen(node.member, up=False))
 
     async def _probe(self, number: int, member: int) -> None:

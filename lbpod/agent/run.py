@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 
 from lbpod.agent.agent import Agent, Parts, StartError
+from lbpod.agent.broken import BrokenError, is_ours, sentence_of
 from lbpod.agent.logs import configure_logs
 from lbpod.agent.remembered import Memory
 from lbpod.agent.rows import Uplink
@@ -47,7 +48,8 @@ def version() -> str:
 
 
 def run_agent(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT. Raises StartError with one sentence where it cannot start."""
+    """Runs until SIGTERM or SIGINT. Raises StartError with one sentence where it cannot start, BrokenError where a
+    mistake of its own has stopped it."""
     configure_logs(settings.log_level, settings.node)
     # Until the event loop takes over, Ctrl-C ends the process at once, which is safe at any moment. As an exception it
     # would be lost where libbpf is calling back, and the agent would go on.
@@ -76,7 +78,7 @@ def run_agent(settings: Settings) -> None:
             node=settings.node,
             substitutes=lambda: _substitutes(attached, datapath, hops),
         )
-        asyncio.run(_serve(parts))
+        serve(parts)
         if settings.detach_on_exit:
             Memory(settings.state).forget()
             _LOG.info("detached", interfaces=detach(fast_path.pins))
@@ -128,6 +130,20 @@ def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Fact
         maps=MappingProxyType({name: each.info.max_entries for name, each in fast_path.maps.items()}),
         taken_over=any(each.taken_over for each in fast_path.maps.values()),
     )
+
+
+def serve(parts: Parts) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError, or BrokenError where a mistake of ours has ended it."""
+    try:
+        asyncio.run(_serve(parts))
+    except (StartError, DatapathError):
+        raise
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        sentence = sentence_of(error)
+        _LOG.critical("broken", sentence=sentence, exc_info=True)
+        raise BrokenError(sentence) from error
 
 
 async def _serve(parts: Parts) -> None:

@@ -8,6 +8,7 @@ is read, bounded and validated whole before the Keeper hears of it.
 Left to others: what a call means (the Keeper), what may stand in a body (``core.wire``), certificates (``certs``).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -106,6 +107,9 @@ async def _plain_sentences(request: web.Request, handler: Handler) -> web.Stream
     except RemoteError as error:
         _LOG.warning("refused", path=request.path, status=error.status, reason=error.sentence, peer=request.remote)
         return _text(error.status, error.sentence)
+    except AssertionError as error:
+        asyncio.get_running_loop().call_exception_handler({"message": request.path, "exception": error})
+        return _text(500, "this agent has made a mistake and stops")
     except DatapathError as error:
         return _text(503, f"the maps cannot be read: {error}")
     except web.HTTPRequestEntityTooLarge:

@@ -73,6 +73,7 @@ def agent(
 ) -> None:
     """Run one node's agent. Each option can also be set as HOLDFAST_<OPTION> in the environment."""
     from lbpod.agent.agent import StartError
+    from lbpod.agent.broken import BROKEN, BrokenError
     from lbpod.agent.run import run_agent
     from lbpod.agent.settings import SettingsError, read_settings
 
@@ -96,6 +97,8 @@ def agent(
         fail(str(error), BAD_INPUT)
     except StartError as error:
         fail(str(error), LACKING)
+    except BrokenError as error:
+        fail(str(error), BROKEN)
 
 
 @app.command()
