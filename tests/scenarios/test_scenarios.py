@@ -45,6 +45,8 @@ def replay(path: Path, fault_seed: int | None) -> tuple[list[Block | str], list[
             )
             problems.append("\n".join([where(path, item, fault_seed), item.command, *list(diff)[2:]]))
         item.expected = printed
+    for node in stage.cluster.nodes.values():
+        node.keeper.check_invariants()
     return items, problems, stage
 
 
