@@ -11,9 +11,7 @@
  * functions that the verifier looks at one by one.
  */
 #include "steady.h"
-#include "reply.h"
-#include "lookup.h"
-#include "forget.h"
+#include "services.h"
 
 SEC("xdp")
 int hf_xdp(struct xdp_md *ctx)
@@ -22,36 +20,3 @@ int hf_xdp(struct xdp_md *ctx)
 
 	return hf_leave(hf_decide(ctx), bytes);
 }
-
-SEC("tc")
-int hf_tc(struct __sk_buff *skb)
-{
-	return hf_reply(skb);
-}
-
-SEC("syscall")
-int hf_lookup(struct hf_lookup_args *args)
-{
-	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
-		if (hf_lookup_one(i))
-			break;
-	return 0;
-}
-
-SEC("syscall")
-int hf_forget(struct hf_forget_args *args)
-{
-	__u32 deleted = 0;
-
-	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++) {
-		int one = hf_forget_one(i);
-
-		if (one < 0)
-			break;
-		deleted += one;
-	}
-	args->deleted = deleted;
-	return 0;
-}
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -9,8 +9,7 @@
 #ifndef HF_LAB_BASELINE_H
 #define HF_LAB_BASELINE_H
 
-#include "reply.h"
-#include "lookup.h"
+#include "services.h"
 
 HF_INLINE __u32 baseline_decide(struct xdp_md *ctx)
 {
@@ -41,22 +40,5 @@ int hf_xdp(struct xdp_md *ctx)
 
 	return hf_leave(baseline_decide(ctx), bytes);
 }
-
-SEC("tc")
-int hf_tc(struct __sk_buff *skb)
-{
-	return hf_reply(skb);
-}
-
-SEC("syscall")
-int hf_lookup(struct hf_lookup_args *args)
-{
-	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
-		if (hf_lookup_one(i))
-			break;
-	return 0;
-}
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #endif
