@@ -178,6 +178,35 @@ TABLE_CANDIDATES_MAX: Final = 16
 TABLE_INCREMENTAL_MIN: Final = 64
 """Backends from which a builder keeps anything at all; below, a table built anew is as quick."""
 
+# --- Ring changes and failover ---------------------------------------------------------------------------------------
+BEAT_NS: Final = 200_000_000
+"""An LB asks those that it watches whether they are there this often."""
+
+BEAT_DOWN_NS: Final = 700_000_000
+"""A member that has been asked and not heard for so long is believed to be down: a lost beat alone is not enough."""
+
+WATCH_MAX: Final = 8
+"""Members that one LB watches; of the others it hears from these."""
+
+FENCE_NS: Final = 3_000_000_000
+"""An LB that has heard neither the controller nor a peer for so long tracks all its slots."""
+
+LOST_NS: Final = 6_000_000_000
+"""A ring member that has not answered the controller for so long is taken out of the ring. An agent that restarts is
+back by then."""
+
+HANDOVER_RECORDS_MAX: Final = 16_384
+"""Records in one page of a handover (640 KiB)."""
+
+HANDOVER_PAGES_MAX: Final = 4
+"""Pages that one LB has under way to one other."""
+
+HANDOVER_HOLD_NS: Final = 2_000_000_000
+"""A call to hand over is answered when it is done, or after so long with how far it has got."""
+
+LEAVE_NS_MAX: Final = 20_000_000_000
+"""An LB that wants to leave waits for so long to be taken out of the ring, then it ends all the same."""
+
 # --- Agent ------------------------------------------------------------------------------------------------------------
 PEER_CONNECTIONS_MAX: Final = 4
 """Keep-alive connections of one agent to one peer; calls beyond wait for one of them, within their own time."""
@@ -191,8 +220,8 @@ SILENT_CALLS_MAX: Final = 3
 SENTENCE_BYTES_MAX: Final = 500
 """How much of a refusal's text is passed on."""
 
-PEER_BODY_BYTES_MAX: Final = 1024 * 1024
-"""Largest body of a call other than a snapshot: all slots of a VIP and all backends are 384 KiB."""
+PEER_BODY_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Largest body of a call other than a snapshot: a page of a handover is 1.4 MiB at most."""
 
 TRACE_LINES_MAX: Final = 1_024
 """Trace lines that an agent keeps for people."""
@@ -321,5 +350,11 @@ assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longes
 assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
 assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
 assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
+assert 3 * BEAT_NS < BEAT_DOWN_NS < 1_000_000_000, "three beats have to be lost, and the backup serves within a second"
+assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, "a fence is up before anybody acts on the absence"
+assert HANDOVER_HOLD_NS + PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS, "a handover is answered within the controller's time"
+assert 40 * HANDOVER_RECORDS_MAX + 12 * SLOT_COUNT + 4 * VIPS_MAX < PEER_BODY_BYTES_MAX, (
+    "a page of a handover fits a body"
+)
 assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS
 assert RETRY_NS <= SETTLE_PAUSE_NS_MAX and EARLY_ASK_NS <= SETTLE_PAUSE_NS_MAX

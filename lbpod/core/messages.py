@@ -29,10 +29,21 @@ NO_IDS = NextIds()
 
 
 # --- Bodies: controller and LB ----------------------------------------------------------------------------------------
+class RingStep(Enum):
+    """How far an LB is in a ring change (DESIGN: section 4). NONE: none is under way here; PREPARED: `next` is known;
+    HANDED: and what this LB had to hand over has arrived; SWITCHED: `own` is the new ring, `prev` the old one."""
+
+    NONE = "none"
+    PREPARED = "prepared"
+    HANDED = "handed"
+    SWITCHED = "switched"
+
+
 class LbStatus(msgspec.Struct, frozen=True):
     """Answer to every call of the controller, and of GET /v1/state: where this LB stands.
 
-    Invariant: committed <= prepared <= staged where the latter are not 0.
+    Invariants: committed <= prepared <= staged where the latter are not 0; ring_step is PREPARED or HANDED only where
+    `prepared` names a generation that changes the ring, SWITCHED only where `committed` does.
     """
 
     node: str
@@ -47,6 +58,13 @@ class LbStatus(msgspec.Struct, frozen=True):
     """Of the snapshot that `staged` names (snapshot.digest_of)."""
     ring_epoch: int
     tracking_slots: int
+    ring_step: RingStep = RingStep.NONE
+    ring_round: int = 0
+    """The round of the handover that is done, where ring_step is HANDED."""
+    serving: bool = False
+    """It is in the ring that is in force here, with the state of its slots. False: what is relayed to it is lost."""
+    leaving: bool = False
+    """It asks to be taken out of the ring."""
     problem: str = ""
     """One sentence where something is wrong, else empty."""
     snapshot: Snapshot | None = None
@@ -62,6 +80,37 @@ class PrepareCall(msgspec.Struct, frozen=True):
 
 class CommitCall(msgspec.Struct, frozen=True):
     """POST /v1/commit. Must have been prepared."""
+
+    generation: int
+    digest: bytes
+
+
+class RingPrepareCall(msgspec.Struct, frozen=True):
+    """POST /v1/ring/prepare: learn `next`, the ring of the staged generation."""
+
+    generation: int
+    digest: bytes
+
+
+class HandoverCall(msgspec.Struct, frozen=True):
+    """POST /v1/ring/handover: send what you have of the slots of which you are the first live replica to those who will
+    be replicas. lost: members that are down. A loss begins a new round; round >= 1."""
+
+    generation: int
+    digest: bytes
+    round: int
+    lost: tuple[int, ...] = ()
+
+
+class RingSwitchCall(msgspec.Struct, frozen=True):
+    """POST /v1/ring/switch: prev := own, own := next."""
+
+    generation: int
+    digest: bytes
+
+
+class RingDoneCall(msgspec.Struct, frozen=True):
+    """POST /v1/ring/done: everybody has switched; prev and what belongs to it may go."""
 
     generation: int
     digest: bytes
@@ -148,9 +197,59 @@ class QuietAnswer(msgspec.Struct, frozen=True):
     quiet: bytes
 
 
-PeerCall = ResolveCall | SettleCall | ForgetCall | QuietCall
-PeerAnswer = ResolveAnswer | SettleAnswer | ForgetAnswer | QuietAnswer
-ControlCall = PrepareCall | CommitCall | Snapshot
+class StateCall(msgspec.Struct, frozen=True):
+    """PUT /v1/slots/state: one page of a handover. It may come twice, and pages in any order.
+
+    covered: bytes of u16, the slots that the sender hands over to this receiver, ascending (the same in all pages to it).
+    Either words: of `vip`, those of `covered` that track at the sender (tracking: bytes of u16, words: of u64; the
+    others are steady there), or steady_vips (bytes of u32): VIPs of which all of them are steady. And records: flows
+    and records in the layouts of the maps; the first full_count of them are full, the rest embryonic.
+    """
+
+    member: int
+    generation: int
+    round: int
+    covered: bytes
+    vip: int = 0
+    """0: no words in this page."""
+    tracking: bytes = b""
+    words: bytes = b""
+    steady_vips: bytes = b""
+    flows: bytes = b""
+    records: bytes = b""
+    full_count: int = 0
+
+
+class StateAnswer(msgspec.Struct, frozen=True):
+    """The page has been written. taken: records that found room (the others are counted, and fall back to base)."""
+
+    taken: int
+
+
+class BeatCall(msgspec.Struct, frozen=True):
+    """POST /v1/beat: are you there? The caller's own state comes along, so that both learn from one call. down: members
+    that it has found to be silent itself."""
+
+    member: int
+    generation: int
+    ring_epoch: int
+    down: tuple[int, ...] = ()
+
+
+class BeatAnswer(msgspec.Struct, frozen=True):
+    """serving: as in LbStatus. generation: in force there."""
+
+    member: int
+    generation: int
+    ring_epoch: int
+    serving: bool
+    down: tuple[int, ...] = ()
+
+
+PeerCall = ResolveCall | SettleCall | ForgetCall | QuietCall | StateCall | BeatCall
+PeerAnswer = ResolveAnswer | SettleAnswer | ForgetAnswer | QuietAnswer | StateAnswer | BeatAnswer
+RingCall = RingPrepareCall | HandoverCall | RingSwitchCall | RingDoneCall
+ControlCall = PrepareCall | CommitCall | Snapshot | RingCall
 
 
 # --- Keeper: events ---------------------------------------------------------------------------------------------------
@@ -161,6 +260,8 @@ class Restored:
     committed: Snapshot | None
     prepared: Snapshot | None
     slots: dict[int, U64]
+    ring_done: bool = True
+    """As in Remember."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +269,7 @@ class Called:
     """The controller or a peer calls; to be answered by Reply or Refuse with the same request number."""
 
     request: int
-    body: Snapshot | PrepareCall | CommitCall | PeerCall
+    body: ControlCall | PeerCall
     with_snapshot: bool = False
 
 
@@ -206,11 +307,20 @@ class RecordsLooked:
 
 @dataclass(frozen=True)
 class RecordsDumped:
-    """Answer to DumpRecords: all of records and embryonic."""
+    """Answer to DumpRecords: all of records (the first full_count), then of embryonic."""
 
     token: int
     flows: Rows
     records: Rows
+    full_count: int
+
+
+@dataclass(frozen=True)
+class RecordsPut:
+    """Answer to PutRecords: how many found room."""
+
+    token: int
+    taken: int
 
 
 @dataclass(frozen=True)
@@ -247,6 +357,11 @@ class MemberSeen:
 
 
 @dataclass(frozen=True)
+class LeaveWanted:
+    """This LB is to be taken out of the ring (SIGTERM)."""
+
+
+@dataclass(frozen=True)
 class EffectsFailed:
     """A datapath effect failed; `rest` was not carried out."""
 
@@ -271,6 +386,8 @@ KeeperEvent = (
     | NatLooked
     | SeenRead
     | MemberSeen
+    | RecordsPut
+    | LeaveWanted
     | EffectsFailed
     | Tick
 )
@@ -286,6 +403,8 @@ class Configure:
     prepared: Snapshot | None
     alive: frozenset[int]
     members_up: frozenset[int]
+    ring_done: bool = True
+    """The members that the ring of `committed` follows upon (Ring.before) count no more."""
 
 
 @dataclass(frozen=True)
@@ -333,6 +452,23 @@ class DropRecords:
     """Delete these flows from records and embryonic."""
 
     flows: Rows
+
+
+@dataclass(frozen=True)
+class PutRecords:
+    """Insert records that another replica has handed over; the first full_count are full, the rest embryonic. A full
+    record that is there already stays. Answered by RecordsPut."""
+
+    token: int
+    flows: Rows
+    records: Rows
+    full_count: int
+
+
+@dataclass(frozen=True)
+class DropFlows:
+    """Forget all leases, records and embryonic records: this LB is new to the ring, and what it knew is not true any
+    more."""
 
 
 @dataclass(frozen=True)
@@ -424,6 +560,8 @@ class Remember:
 
     committed: Snapshot | None
     prepared: Snapshot | None
+    ring_done: bool = True
+    """False: the ring change of `committed` is switched to, and not done."""
 
 
 @dataclass(frozen=True)
@@ -444,6 +582,8 @@ DatapathEffect = (
     | WriteSlots
     | PutCache
     | DropRecords
+    | PutRecords
+    | DropFlows
     | LookRecords
     | DumpRecords
     | LookNat
@@ -524,7 +664,7 @@ class AskStatus:
 
 @dataclass(frozen=True)
 class Push:
-    """PUT /v1/snapshot, POST /v1/prepare or /v1/commit, by the body's type."""
+    """A call of the controller, by the body's type (wire.ROUTES)."""
 
     node: str
     control: str
@@ -552,12 +692,17 @@ class Phase(Enum):
     STAGING = "staging"
     PREPARING = "preparing"
     COMMITTING = "committing"
+    RING_PREPARING = "ring preparing"
+    HANDING_OVER = "handing over"
+    SWITCHING = "switching"
+    RING_ENDING = "ring ending"
 
 
 @dataclass(frozen=True)
 class PlannerStatus:
-    """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring;
-    lagging: nodes that are behind and do not answer, refuse, or were left behind; problem: one sentence or empty."""
+    """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring (of the
+    new one, where it changes); lagging: nodes that are behind and do not answer, refuse, or were left behind; ring: names
+    of its members; lost: names of those believed lost; problem: one sentence or empty."""
 
     phase: Phase
     generation: int
@@ -567,6 +712,9 @@ class PlannerStatus:
     problem: str
     changes: int
     vips: tuple[VipStatus, ...]
+    ring: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    ring_changes: int = 0
 
 
 @dataclass(frozen=True)

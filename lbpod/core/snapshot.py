@@ -12,13 +12,14 @@ leases and records that name it may still live.
 **Epochs.** A VIP's epoch is the generation of its last change; an LB that compares two snapshots may pass over VIPs of
 equal epoch. Order never matters: a World is a set, written as tuples.
 
-**The ring is fixed** from the first snapshot that has one (ring changes need the handover of DESIGN section 4): members
-stay, and so do their addresses, which ownership is computed from. ``ring_problem`` says where a World disagrees.
+**The ring** changes by snapshots of its own (``ring_snapshot``), which change nothing else, for members hand over what
+they have between two generations (DESIGN: section 4). In between members stay, and so do their addresses, which
+ownership is computed from, whatever the World says. Who is to be in the ring is the Planner's to decide.
 """
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -105,47 +106,62 @@ def next_snapshot(
     generation: int,
     tables: Tables,
     next_ids: NextIds | None = None,
+    first_ring: Collection[str] | None = None,
 ) -> Snapshot | None:
     """The snapshot that follows ``previous`` for this World, or None where nothing but the generation would differ.
 
     next_ids: where the search for free ids goes on, where somebody newer than ``previous`` is known to have given some.
+    first_ring: names of the LBs that form the ring where there is none yet (None: all that the World lists).
     Raises SnapshotError where the World cannot be served: over a limit, a thing named twice, a node that is not there.
     """
     assert previous is None or previous.cluster == cluster, "a cluster's vni and seed never change"
     assert previous is None or previous.generation < generation, "generations only grow"
     check_world(world)
     ids = _Ids(previous, next_ids)
-    nodes = _nodes(world, previous, ids)
+    nodes = _nodes(world, previous, ids, first_ring)
     ring = _ring(previous, nodes)
     vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
     if previous is not None:
-        same = msgspec.structs.replace(previous, generation=generation, next_ids=snapshot.next_ids)
+        same = msgspec.structs.replace(previous, generation=generation, ring=ring, next_ids=snapshot.next_ids)
         if same == snapshot:
             return None
     check(snapshot)
     return snapshot
 
 
-def ring_problem(world: World, previous: Snapshot | None) -> str:
-    """One sentence where the World's LBs differ from the ring, which is fixed; else empty."""
-    if previous is None or not previous.ring.members:
-        return ""
-    members = {node.name: node for node in previous.nodes if node.member in previous.ring.members}
-    wanted = {node.name: node for node in world.nodes if node.lb}
-    for name in sorted(members.keys() - wanted.keys()):
-        return (
-            f"{name} is in the ring but no longer listed as an LB; it stays, for the ring of a running cluster is fixed"
+def ring_snapshot(
+    in_force: Snapshot, newest: Snapshot, world: World, members: Iterable[str], generation: int, next_ids: NextIds
+) -> Snapshot:
+    """The snapshot that takes the ring from that of ``in_force`` to the nodes named ``members``, and changes nothing
+    else.
+
+    newest: the last snapshot that was pushed; where that is not the one in force, it is superseded, and what it gave
+    numbers to keeps them. next_ids: where the search for free ids goes on. Raises SnapshotError where the World lists a
+    new member with what no node may have.
+    """
+    assert in_force.ring.members, "a ring changes only once there is one"
+    assert in_force.generation <= newest.generation < generation, "generations only grow"
+    before = in_force.ring.members
+    ids = _Ids(newest, next_ids)
+    nodes = {node.name: node for node in in_force.nodes}
+    had = {node.name: node for node in newest.nodes} | nodes
+    listed = {node.name: node for node in world.nodes}
+    wanted = sorted(members)
+    for name in wanted:
+        if name in nodes and nodes[name].member in before:
+            continue
+        one, known = listed[name], had.get(name)
+        number = known.id if known is not None else ids.node.give()
+        member = known.member if known is not None and known.address == one.address else MEMBER_NONE
+        nodes[name] = Node(
+            number, name, one.address, one.control, member if member != MEMBER_NONE else ids.member.give()
         )
-    for name in sorted(wanted.keys() - members.keys()):
-        return (
-            f"{name} is listed as an LB but not in the ring; it stays out, for the ring of a running cluster is fixed"
-        )
-    for name in sorted(members):
-        if members[name].address != wanted[name].address:
-            had = format_address(members[name].address)
-            return f"the address of {name} has changed; it stays {had}, for the ring of a running cluster is fixed"
-    return ""
+    ring = Ring(generation, tuple(sorted(nodes[name].member for name in wanted)), before)
+    ordered = tuple(sorted(nodes.values(), key=lambda node: node.id))
+    snapshot = Snapshot(in_force.cluster, generation, ring, ordered, in_force.vips, ids.next_ids())
+    check(snapshot)
+    return snapshot
 
 
 # --- The parts of a snapshot ------------------------------------------------------------------------------------------
@@ -185,7 +201,7 @@ class _Ids:
         return NextIds(self.vip.at, self.node.at, self.member.at, self.backend.at)
 
 
-def _nodes(world: World, previous: Snapshot | None, ids: _Ids) -> tuple[Node, ...]:
+def _nodes(world: World, previous: Snapshot | None, ids: _Ids, first_ring: Collection[str] | None) -> tuple[Node, ...]:
     known = {node.name: node for node in previous.nodes} if previous is not None else {}
     members = previous.ring.members if previous is not None else ()
     nodes = []
@@ -195,7 +211,8 @@ def _nodes(world: World, previous: Snapshot | None, ids: _Ids) -> tuple[Node, ..
         if had is not None and had.member in members:
             nodes.append(Node(number, one.name, had.address, one.control, had.member))
         else:
-            member = ids.member.give() if one.lb and not members else MEMBER_NONE
+            takes_part = one.lb and not members and (first_ring is None or one.name in first_ring)
+            member = ids.member.give() if takes_part else MEMBER_NONE
             nodes.append(Node(number, one.name, one.address, one.control, member))
     listed = {node.name for node in nodes}
     nodes.extend(node for name, node in known.items() if node.member in members and name not in listed)
@@ -204,10 +221,10 @@ def _nodes(world: World, previous: Snapshot | None, ids: _Ids) -> tuple[Node, ..
 
 def _ring(previous: Snapshot | None, nodes: Sequence[Node]) -> Ring:
     if previous is not None and previous.ring.members:
-        return previous.ring
+        return Ring(previous.ring.epoch, previous.ring.members)
     members = tuple(sorted(node.member for node in nodes if node.member != MEMBER_NONE))
     epoch = previous.ring.epoch if previous is not None else 0
-    return Ring(epoch + 1, members) if members or previous is None else previous.ring
+    return Ring(epoch + 1, members) if members or previous is None else Ring(epoch)
 
 
 def _vips(
@@ -320,8 +337,11 @@ def _check_nodes(snapshot: Snapshot) -> None:
             _range(f"the member id of node {node.name}", node.member, 0, MEMBERS_MAX - 1)
     _range("the ring's epoch", snapshot.ring.epoch, 0, GENERATION_MAX)
     _ascending("members of the ring", list(snapshot.ring.members))
+    _ascending("members of the ring before", list(snapshot.ring.before))
+    if snapshot.ring.before and snapshot.ring.before == snapshot.ring.members:
+        raise SnapshotError("the ring is said to change, and has the same members before and after")
     known = {node.member for node in nodes if node.member != MEMBER_NONE}
-    for member in snapshot.ring.members:
+    for member in (*snapshot.ring.members, *snapshot.ring.before):
         if member not in known:
             raise SnapshotError(f"member {member} of the ring is no node's")
 

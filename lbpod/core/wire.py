@@ -18,13 +18,14 @@ import msgspec
 import numpy as np
 
 from lbpod.core.errors import RemoteError, SnapshotError
-from lbpod.core.layout import FLOW
+from lbpod.core.layout import FLOW, RECORD
 from lbpod.core.limits import (
     BACKEND_IDS_MAX,
     BACKENDS_MAX,
     BATCH_MAX,
     BODY_BYTES_MAX,
     GENERATION_MAX,
+    HANDOVER_RECORDS_MAX,
     MEMBER_NONE,
     MEMBERS_MAX,
     NAME_BYTES_MAX,
@@ -32,9 +33,13 @@ from lbpod.core.limits import (
     VIPS_MAX,
 )
 from lbpod.core.messages import (
+    BeatAnswer,
+    BeatCall,
     CommitCall,
+    ControlCall,
     ForgetAnswer,
     ForgetCall,
+    HandoverCall,
     LbStatus,
     PeerAnswer,
     PeerCall,
@@ -43,8 +48,13 @@ from lbpod.core.messages import (
     QuietCall,
     ResolveAnswer,
     ResolveCall,
+    RingDoneCall,
+    RingPrepareCall,
+    RingSwitchCall,
     SettleAnswer,
     SettleCall,
+    StateAnswer,
+    StateCall,
 )
 from lbpod.core.model import Snapshot
 from lbpod.core.snapshot import DIGEST_BYTES, check
@@ -59,11 +69,17 @@ PATH_RESOLVE: Final = "/v1/flows/resolve"
 PATH_FORGET: Final = "/v1/flows/forget"
 PATH_SETTLE: Final = "/v1/slots/settle"
 PATH_QUIET: Final = "/v1/slots/quiet"
+PATH_RING_PREPARE: Final = "/v1/ring/prepare"
+PATH_RING_HANDOVER: Final = "/v1/ring/handover"
+PATH_RING_SWITCH: Final = "/v1/ring/switch"
+PATH_RING_DONE: Final = "/v1/ring/done"
+PATH_SLOTS_STATE: Final = "/v1/slots/state"
+PATH_BEAT: Final = "/v1/beat"
 PATH_STATE: Final = "/v1/state"
 QUERY_SNAPSHOT: Final = "snapshot"
 """``GET /v1/state?snapshot=1``: with the newest snapshot."""
 
-Body = Snapshot | PrepareCall | CommitCall | LbStatus | PeerCall | PeerAnswer
+Body = ControlCall | LbStatus | PeerCall | PeerAnswer
 T = TypeVar("T", bound=Body)
 
 ROUTES: Final[dict[type[Body], tuple[str, str]]] = {
@@ -74,6 +90,12 @@ ROUTES: Final[dict[type[Body], tuple[str, str]]] = {
     ForgetCall: ("POST", PATH_FORGET),
     SettleCall: ("POST", PATH_SETTLE),
     QuietCall: ("POST", PATH_QUIET),
+    RingPrepareCall: ("POST", PATH_RING_PREPARE),
+    HandoverCall: ("POST", PATH_RING_HANDOVER),
+    RingSwitchCall: ("POST", PATH_RING_SWITCH),
+    RingDoneCall: ("POST", PATH_RING_DONE),
+    StateCall: ("PUT", PATH_SLOTS_STATE),
+    BeatCall: ("POST", PATH_BEAT),
 }
 """Method and path of every call that has a body."""
 
@@ -85,6 +107,12 @@ ANSWERS: Final[dict[type[Body], type[Body]]] = {
     ForgetCall: ForgetAnswer,
     SettleCall: SettleAnswer,
     QuietCall: QuietAnswer,
+    RingPrepareCall: LbStatus,
+    HandoverCall: LbStatus,
+    RingSwitchCall: LbStatus,
+    RingDoneCall: LbStatus,
+    StateCall: StateAnswer,
+    BeatCall: BeatAnswer,
 }
 """What the answer with status 200 to each call holds."""
 
@@ -128,9 +156,12 @@ def _validate(body: Body) -> None:
     match body:
         case Snapshot():
             check(body)
-        case PrepareCall() | CommitCall():
+        case PrepareCall() | CommitCall() | RingPrepareCall() | RingSwitchCall() | RingDoneCall() | HandoverCall():
             _range(body, "generation", body.generation, 1, GENERATION_MAX)
             _digest(body, body.digest)
+            if isinstance(body, HandoverCall):
+                _range(body, "round", body.round, 1, GENERATION_MAX)
+                _members(body, "lost", body.lost)
         case LbStatus():
             _validate_status(body)
         case ResolveCall() | ForgetCall():
@@ -156,6 +187,38 @@ def _validate(body: Body) -> None:
             _backends(body, "backends", body.backends, BACKENDS_MAX)
         case QuietAnswer():
             _flags(body, "quiet", body.quiet, SLOT_COUNT)
+        case StateCall():
+            _validate_page(body)
+        case StateAnswer():
+            _range(body, "taken", body.taken, 0, HANDOVER_RECORDS_MAX)
+        case BeatCall() | BeatAnswer():
+            _range(body, "member", body.member, 0, MEMBERS_MAX - 1)
+            _range(body, "generation", body.generation, 0, GENERATION_MAX)
+            _range(body, "ring_epoch", body.ring_epoch, 0, GENERATION_MAX)
+            _members(body, "down", body.down)
+
+
+def _validate_page(page: StateCall) -> None:
+    _range(page, "member", page.member, 0, MEMBERS_MAX - 1)
+    _range(page, "generation", page.generation, 1, GENERATION_MAX)
+    _range(page, "round", page.round, 1, GENERATION_MAX)
+    _range(page, "vip", page.vip, 0, VIPS_MAX - 1)
+    _items(page, "covered", page.covered, 2, SLOT_COUNT)
+    tracking = _items(page, "tracking", page.tracking, 2, SLOT_COUNT)
+    _equal(page, "tracking", tracking, "words", _items(page, "words", page.words, 8, SLOT_COUNT))
+    if tracking and not page.vip:
+        raise RemoteError("StateCall: there are words and no VIP that they belong to")
+    _items(page, "steady_vips", page.steady_vips, 4, VIPS_MAX)
+    flows = _flows(page, page.flows, HANDOVER_RECORDS_MAX)
+    _equal(
+        page, "flows", flows, "records", _items(page, "records", page.records, RECORD.itemsize, HANDOVER_RECORDS_MAX)
+    )
+    _range(page, "full_count", page.full_count, 0, flows)
+    slots = np.frombuffer(page.covered, dtype="<u2")
+    if (slots[1:] <= slots[:-1]).any():
+        raise RemoteError("StateCall: the slots that it covers do not ascend")
+    if not np.isin(np.frombuffer(page.tracking, dtype="<u2"), slots).all():
+        raise RemoteError("StateCall: it has words of slots that it does not cover")
 
 
 def _validate_status(status: LbStatus) -> None:
@@ -174,6 +237,7 @@ def _validate_status(status: LbStatus) -> None:
     if status.staged:
         _digest(status, status.digest)
     _range(status, "ring_epoch", status.ring_epoch, 0, GENERATION_MAX)
+    _range(status, "ring_round", status.ring_round, 0, GENERATION_MAX)
     _range(status, "tracking_slots", status.tracking_slots, 0, SLOT_COUNT * VIPS_MAX)
     if status.snapshot is not None:
         check(status.snapshot)
@@ -221,8 +285,17 @@ def _flags(body: Body, field: str, data: bytes, count_max: int) -> None:
         raise RemoteError(f"{type(body).__name__}: {field} has bytes other than 0 and 1")
 
 
-def _flows(body: Body, data: bytes) -> None:
-    if _items(body, "flows", data, FLOW.itemsize, BATCH_MAX):
+def _members(body: Body, field: str, members: tuple[int, ...]) -> None:
+    if len(members) > MEMBERS_MAX:
+        raise RemoteError(f"{type(body).__name__}: {field} has {len(members)} members; the most is {MEMBERS_MAX}", 413)
+    for member in members:
+        _range(body, field, member, 0, MEMBERS_MAX - 1)
+
+
+def _flows(body: Body, data: bytes, count_max: int = BATCH_MAX) -> int:
+    count = _items(body, "flows", data, FLOW.itemsize, count_max)
+    if count:
         vips = np.frombuffer(data, dtype=FLOW)["vip"]
         if int(vips.min()) < 1 or int(vips.max()) >= VIPS_MAX:
             raise RemoteError(f"{type(body).__name__}: a flow names a VIP that is not from 1 to {VIPS_MAX - 1}")
+    return count
