@@ -111,6 +111,7 @@ look_for_missing() {
 	need libbpf1 has_library libbpf.so.1
 	need bpftool command -v bpftool
 	need iproute2 command -v tc
+	need iputils-ping command -v ping
 	need ethtool command -v ethtool
 	need nginx-light command -v nginx
 	need curl command -v curl

@@ -163,6 +163,8 @@ def documents(file: str, data: bytes) -> list[Value]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "too deeply nested or no text"
+        if "nesting depth" in reason:  # newer libyaml has a limit of its own, and its scanner is far ahead of the events
+            raise _too_deep(file, line) from error
         raise ConfigError(f"{file}:{line}: this is not YAML: {reason}") from error
     return [value for value in found if not value.is_nothing]
 
@@ -176,4 +178,8 @@ def _check_nesting(file: str, data: bytes) -> None:
         if depth > CONFIG_NESTING_MAX:
             mark = event.start_mark
             line = mark.line + 1 if mark is not None else 1
-            raise ConfigError(f"{file}:{line}: nested deeper than {CONFIG_NESTING_MAX} levels; no field here is")
+            raise _too_deep(file, line)
+
+
+def _too_deep(file: str, line: int) -> ConfigError:
+    return ConfigError(f"{file}:{line}: nested deeper than {CONFIG_NESTING_MAX} levels; no field here is")
