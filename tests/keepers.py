@@ -30,11 +30,13 @@ from lbpod.core.messages import (
     AskFailed,
     Called,
     CommitCall,
+    ControlCall,
     DatapathEffect,
     EffectsFailed,
     KeeperEffect,
     KeeperEvent,
     LbStatus,
+    MemberSeen,
     PeerCall,
     PendingDrained,
     PrepareCall,
@@ -200,11 +202,15 @@ class Node:
             for number, vs in self.keeper._state.vips.items():
                 assert (vs.slots.words == self.words(number)).all(), f"{self.name} acknowledges what is not written"
 
-    def call(self, body: Snapshot | PrepareCall | CommitCall | PeerCall, now_ns: int) -> Reply | Refuse:
-        """Call this node; the answer must be there at once."""
+    def begin(self, body: ControlCall | PeerCall, now_ns: int) -> int:
+        """Call this node; the answer will be found in `answers` under this number."""
         number = next(self._numbers)
         self.feed(Called(number, body), now_ns)
-        return self.answers.pop(number)
+        return number
+
+    def call(self, body: ControlCall | PeerCall, now_ns: int) -> Reply | Refuse:
+        """Call this node; the answer must be there at once."""
+        return self.answers.pop(self.begin(body, now_ns))
 
     def drain(self, now_ns: int) -> None:
         """Take pending flows out of the map."""
@@ -302,6 +308,10 @@ class Cluster:
     def later(self, at_ns: int, action: Callable[[], None]) -> None:
         """Do something at a time (in the order in which it was asked for, where times are equal)."""
         heapq.heappush(self._mail, (at_ns, next(self._order), action))
+
+    def believe_down(self, name: str, member: int) -> None:
+        """This LB takes a member for down from now on."""
+        self.feed(name, MemberSeen(member, up=False))
 
     def feed(self, name: str, event: KeeperEvent) -> None:
         self.nodes[name].feed(event, self.now_ns)

@@ -179,4 +179,5 @@ class Agent:
         if not vips and not config["epoch"].any():
             _LOG.warning("memory not used", reason="the maps that it belongs to are gone")
             return None
-        return Restored(remembered.committed, remembered.prepared, {vip: datapath.read_slots(vip) for vip in vips})
+        slots = {vip: datapath.read_slots(vip) for vip in vips}
+        return Restored(remembered.committed, remembered.prepared, slots, remembered.ring_done)

@@ -21,13 +21,14 @@ import numpy.typing as npt
 from lbpod.agent import rows
 from lbpod.agent.rows import Rows, Scene, Uplink
 from lbpod.agent.vip_index import Entry, VipIndex, entries_of
-from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, VIP_STAT
+from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, RECORD_MISSING, VIP_STAT
 from lbpod.core.limits import NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Configure,
     CreateVip,
     DatapathEffect,
     DeleteVip,
+    DropFlows,
     DropNat,
     DropRecords,
     DumpRecords,
@@ -37,8 +38,10 @@ from lbpod.core.messages import (
     LookSeen,
     NatLooked,
     PutCache,
+    PutRecords,
     RecordsDumped,
     RecordsLooked,
+    RecordsPut,
     SeenRead,
     StampNatFull,
     WriteOwnership,
@@ -132,6 +135,9 @@ class Applier:
             case DropRecords():
                 self._datapath.flows_delete(FlowMap.RECORDS, effect.flows)
                 self._datapath.flows_delete(FlowMap.EMBRYONIC, effect.flows)
+            case DropFlows():
+                for name in (FlowMap.CACHE, FlowMap.RECORDS, FlowMap.EMBRYONIC):
+                    self._datapath.flows_delete(name, self._datapath.flows_dump(name)[0])
             case DropNat():
                 self.swept_flows += self._datapath.nat_delete(effect.keys, effect.seen_ns)
             case StampNatFull():
@@ -142,8 +148,10 @@ class Applier:
                 return self._look(effect)
         return None
 
-    def _look(self, effect: LookRecords | DumpRecords | LookNat | LookSeen) -> KeeperEvent:
+    def _look(self, effect: LookRecords | DumpRecords | PutRecords | LookNat | LookSeen) -> KeeperEvent:
         match effect:
+            case PutRecords():
+                return RecordsPut(effect.token, self._put_records(effect))
             case LookRecords():
                 return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
             case DumpRecords():
@@ -151,7 +159,7 @@ class Applier:
                 # With the dtype said: concatenate alone would turn fields in network order into native ones.
                 flows = np.concatenate([full[0], embryonic[0]], dtype=FLOW, casting="no")
                 records = np.concatenate([full[1], embryonic[1]], dtype=RECORD, casting="no")
-                return RecordsDumped(effect.token, flows, records)
+                return RecordsDumped(effect.token, flows, records, len(full[0]))
             case LookNat():
                 keys, values, cursor = self._datapath.nat_slice(effect.cursor)
                 full_ns = self._unrecorded_ns(NAT_STAT) if cursor is None else 0
@@ -159,6 +167,15 @@ class Applier:
             case LookSeen():
                 stamps = self._datapath.read_other_seen(effect.vip)
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
+
+    def _put_records(self, effect: PutRecords) -> int:
+        """How many are recorded afterwards. What the fast path has recorded itself meanwhile stays as it is."""
+        fresh = self._datapath.records_lookup(effect.flows)["flags"] == RECORD_MISSING
+        is_full = np.arange(len(fresh)) < effect.full_count
+        taken = int((~fresh).sum())
+        for name, those in ((FlowMap.RECORDS, fresh & is_full), (FlowMap.EMBRYONIC, fresh & ~is_full)):
+            taken += self._datapath.flows_put(name, effect.flows[those], effect.records[those]) if those.any() else 0
+        return taken
 
     def _unrecorded_ns(self, row: int) -> int:
         stats: npt.NDArray[Any] = self._datapath.read(ArrayName.VIP_STATS)

@@ -52,6 +52,7 @@ from lbpod.core.messages import (
     Called,
     CommitCall,
     Configure,
+    ControlCall,
     DatapathEffect,
     EffectsFailed,
     KeeperEffect,
@@ -68,6 +69,8 @@ from lbpod.core.messages import (
     Remember,
     Reply,
     Restored,
+    RingPrepareCall,
+    RingSwitchCall,
     Tell,
     Tick,
     Trace,
@@ -76,6 +79,8 @@ from lbpod.core.model import Node, Snapshot
 from lbpod.datapath.port import Datapath, DatapathError
 
 _DATAPATH_EFFECTS: Final = get_args(DatapathEffect)
+_SLOW: Final = (Snapshot, PrepareCall, CommitCall, RingPrepareCall, RingSwitchCall)
+"""Calls that may build tables."""
 _LOG: Final = structlog.get_logger()
 
 
@@ -148,9 +153,7 @@ class Driver:
         self._queue.append(event)
         self._waiting.set()
 
-    async def call(
-        self, body: Snapshot | PrepareCall | CommitCall | PeerCall, until_ns: int | None = None
-    ) -> Reply | Refuse:
+    async def call(self, body: ControlCall | PeerCall, until_ns: int | None = None) -> Reply | Refuse:
         """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, and where the
         Keeper would hear of it later than `until_ns`."""
         number = next(self._numbers)
@@ -262,7 +265,7 @@ class Driver:
                 item.set_result(self._brain.status(with_snapshot=True))
         elif isinstance(item, Called) and self._until_ns.get(item.request, now_ns()) < now_ns():
             self._act(Refuse(item.request, 503, "this question is too old to be acted upon; ask again"))
-        elif isinstance(item, Called) and isinstance(item.body, Snapshot | PrepareCall | CommitCall):
+        elif isinstance(item, Called) and isinstance(item.body, _SLOW):
             await self._feed_slowly(item)
         else:
             self._feed(item)

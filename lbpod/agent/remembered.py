@@ -27,6 +27,7 @@ class _File(msgspec.Struct):
     boot: str
     committed: bytes
     prepared: bytes
+    ring_done: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Remembered:
     committed: Snapshot | None
     prepared: Snapshot | None
     why_not: str = ""
+    ring_done: bool = True
 
 
 NOTHING: Final = Remembered(None, None)
@@ -50,7 +52,7 @@ class Memory:
 
     def keep(self, what: Remember) -> None:
         """Replaces what is remembered."""
-        content = _File(self._boot, _encode(what.committed), _encode(what.prepared))
+        content = _File(self._boot, _encode(what.committed), _encode(what.prepared), what.ring_done)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
         fresh.write_bytes(msgspec.msgpack.encode(content))
@@ -62,7 +64,7 @@ class Memory:
             content = msgspec.msgpack.decode(self._path.read_bytes(), type=_File)
             if content.boot != self._boot:
                 return Remembered(None, None, f"{self._path} is from before the last boot")
-            return Remembered(_decode(content.committed), _decode(content.prepared))
+            return Remembered(_decode(content.committed), _decode(content.prepared), ring_done=content.ring_done)
         except FileNotFoundError:
             return NOTHING
         except (msgspec.DecodeError, RemoteError, OSError) as error:

@@ -38,8 +38,9 @@ from lbpod.core.messages import (
     Remember,
     Reply,
     Restored,
+    RingPrepareCall,
+    RingStep,
     Trace,
-    WriteOwnership,
 )
 from lbpod.core.model import Backend, Snapshot, Vip
 from lbpod.core.snapshot import Tables, check_index, eligible, endpoint
@@ -50,23 +51,29 @@ U32 = npt.NDArray[np.uint32]
 CONFLICT = 409
 
 
-class _Refused(Exception):  # noqa: N818  (an answer, not an error of ours)
+class Refused(Exception):  # noqa: N818  (an answer, not an error of ours)
     """The call cannot be granted. str(): one sentence for whoever called."""
 
 
 # --- Stage ------------------------------------------------------------------------------------------------------------
 def stage(state: State, request: int, snapshot: Snapshot, with_snapshot: bool) -> Effects:
     """PUT /v1/snapshot: accept what is to be prepared next. Nothing that forwards packets changes."""
-    plan = plan_of(snapshot)
     try:
-        if not _is_known(state, plan):
-            _check_ids(state, snapshot)
-            _check_index(state, snapshot)
-            tables = _tables(state, plan, (state.prepared, state.staged))
-            state.staged = Plan(plan.snapshot, plan.digest, tables)
-    except _Refused as refused:
+        state.staged = accept(state, snapshot) or state.staged
+    except Refused as refused:
         return [Refuse(request, CONFLICT, str(refused))]
     return [Reply(request, state.status(with_snapshot))]
+
+
+def accept(state: State, snapshot: Snapshot) -> Plan | None:
+    """The plan to be staged, with its tables; None: it was accepted before. Raises Refused."""
+    plan = plan_of(snapshot)
+    if _is_known(state, plan) and not state.foreign_due:
+        return None
+    if not state.joins(snapshot):  # who joins forgets all that an id could have named
+        _check_ids(state, snapshot)
+        _check_index(state, snapshot)
+    return Plan(snapshot, plan.digest, _tables(state, plan, (state.prepared, state.staged)))
 
 
 def _is_known(state: State, plan: Plan) -> bool:
@@ -76,17 +83,17 @@ def _is_known(state: State, plan: Plan) -> bool:
         return False
     generation, cluster = plan.generation, plan.snapshot.cluster
     if cluster != last.snapshot.cluster:
-        raise _Refused(
+        raise Refused(
             f"{state.node_name} belongs to another cluster (VNI {last.snapshot.cluster.vni}, not {cluster.vni}, or "
             "another seed); remove its maps and its state before it joins this one"
         )
     if generation < last.generation:
-        raise _Refused(
+        raise Refused(
             f"generation {generation} is older than {last.generation}, which {state.node_name} has accepted; read its "
             "state and continue from there"
         )
     if generation == last.generation and plan.digest != last.digest:
-        raise _Refused(
+        raise Refused(
             f"generation {generation} was accepted by {state.node_name} with other contents; two controllers are at "
             "work, stop one"
         )
@@ -101,7 +108,7 @@ def _check_ids(state: State, snapshot: Snapshot) -> None:
         for vip in plan.snapshot.vips:
             new = wanted.get(vip.id)
             if new is not None and _identity(new) != _identity(vip):
-                raise _Refused(
+                raise Refused(
                     f"VIP id {vip.id} still names {endpoint(vip)} with affinity {vip.affinity.name} on "
                     f"{state.node_name}, not {endpoint(new)} with {new.affinity.name}; remove the VIP, then add it anew"
                 )
@@ -109,7 +116,7 @@ def _check_ids(state: State, snapshot: Snapshot) -> None:
                 named.update(_endpoints((vip,)))
     for number, new_one in _endpoints(vip for vip in snapshot.vips if not _is_unchanged(state, vip)).items():
         if named.get(number, new_one) != new_one:
-            raise _Refused(
+            raise Refused(
                 f"backend id {number} named another endpoint that flows on {state.node_name} may still refer to; use "
                 "another id, or wait a minute"
             )
@@ -126,7 +133,7 @@ def _check_index(state: State, snapshot: Snapshot) -> None:
     try:
         check_index({**before, **after}.values())
     except SnapshotError as error:
-        raise _Refused(
+        raise Refused(
             f"{error}, counting those that are to go: remove them first, and add the new ones with another change"
         ) from error
 
@@ -143,7 +150,7 @@ def _endpoints(vips: Iterable[Vip]) -> dict[int, Endpoint]:
     return {one.id: (vip.id, one.address, one.port) for vip in vips for one in vip.backends}
 
 
-def _tables(state: State, plan: Plan, others: Iterable[Plan | None]) -> dict[int, U32]:
+def _tables(state: State, plan: Plan, others: Iterable[Plan | None], from_slots: bool = True) -> dict[int, U32]:
     """Tables of the VIPs whose table is not what their slots have: from other plans, else built.
 
     Each LB builds its own; the controller's digest says whether it is the same, bit for bit.
@@ -154,7 +161,7 @@ def _tables(state: State, plan: Plan, others: Iterable[Plan | None]) -> dict[int
     sources = [({vip.id: vip for vip in other.snapshot.vips}, other.tables) for other in others if other is not None]
     for vip in plan.snapshot.vips:
         vs = state.vips.get(vip.id)
-        if vs is not None and vs.vip is not None and _makes(vip, vs.vip):
+        if from_slots and vs is not None and vs.vip is not None and _makes(vip, vs.vip):
             digest = vs.vip.digest
         else:
             for known, found in sources:
@@ -164,11 +171,16 @@ def _tables(state: State, plan: Plan, others: Iterable[Plan | None]) -> dict[int
             else:
                 tables[vip.id], digest = _build(state, plan.snapshot, vip)
         if digest != vip.digest:
-            raise _Refused(
+            raise Refused(
                 f"the table of VIP {vip.name} comes out differently on {state.node_name} (digest {digest.hex()}, the "
                 f"controller has {vip.digest.hex()}); run the same version on both"
             )
     return tables
+
+
+def build_all(state: State, plan: Plan) -> dict[int, U32]:
+    """Tables of all VIPs, for an LB that joins. Raises Refused."""
+    return _tables(state, plan, (state.staged,), from_slots=False)
 
 
 def _makes(vip: Vip, other: Vip) -> bool:
@@ -186,13 +198,18 @@ def _build(state: State, snapshot: Snapshot, vip: Vip) -> tuple[U32, bytes]:
 def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effects:
     """POST /v1/prepare: track every slot that will differ, so that whoever commits first disturbs nobody."""
     try:
-        plan = _to_prepare(state, call)
+        plan = to_prepare(state, call)
         if plan is None:
             return [Reply(request, state.status())]
+        if plan.changes_ring or state.ring_step is RingStep.SWITCHED:
+            raise Refused(
+                f"generation {plan.generation} is no change of backends, or comes in the middle of a ring change"
+            )
         _check_index(state, plan.snapshot)
         tables = _tables(state, plan, (state.staged,))
-    except _Refused as refused:
+    except Refused as refused:
         return [Refuse(request, CONFLICT, str(refused))]
+    effects = take_ring_back(state)
     begun = state.prepared.tables if state.prepared is not None else {}
     is_new_ring = state.committed is not None and not state.committed.snapshot.ring.members
     state.prepared = Plan(plan.snapshot, plan.digest, tables)
@@ -212,43 +229,52 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
             table = tables.get(vip.id, current_of(vs.slots.words))
             written += state.write(vs, vs.slots.prepare(table, begun.get(vip.id), state.alive, now_ns))
     state.records_quiet &= not any(vs.slots.track for vs in state.vips.values())
-    effects: Effects = [*created, state.configure()]
-    if state.vips and state.own is None and state.set_ring(plan.snapshot, now_ns):
-        effects.append(_ownership(state))
-    effects += written
+    effects += [*created, state.configure()]
+    gone: list[int] = []
+    if not any(state.in_ring(known.snapshot) for known in state.plans()):
+        gone = sorted(state.vips)  # it was to join, and is not to any more
+        state.vips.clear()
+    effects += [*state.update_ring(now_ns), *written, *(DeleteVip(vip) for vip in gone)]
     effects += [remember(state), Trace("prepared", detail=f"generation {plan.generation}", slots=_tracking(state))]
     return [*effects, Reply(request, state.status())]
 
 
-def _to_prepare(state: State, call: PrepareCall) -> Plan | None:
+def to_prepare(state: State, call: PrepareCall | RingPrepareCall) -> Plan | None:
     """The staged plan to prepare; None: that has been done (a lost answer)."""
     where, generation = state.node_name, call.generation
     for plan in state.plans():
         if plan.generation == generation and plan.digest == call.digest:
             return None
         if generation <= plan.generation:
-            raise _Refused(f"generation {generation} cannot be prepared: {where} is at {plan.generation} already")
+            raise Refused(f"generation {generation} cannot be prepared: {where} is at {plan.generation} already")
     if state.staged is None or state.staged.generation != generation:
-        raise _Refused(f"generation {generation} has not been pushed to {where}; put the snapshot first")
+        raise Refused(f"generation {generation} has not been pushed to {where}; put the snapshot first")
     if state.staged.digest != call.digest:
-        raise _Refused(f"generation {generation} on {where} has other contents than the ones to prepare")
+        raise Refused(f"generation {generation} on {where} has other contents than the ones to prepare")
     return state.staged
-
-
-def _ownership(state: State) -> WriteOwnership:
-    assert state.own is not None, "ownership is written once it is known"
-    return WriteOwnership(state.own)
 
 
 def remember(state: State) -> Remember:
     return Remember(
         committed=state.committed.snapshot if state.committed is not None else None,
         prepared=state.prepared.snapshot if state.prepared is not None else None,
+        ring_done=state.ring_step is not RingStep.SWITCHED,
     )
 
 
 def _tracking(state: State) -> int:
     return sum(vs.slots.tracking_count for vs in state.vips.values())
+
+
+def take_ring_back(state: State) -> Effects:
+    """A ring change that is prepared, and that nobody has switched to, is replaced. The caller prepares what comes
+    instead."""
+    state.handover = None
+    if state.ring_step not in {RingStep.PREPARED, RingStep.HANDED}:
+        return []
+    assert state.prepared is not None, "a ring change is under way once it is prepared"
+    state.ring_step, state.ring_round, state.records_quiet = RingStep.NONE, 0, False
+    return [Trace("ring change replaced", detail=f"generation {state.prepared.generation}")]
 
 
 # --- Commit -----------------------------------------------------------------------------------------------------------
@@ -257,7 +283,7 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
     done, plan = state.committed, state.prepared
     if done is not None and (done.generation, done.digest) == (call.generation, call.digest):
         return [Reply(request, state.status())]
-    if plan is None or plan.generation != call.generation:
+    if plan is None or plan.generation != call.generation or plan.changes_ring:
         sentence = f"generation {call.generation} has not been prepared on {state.node_name}; prepare it first"
         return [Refuse(request, CONFLICT, sentence)]
     if plan.digest != call.digest:
@@ -270,14 +296,13 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
     for number in np.flatnonzero(was_alive & ~state.alive).tolist():
         state.resting[number], state.died_at_ns = (named[number], now_ns), now_ns
     effects: Effects = []
-    if state.vips and state.set_ring(plan.snapshot, now_ns):
-        effects.append(_ownership(state))
     kept = {vip.id: vip for vip in plan.snapshot.vips} if state.in_ring(plan.snapshot) else {}
     gone = sorted(state.vips.keys() - kept.keys())
     for vip_id in gone:
         del state.vips[vip_id]
         state.purge.pop(vip_id, None)
         state.purging.pop(vip_id, None)
+    effects += state.update_ring(now_ns)
     for vip_id, vs in sorted(state.vips.items()):
         effects += state.write(vs, vs.slots.commit(plan.tables.get(vip_id), state.alive, now_ns))
         vs.vip = kept[vip_id]
@@ -314,6 +339,10 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
     state.committed = plan_of(event.committed) if event.committed is not None else None
     state.prepared = plan_of(event.prepared) if event.prepared is not None else None
     state.staged = state.prepared or state.committed
+    if state.prepared is not None and state.prepared.changes_ring:
+        state.ring_step = RingStep.PREPARED
+    elif state.committed is not None and state.committed.changes_ring and not event.ring_done:
+        state.ring_step = RingStep.SWITCHED
     state.refresh()
     created: Effects = []
     written: Effects = []
@@ -340,9 +369,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
     state.records_quiet = False
     effects: Effects = [*created]
     if state.newest is not None:
-        effects.append(state.configure())
-        if state.vips and state.set_ring(state.newest.snapshot, now_ns):
-            effects.append(_ownership(state))
+        effects += [state.configure(), *state.update_ring(now_ns)]
     effects += written
     effects += [DeleteVip(vip_id) for vip_id in sorted(event.slots.keys() - state.vips.keys())]
     return [*effects, Trace("restored", detail=f"generation {state.generation}", slots=_tracking(state))]

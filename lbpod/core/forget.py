@@ -14,10 +14,14 @@ section 3):
   what was seen last before the slot settled is dropped whenever it is found, whatever the slot has become since.
   (What was seen later came through a chain from an LB that still tracked, names ``current``, and is dropped when it
   is old.) Every replica does so by itself;
+- **with the ring**: nothing is forgotten while a ring change is under way, for all of it is being handed over. What an
+  LB is no replica of any more (or has come to by a chain that was under way) goes with the next list, and before the
+  next ring change begins (``ring.stage``);
 - **with the backend**: records of dead backends are void for the fast path already. They go before the id may mean
   another backend (``change.let_ids_rest``).
 
-All three work on a list of all records, made every FORGET_SCAN_NS while there can be any, and PURGE_NS after a settle.
+All of them work on a list of all records, made every FORGET_SCAN_NS while there can be any, and PURGE_NS after a
+settle.
 """
 
 from dataclasses import dataclass
@@ -40,6 +44,7 @@ from lbpod.core.messages import (
     RecordsLooked,
     Refuse,
     Reply,
+    RingStep,
 )
 from lbpod.core.transition import is_tracking
 
@@ -78,6 +83,7 @@ def drop_failed(state: State) -> None:
         state.purge[vip] = np.maximum(settled, state.purge.get(vip, settled))
     state.purging = {}
     state.dump_done_ns = 0
+    state.foreign_due = True
 
 
 # --- A list of all records --------------------------------------------------------------------------------------------
@@ -101,9 +107,11 @@ class _Dumped(Question):
         tracking = is_tracking(words)
         drop = ~held | (state.vip_of[_in_range(state, records)] != vips)
         drop |= _settled(state, vips, slots, seen) | (~tracking & old)
+        if state.ring_step is RingStep.NONE:
+            drop |= foreign(state, flows)
         self._take_from_purge(state)
         effects: Effects = [DropRecords(flows[drop])] if drop.any() else []
-        if self.forget:
+        if self.forget and state.ring_step is RingStep.NONE:
             silent = np.flatnonzero(~drop & tracking & old & (state.owner[slots] == state.member))
             effects += _ask(state, flows[silent], slots[silent], now_ns)
         return effects
@@ -123,6 +131,14 @@ class _Dumped(Question):
         return []
 
 
+def foreign(state: State, flows: Rows) -> Bools:
+    """Which of these flows are of slots of which this LB is no replica: an earlier ring has left them."""
+    known = state.facts.has(flows["vip"])
+    found = ~known
+    found[known] = ~state.is_replica(state.facts.slots(flows[known]))
+    return found
+
+
 def _in_range(state: State, records: Rows) -> U32:
     """Backend ids of records; 0 for what is no id."""
     backends = records["backend"]
@@ -136,7 +152,10 @@ def _slots_and_old(state: State, flows: Rows, records: Rows, now_ns: int) -> tup
     slots = np.zeros(len(flows), dtype=np.uint32)
     slots[known] = state.facts.slots(flows[known])
     window = state.facts.window_ns[np.where(known, flows["vip"], 0)]
-    old = over(records["seen_ns"].astype(np.uint64), window, now_ns)
+    seen = records["seen_ns"].astype(np.uint64)
+    if state.replicas_changed_ns is not None:  # whoever was a replica before may have seen what we have not
+        seen = np.maximum(seen, state.replicas_changed_ns[slots])
+    old = over(seen, window, now_ns)
     return slots, known & (old | (records["flags"] == RECORD_MISSING))
 
 
@@ -197,6 +216,8 @@ class _LookedAgain(Question):
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows):
             return []
+        if state.ring_step is not RingStep.NONE:  # they are being handed over
+            return []
         slots, old = _slots_and_old(state, self.flows, answer.records, now_ns)
         old &= (answer.records["flags"] != RECORD_MISSING) & (state.owner[slots] == state.member)
         return [DropRecords(self.flows[old])] if old.any() else []
@@ -225,6 +246,8 @@ class _Looked(Question):
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows):
             return self.failed(state, "the records could not be read", now_ns)
+        if state.ring_step is not RingStep.NONE:
+            return self.failed(state, "the ring is changing", now_ns)
         slots, old = _slots_and_old(state, self.flows, answer.records, now_ns)
         agreed = old & (state.backup[slots] == state.member) & (state.owner[slots] == self.owner)
         there = agreed & (answer.records["flags"] != RECORD_MISSING)

@@ -7,6 +7,9 @@ back here.
 | --- | --- |
 | ``keeper_state`` | what is known, and the questions that are open |
 | ``change`` | snapshots: stage, prepare, commit, restore |
+| ``ring`` | a ring change: stage, prepare, switch, done |
+| ``handover`` | slot states and records for those who will be replicas, and what comes of them |
+| ``watch`` | who is there: beats, beliefs, the fence |
 | ``transition`` | the words of a VIP's slots |
 | ``resolve`` | who has this flow: asking, and answering as owner |
 | ``settle`` | from tracking back to steady, and rebase |
@@ -29,26 +32,31 @@ from typing import assert_never
 
 import numpy as np
 
-from lbpod.core import change, forget, quiet, resolve, settle, sweep
+from lbpod.core import change, forget, handover, quiet, resolve, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
 from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
 from lbpod.core.messages import (
     Answered,
     Ask,
     AskFailed,
+    BeatCall,
     Called,
     CommitCall,
     Configure,
+    ControlCall,
     CreateVip,
     DeleteVip,
+    DropFlows,
     DropNat,
     DropRecords,
     DumpRecords,
     EffectsFailed,
     ForgetCall,
+    HandoverCall,
     KeeperEffect,
     KeeperEvent,
     LbStatus,
+    LeaveWanted,
     LookNat,
     LookRecords,
     LookSeen,
@@ -57,17 +65,23 @@ from lbpod.core.messages import (
     PendingDrained,
     PrepareCall,
     PutCache,
+    PutRecords,
     QuietCall,
     RecordsDumped,
     RecordsLooked,
+    RecordsPut,
     Refuse,
     Remember,
     Reply,
     ResolveCall,
     Restored,
+    RingDoneCall,
+    RingPrepareCall,
+    RingSwitchCall,
     SeenRead,
     SettleCall,
     StampNatFull,
+    StateCall,
     Tell,
     Tick,
     Trace,
@@ -95,7 +109,7 @@ class Keeper:
                 return self._called(event, now_ns)
             case Answered():
                 return self._answered(event.token, event.body, now_ns)
-            case RecordsLooked() | RecordsDumped() | NatLooked() | SeenRead():
+            case RecordsLooked() | RecordsDumped() | RecordsPut() | NatLooked() | SeenRead():
                 return self._answered(event.token, event, now_ns)
             case AskFailed():
                 return self._unanswered(event.token, event.reason, now_ns)
@@ -103,6 +117,9 @@ class Keeper:
                 return resolve.pending(self._state, event, now_ns)
             case MemberSeen():
                 return self._member_seen(event)
+            case LeaveWanted():
+                self._state.leaving = True
+                return [Trace("wants to leave the ring")]
             case EffectsFailed():
                 return self._effects_failed(event, now_ns)
             case Tick():
@@ -135,12 +152,32 @@ class Keeper:
                 return quiet.asked(state, request, body, now_ns)
             case SettleCall():
                 return [*self._write_again(now_ns), *settle.called(state, request, body, now_ns)]
+            case StateCall():
+                return [*self._write_again(now_ns), *handover.received(state, request, body, now_ns)]
+            case BeatCall():
+                return watch.asked(state, request, body, now_ns)
+        return [*self._write_again(now_ns), *self._controlled(event, body, now_ns)]
+
+    def _controlled(self, event: Called, body: ControlCall, now_ns: int) -> Effects:
+        """A call of the controller."""
+        state, request = self._state, event.request
+        match body:
+            case Snapshot() if body.ring.before:
+                return ring.stage(state, request, body, event.with_snapshot, now_ns)
             case Snapshot():
-                return [*self._write_again(now_ns), *change.stage(state, request, body, event.with_snapshot)]
+                return change.stage(state, request, body, event.with_snapshot)
             case PrepareCall():
-                return [*self._write_again(now_ns), *change.prepare(state, request, body, now_ns)]
+                return change.prepare(state, request, body, now_ns)
             case CommitCall():
-                return [*self._write_again(now_ns), *change.commit(state, request, body, now_ns)]
+                return change.commit(state, request, body, now_ns)
+            case RingPrepareCall():
+                return ring.prepare(state, request, body, now_ns)
+            case HandoverCall():
+                return handover.wanted(state, request, body, now_ns)
+            case RingSwitchCall():
+                return ring.switch(state, request, body, now_ns)
+            case RingDoneCall():
+                return ring.done(state, request, body, now_ns)
         assert_never(body)
 
     def _answered(self, token: int, answer: Answer, now_ns: int) -> Effects:
@@ -169,6 +206,7 @@ class Keeper:
             effects += self._unanswered(token, "no answer came in time", now_ns)
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
+        effects += handover.tick(state, now_ns)
         return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns), *sweep.tick(state, now_ns)]
 
     # --- Failures -----------------------------------------------------------------------------------------------------
@@ -196,7 +234,9 @@ class Keeper:
                 unwritten.remember = True
             case DropRecords():
                 forget.drop_failed(self._state)
-            case Ask() | LookRecords() | DumpRecords() | LookNat() | LookSeen():
+            case DropFlows():
+                unwritten.flows = True
+            case Ask() | LookRecords() | DumpRecords() | PutRecords() | LookNat() | LookSeen():
                 return self._unanswered(effect.token, reason, now_ns)
             case Reply():
                 sentence = f"{self._state.node_name} could not write what it would have to acknowledge: {reason}"
@@ -226,7 +266,9 @@ class Keeper:
         if state.newest is not None:
             effects.append(state.configure())
         if unwritten.ownership and state.own is not None:
-            effects.append(WriteOwnership(state.own))
+            effects.append(WriteOwnership(state.own, state.next, state.prev))
+        if unwritten.flows:
+            effects.append(DropFlows())
         effects += written
         effects += [DeleteVip(vip) for vip in sorted(unwritten.deleted - state.vips.keys())]
         if unwritten.remember:

@@ -14,6 +14,7 @@ more is acknowledged (``keeper``).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -39,7 +40,11 @@ from lbpod.core.messages import (
     QuietCall,
     RecordsDumped,
     RecordsLooked,
+    RecordsPut,
+    RingStep,
     SeenRead,
+    StateCall,
+    WriteOwnership,
     WriteSlots,
 )
 from lbpod.core.model import Backend, Snapshot, Vip
@@ -53,7 +58,8 @@ U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
 Effects = list[KeeperEffect]
-Answer = PeerAnswer | RecordsLooked | RecordsDumped | NatLooked | SeenRead
+Answer = PeerAnswer | RecordsLooked | RecordsDumped | RecordsPut | NatLooked | SeenRead
+Ids = tuple[int, ...] | None
 Endpoint = tuple[int, bytes, int]
 """What a backend id names: (VIP id, address, port)."""
 
@@ -92,6 +98,11 @@ class Plan:
         """The snapshot's."""
         return self.snapshot.generation
 
+    @property
+    def changes_ring(self) -> bool:
+        """It takes the ring from one to another, and changes nothing else."""
+        return bool(self.snapshot.ring.before)
+
 
 class Phase(Enum):
     """Where a round of settling stands."""
@@ -120,6 +131,8 @@ class Round:
     """Answers that are still to come."""
     settled: int = 0
     """Slots that it has settled or rebased so far."""
+    void: bool = False
+    """A handover has made the bases of all replicas equal since: answers that are still to come say nothing more."""
 
 
 @dataclass(slots=True)
@@ -171,6 +184,27 @@ class Sweep:
     """Those that were over."""
 
 
+@dataclass(slots=True, eq=False)
+class Handover:
+    """What this LB hands over in one round of a ring change (``handover``)."""
+
+    generation: int
+    round: int
+    lost: frozenset[int]
+    pages: dict[int, Iterator[StateCall]] = field(default_factory=dict)
+    """Receiver -> pages that have not been sent; without an entry: all are."""
+    again: list[tuple[int, StateCall]] = field(default_factory=list)
+    """Receivers, and pages that did not arrive."""
+    under_way: dict[int, int] = field(default_factory=dict)
+    """Receiver -> pages that wait for its answer. Invariant: 1..HANDOVER_PAGES_MAX."""
+    looking: bool = False
+    """The list of all records has been asked for."""
+    waiting: list[tuple[int, int]] = field(default_factory=list)
+    """Requests of the controller that wait for the end, and since when."""
+    sent_count: int = 0
+    """Records that have arrived."""
+
+
 @dataclass(slots=True)
 class Unwritten:
     """What a failed effect has left to be written, from the mirror, before anything is acknowledged again."""
@@ -180,10 +214,12 @@ class Unwritten:
     configure: bool = False
     ownership: bool = False
     remember: bool = False
+    flows: bool = False
+    """All leases and records are to go."""
     reason: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.vips or self.deleted or self.configure or self.ownership or self.remember)
+        return bool(self.vips or self.deleted or self.configure or self.ownership or self.remember or self.flows)
 
 
 class State:
@@ -203,8 +239,24 @@ class State:
 
         self.own: U32 | None = None
         """Ownership as written to the maps; None: not yet."""
-        self.ring: tuple[Member, ...] = ()
-        """The LBs that `own` was computed from."""
+        self.next: U32 | None = None
+        """Ownership by the ring to come. Invariant: not None iff ring_step is PREPARED or HANDED and this is an LB."""
+        self.prev: U32 | None = None
+        """Ownership by the ring before. Invariant: not None iff ring_step is SWITCHED and this is an LB."""
+        self.rings: dict[tuple[Member, ...], U32] = {}
+        """Ownership of the rings that own, next and prev follow from."""
+        self.ring_step = RingStep.NONE
+        """Invariant: PREPARED or HANDED only while `prepared` changes the ring, SWITCHED only where `committed` did."""
+        self.ring_round = 0
+        """Round of the last handover that is done here, of the ring change that is prepared."""
+        self.handover: Handover | None = None
+        """What is being handed over. Invariant: None unless ring_step is PREPARED."""
+        self.foreign_due = False
+        """Records of slots of which this LB is no replica could not be dropped."""
+        self.unplaced_count = 0
+        """Records that found no room where they were handed over to, since the start."""
+        self.leaving = False
+        """This LB asks to be taken out of the ring."""
         self.owner: U16 = np.full(SLOT_COUNT, MEMBER_NONE, dtype=np.uint16)
         self.backup: U16 = self.owner.copy()
         self.replicas_changed_ns: U64 | None = None
@@ -253,8 +305,8 @@ class State:
         """Entries that the last sweep wanted dropped: there may have been so many more at one time than were seen."""
 
         self.unwritten = Unwritten()
-        self.confirmed = (0, 0)
-        """(committed, prepared) as last written; reported while something is unwritten."""
+        self.confirmed = (0, 0, RingStep.NONE)
+        """(committed, prepared, ring_step) as last written; reported while something is unwritten."""
         self._open: dict[int, _Open] = {}
         self._outstanding: dict[int, int] = {}
         self._next_token = 1
@@ -307,16 +359,34 @@ class State:
 
     @property
     def is_calm(self) -> bool:
-        """A snapshot is in force and nothing newer has been prepared: the only time when slots may settle."""
-        return self.committed is not None and self.prepared is None
+        """A snapshot is in force, nothing newer has been prepared and no ring change is under way: the only time when
+        slots may settle."""
+        return self.committed is not None and self.prepared is None and self.ring_step is RingStep.NONE
 
     def plans(self) -> list[Plan]:
         """Prepared and committed, newest first."""
         return [plan for plan in (self.prepared, self.committed) if plan is not None]
 
     def in_ring(self, snapshot: Snapshot) -> bool:
-        """Does this node take part as an LB?"""
-        return self.member_in(snapshot) in snapshot.ring.members
+        """Does this node take part as an LB? In a ring change also who leaves takes part, until it is done."""
+        member, ring = self.member_in(snapshot), snapshot.ring
+        is_done = self.committed is not None and snapshot is self.committed.snapshot
+        is_done &= self.ring_step is not RingStep.SWITCHED
+        return member in ring.members or (member in ring.before and not is_done)
+
+    def joins(self, snapshot: Snapshot) -> bool:
+        """Is this LB new to the ring with this snapshot?"""
+        member, ring = self.member_in(snapshot), snapshot.ring
+        return bool(ring.before) and member in ring.members and member not in ring.before
+
+    @property
+    def is_serving(self) -> bool:
+        """This LB is in the ring that is in force here: it has, or shares, the state of its slots."""
+        if self.committed is None:
+            return False
+        if self.prepared is not None and self.ring_step in {RingStep.PREPARED, RingStep.HANDED}:
+            return self.member in self.prepared.snapshot.ring.before
+        return self.in_ring(self.committed.snapshot)
 
     def member_in(self, snapshot: Snapshot) -> int:
         """This node's member id in a snapshot; MEMBER_NONE where it has none."""
@@ -355,12 +425,15 @@ class State:
 
     def configure(self) -> Configure:
         """The effect that writes all but slots."""
-        members = self.newest.snapshot.ring.members if self.newest is not None else ()
+        members = {
+            member for plan in self.plans() for member in (*plan.snapshot.ring.members, *plan.snapshot.ring.before)
+        }
         return Configure(
             committed=self.committed.snapshot if self.committed is not None else None,
             prepared=self.prepared.snapshot if self.prepared is not None else None,
             alive=frozenset(np.flatnonzero(self.alive).tolist()),
-            members_up=frozenset(member for member in members if member not in self.down),
+            members_up=frozenset(members - self.down),
+            ring_done=self.ring_step is not RingStep.SWITCHED,
         )
 
     def write(self, vs: VipState, slots: U32) -> Effects:
@@ -368,23 +441,52 @@ class State:
         return [WriteSlots(vs.id, slots, vs.slots.words[slots])] if len(slots) else []
 
     # --- Slots and replicas -------------------------------------------------------------------------------------------
-    def set_ring(self, snapshot: Snapshot, now_ns: int) -> bool:
-        """Owner and backup of each slot follow from this snapshot's ring from now on; False: as before.
+    def update_ring(self, now_ns: int) -> Effects:
+        """Owner and backup of each slot follow from the snapshots and the step of a ring change; the effect that writes
+        them, none where they are as before.
 
-        Where the replicas of a slot change, the quiet time counts anew: whoever left may have seen what others have
-        not.
+        Where the replicas of a slot have changed, the quiet time counts anew: whoever left may have seen what others
+        have not.
         """
-        nodes = (node for node in snapshot.nodes if node.member in snapshot.ring.members)
+        rings: dict[tuple[Member, ...], U32] = {}
+        own, next_, prev = (self._ownership(ring, rings) for ring in self._rings())
+        before = (self.own, self.next, self.prev)
+        self.own, self.next, self.prev, self.rings = own, next_, prev, rings
+        if own is None or all(a is b for a, b in zip(before, (own, next_, prev), strict=True)):
+            self.owner, self.backup = (self.owner, self.backup) if own is not None else _nobody()
+            return []
+        self.owner, self.backup = owners(own), backups(own)
+        stamps = self.replicas_changed_ns
+        for old in (before[0], before[2]):
+            if old is not None and old is not own and (old != own).any():
+                stamps = np.zeros(SLOT_COUNT, dtype=np.uint64) if stamps is None else stamps
+                stamps[old != own] = now_ns
+        self.replicas_changed_ns = stamps
+        return [WriteOwnership(own, next_, prev)]
+
+    def _rings(self) -> tuple[Ids, Ids, Ids]:
+        """Members whose rings own, next and prev follow from; None: from none."""
+        newest = self.newest
+        if newest is None or not any(self.in_ring(plan.snapshot) for plan in self.plans()):
+            return None, None, None
+        ring = newest.snapshot.ring
+        match self.ring_step:
+            case RingStep.PREPARED | RingStep.HANDED:
+                return ring.before, ring.members, None
+            case RingStep.SWITCHED if self.committed is not None:
+                # A backend generation is not prepared before the ring change is done.
+                return self.committed.snapshot.ring.members, None, self.committed.snapshot.ring.before
+        return ring.members, None, None
+
+    def _ownership(self, members: Ids, rings: dict[tuple[Member, ...], U32]) -> U32 | None:
+        newest = self.newest
+        if newest is None or members is None:
+            return None
+        nodes = (node for node in newest.snapshot.nodes if node.member in members)
         ring = tuple(sorted(Member(node.member, node.address) for node in nodes))
-        if self.own is not None and ring == self.ring:
-            return False
-        own = ownership(ring, snapshot.cluster.seed)
-        if self.own is not None:
-            stamps = self.replicas_changed_ns
-            self.replicas_changed_ns = np.zeros(SLOT_COUNT, dtype=np.uint64) if stamps is None else stamps
-            self.replicas_changed_ns[own != self.own] = now_ns
-        self.ring, self.own, self.owner, self.backup = ring, own, owners(own), backups(own)
-        return True
+        found = self.rings.get(ring)
+        rings[ring] = ownership(ring, newest.snapshot.cluster.seed) if found is None else found
+        return rings[ring]
 
     def is_up(self, members: U16) -> Bools:
         """(n,): which of these are members that are not believed to be down."""
@@ -400,8 +502,11 @@ class State:
         return result
 
     def is_replica(self, slots: U32) -> Bools:
-        """(n,): is this LB a replica of the slot? (Ring changes will add next and prev.)"""
+        """(n,): does this LB have what there is to know of the slot? One that is a replica by `next` alone does not:
+        the handover may not be over."""
         replica: Bools = (self.owner[slots] == self.member) | (self.backup[slots] == self.member)
+        if self.prev is not None:
+            replica |= (owners(self.prev[slots]) == self.member) | (backups(self.prev[slots]) == self.member)
         return replica
 
     def window_ns(self, vs: VipState) -> int:
@@ -426,13 +531,15 @@ class State:
     def confirm(self) -> None:
         """What came before has been written: had it failed, the next event would have said so."""
         if not self.unwritten:
-            self.confirmed = self.generation, self.prepared.generation if self.prepared is not None else 0
+            prepared = self.prepared.generation if self.prepared is not None else 0
+            self.confirmed = self.generation, prepared, self.ring_step
 
     def status(self, with_snapshot: bool = False) -> LbStatus:
         """Where this LB stands. What was not written yet does not count."""
         committed, prepared = self.generation, self.prepared.generation if self.prepared is not None else 0
+        ring_step = self.ring_step
         if self.unwritten:
-            committed, prepared = self.confirmed
+            committed, prepared, ring_step = self.confirmed
         known = self.newest or self.staged
         return LbStatus(
             node=self.node_name,
@@ -443,6 +550,10 @@ class State:
             digest=self.staged.digest if self.staged is not None else b"",
             ring_epoch=self.newest.snapshot.ring.epoch if self.newest is not None else 0,
             tracking_slots=sum(vs.slots.tracking_count for vs in self.vips.values()),
+            ring_step=ring_step,
+            ring_round=self.ring_round if ring_step is RingStep.HANDED else 0,
+            serving=self.is_serving,
+            leaving=self.leaving,
             problem=f"writing to the datapath failed: {self.unwritten.reason}" if self.unwritten else "",
             snapshot=self.staged.snapshot if with_snapshot and self.staged is not None else None,
         )
@@ -471,6 +582,25 @@ class State:
                 "slots are touched only while a change is prepared"
             )
             assert not (tracking & (self.own is None)).any(), "a tracking slot has replicas to ask"
+        self._check_ring()
+
+    def _check_ring(self) -> None:
+        changing = self.ring_step in {RingStep.PREPARED, RingStep.HANDED}
+        assert not changing or (self.prepared is not None and self.prepared.changes_ring), "a ring change is prepared"
+        if self.ring_step is RingStep.SWITCHED:
+            assert self.committed is not None and self.committed.changes_ring, "a ring change is switched to"
+            assert self.prepared is None, "nothing is prepared before a ring change is done"
+        takes_part = self.own is not None
+        assert (self.next is not None) == (takes_part and changing), "next is there while a ring change is prepared"
+        assert (self.prev is not None) == (takes_part and self.ring_step is RingStep.SWITCHED), (
+            "prev is there until done"
+        )
+        assert self.handover is None or self.ring_step is RingStep.PREPARED, "only what is prepared is handed over"
+
+
+def _nobody() -> tuple[U16, U16]:
+    nobody = np.full(SLOT_COUNT, MEMBER_NONE, dtype=np.uint16)
+    return nobody, nobody.copy()
 
 
 def plan_of(snapshot: Snapshot) -> Plan:

@@ -58,6 +58,10 @@ class LbStatus(msgspec.Struct, frozen=True):
     """Of the snapshot that `staged` names (snapshot.digest_of)."""
     ring_epoch: int
     tracking_slots: int
+    problem: str = ""
+    """One sentence where something is wrong, else empty."""
+    snapshot: Snapshot | None = None
+    """The newest snapshot known, where the caller asked for it (a controller that starts)."""
     ring_step: RingStep = RingStep.NONE
     ring_round: int = 0
     """The round of the handover that is done, where ring_step is HANDED."""
@@ -65,10 +69,6 @@ class LbStatus(msgspec.Struct, frozen=True):
     """It is in the ring that is in force here, with the state of its slots. False: what is relayed to it is lost."""
     leaving: bool = False
     """It asks to be taken out of the ring."""
-    problem: str = ""
-    """One sentence where something is wrong, else empty."""
-    snapshot: Snapshot | None = None
-    """The newest snapshot known, where the caller asked for it (a controller that starts)."""
 
 
 class PrepareCall(msgspec.Struct, frozen=True):
@@ -200,7 +200,7 @@ class QuietAnswer(msgspec.Struct, frozen=True):
 class StateCall(msgspec.Struct, frozen=True):
     """PUT /v1/slots/state: one page of a handover. It may come twice, and pages in any order.
 
-    covered: bytes of u16, the slots that the sender hands over to this receiver, ascending (the same in all pages to it).
+    covered: bytes of u16, the slots that the sender hands over to this receiver, ascending, the same in all pages.
     Either words: of `vip`, those of `covered` that track at the sender (tracking: bytes of u16, words: of u64; the
     others are steady there), or steady_vips (bytes of u32): VIPs of which all of them are steady. And records: flows
     and records in the layouts of the maps; the first full_count of them are full, the rest embryonic.
@@ -701,8 +701,8 @@ class Phase(Enum):
 @dataclass(frozen=True)
 class PlannerStatus:
     """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring (of the
-    new one, where it changes); lagging: nodes that are behind and do not answer, refuse, or were left behind; ring: names
-    of its members; lost: names of those believed lost; problem: one sentence or empty."""
+    new one, where it changes); lagging: nodes that are behind and do not answer, refuse, or were left behind; ring:
+    names of its members; lost: names of those believed lost; problem: one sentence or empty."""
 
     phase: Phase
     generation: int

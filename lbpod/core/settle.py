@@ -278,7 +278,7 @@ class _HostAsked(Question):
     def _done(self, state: State, now_ns: int) -> Effects:
         round_ = self.round
         round_.waiting -= 1
-        if round_.waiting or state.vips.get(self.vs.id) is not self.vs:
+        if round_.void or round_.waiting or state.vips.get(self.vs.id) is not self.vs:
             return []
         view = _view(state, self.vs, round_.early_slots)
         round_.early_quiet &= view.within(round_.early_backends, _of_vip(state, self.vs))
@@ -323,7 +323,7 @@ class _OwnSeen(Question):
         if not isinstance(answer, SeenRead):
             return self.failed(state, "the stamps could not be read", now_ns)
         self.round.waiting -= 1
-        if state.vips.get(self.vs.id) is not self.vs:
+        if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
         slots = self.slots[is_tracking(self.vs.slots.words[self.slots])]
         if not state.is_calm or self.round.epoch != state.generation:
@@ -332,7 +332,7 @@ class _OwnSeen(Question):
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         self.round.waiting -= 1
-        if state.vips.get(self.vs.id) is not self.vs:
+        if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
         return [*state.write(self.vs, self.vs.slots.unflag(self.slots)), *_end(self.vs, now_ns)]
 
@@ -475,7 +475,7 @@ class _BackupAsked(Question):
         if not isinstance(answer, SettleAnswer) or 2 * len(answer.slots) != len(answer.bases):
             return self.failed(state, "the answer is not one to a settle", now_ns)
         self.round.waiting -= 1
-        if state.vips.get(self.vs.id) is not self.vs:
+        if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
         named = np.frombuffer(answer.slots, dtype="<u2").astype(np.uint32)
         bases, asked = ids_from(answer.bases), np.isin(named, self.slots)
@@ -489,7 +489,7 @@ class _BackupAsked(Question):
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         # The backup may have agreed all the same: the slots stay flagged until it answers.
         self.round.waiting -= 1
-        if self.round.waiting or state.vips.get(self.vs.id) is not self.vs:
+        if self.round.void or self.round.waiting or state.vips.get(self.vs.id) is not self.vs:
             return []
         return _end(self.vs, now_ns)
 
@@ -522,6 +522,16 @@ def _conclude(
     others = [member for member in sorted(state.node_of_member) if member != state.member]
     ring = state.committed.snapshot.ring.members if state.committed is not None and len(settled) else ()
     return [*effects, *(Tell(state.node_of_member[member], call) for member in others if member in ring)]
+
+
+def void_rounds(state: State) -> None:
+    """The bases of all replicas are about to be made equal: what was agreed before says nothing more.
+
+    Slots that were flagged stay so, as after an answer that never came.
+    """
+    for vs in state.vips.values():
+        if vs.round is not None:
+            vs.round.void, vs.round = True, None
 
 
 def _finish(state: State, vs: VipState, slots: U32, now_ns: int) -> Effects:

@@ -202,6 +202,38 @@ class Slots:
         self.words[:] = make_words(new, base, before & _FLAGS)
         return self._changed(before)
 
+    def leave(self, alive: Bools) -> U32:
+        """The change that is prepared here will not come; nobody has committed it. What tracks goes on tracking."""
+        before = self.words.copy()
+        if self.track is not None:
+            self.track.touched[:] = False
+            if self.track.earlier is not None:
+                self.track.earlier[~alive[self.track.earlier]] = 0
+        current, base, tracking = current_of(before), base_of(before), self.tracking
+        base = np.where(tracking & alive[base], base, current)
+        self.words[:] = make_words(current, base, before & _FLAGS)
+        return self._changed(before)
+
+    def take_page(self, covered: U32, tracking: U32, words: U64, alive: Bools, now_ns: int) -> U32:
+        """What another replica has handed over: of ``covered`` these slots are tracking there, with these words, the
+        others steady. A slot that is steady here stays so: that is as true as it is there.
+
+        Whose flows there may be besides base's is not handed over: any backend's.
+        """
+        before = self.words.copy()
+        self.finish(np.setdiff1d(covered, tracking).astype(np.uint32))
+        mine = is_tracking(self.words[tracking]) & (current_of(self.words[tracking]) == current_of(words))
+        slots, words = tracking[mine], words[mine]
+        if len(slots):
+            track = self._tracked()
+            base, current = base_of(words), current_of(words)
+            base = np.where(alive[base], base, current)
+            self.words[slots] = make_words(current, base, words & _FLAGS | _TRACKING)
+            track.changed_at_ns[slots] = now_ns
+            track.unknown[slots] = True
+            track.agreed[slots] = False
+        return self._changed(before)
+
     def count_anew(self, now_ns: int) -> None:
         """Count the quiet time of all tracking slots from now: what was written may have come late."""
         if self.track is not None:
