@@ -274,6 +274,41 @@ def test_a_step_that_failed_half_way_is_taken_when_it_is_tried_again(fails: Arra
             assert calm.read(name).tobytes() == datapath.read(name).tobytes()
 
 
+def test_while_a_ring_changes_nobody_of_before_or_after_is_shut_out() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    joins = snapshot(2, ring=(0, 1), before=(0,))
+    leaves = snapshot(3, ring=(0,), before=(0, 1))
+
+    def let_in() -> list[int]:
+        present = np.flatnonzero(datapath.maps.members["flags"] & MEMBER_PRESENT).tolist()
+        assert present == sorted(datapath.maps.member_by_addr.values())
+        return list(present)
+
+    for committed, prepared, ring_done, expected in (
+        (snapshot(1, ring=(0,)), None, True, [0]),
+        (snapshot(1, ring=(0,)), joins, True, [0, 1]),
+        (joins, None, False, [0, 1]),
+        (joins, leaves, True, [0, 1]),
+        (None, leaves, True, [0, 1]),
+        (leaves, None, False, [0, 1]),
+        (leaves, None, True, [0]),
+        (leaves, snapshot(4, ring=(0,)), True, [0]),
+    ):
+        agent.apply(Configure(committed, prepared, frozenset(), frozenset({0, 1}), ring_done))
+        assert expected == let_in()
+
+
+def test_a_leaving_lb_takes_part_until_the_change_is_done() -> None:
+    """Its own id stays: what is relayed to it is still its to decide."""
+    datapath = Watched()
+    agent = applier(datapath)
+    for ring_done, member in ((False, 0), (True, MEMBER_NONE)):
+        leaves = snapshot(2, ring=(1,), before=(0, 1))
+        agent.apply(Configure(leaves, None, frozenset(), frozenset({0, 1}), ring_done))
+        assert member == datapath.maps.config["self"][0]
+
+
 def test_ring_change_is_said_after_next_is_there_and_unsaid_before_it_goes() -> None:
     datapath = Watched()
     agent = applier(datapath)
