@@ -163,7 +163,9 @@ def documents(file: str, data: bytes) -> list[Value]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "too deeply nested or no text"
-        if "nesting depth" in reason:  # newer libyaml has a limit of its own, and its scanner is far ahead of the events
+        if (
+            "nesting depth" in reason
+        ):  # newer libyaml has a limit of its own, and its scanner is far ahead of the events
             raise _too_deep(file, line) from error
         raise ConfigError(f"{file}:{line}: this is not YAML: {reason}") from error
     return [value for value in found if not value.is_nothing]
