@@ -79,7 +79,9 @@ class Hops:
         return -1
 
 
-def snapshot(generation: int, *, backends: int = 2, ring: tuple[int, ...] = (0, 1)) -> Snapshot:
+def snapshot(
+    generation: int, *, backends: int = 2, ring: tuple[int, ...] = (0, 1), before: tuple[int, ...] = ()
+) -> Snapshot:
     nodes = tuple(
         Node(number, f"n{number}", parse_address(f"10.0.0.{number}"), f"10.0.0.{number}:9900", number - 1)
         for number in (1, 2)
@@ -98,7 +100,7 @@ def snapshot(generation: int, *, backends: int = 2, ring: tuple[int, ...] = (0, 
         bytes(16),
         tuple(Backend(10 + each, parse_address(f"10.1.0.{each + 1}"), 8080, 1 + each % 2) for each in range(backends)),
     )
-    return Snapshot(Cluster(77, 0xDEADBEEF), generation, Ring(1, ring), nodes, (vip,))
+    return Snapshot(Cluster(77, 0xDEADBEEF), generation, Ring(1, ring, before), nodes, (vip,))
 
 
 def flows(count: int) -> Rows:

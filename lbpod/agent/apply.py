@@ -8,6 +8,9 @@ Order: what is referred to before what refers to it (nodes, members, door, backe
 prefix of this order is safe: a VIP that is not yet in the index is passed on to the stack as before. In a change that
 removes things the index still leads to them for some microseconds, to rows that say 'not alive'.
 
+Ownership has an order of its own. Between any two writes a slot's replicas are some that it had or is to have, and all
+that it had and is to have: one that were missing for a moment would be left out of a chain, and not know the flow.
+
 Left to others: what to write (the Keeper), rows (``rows``), chains (``vip_index``), next hops (``datapath``'s
 neighbours). Every method raises DatapathError and may be called again.
 """
@@ -111,7 +114,8 @@ class Applier:
         self._entries: tuple[Entry, ...] | None = None
         self._door: tuple[tuple[bytes, int], ...] | None = None
         self._configured: Configure | None = None
-        self._ring_change = False
+        self._ring_change: bool | None = None
+        """What the map's config says, once it has been looked at: an earlier agent may have left a ring change."""
         self.rows_written = 0
         """Rows of arrays written since the start."""
         self.swept_flows = 0
@@ -190,7 +194,7 @@ class Applier:
         self._write(ArrayName.MEMBERS, rows.member_rows(scene))
         self._open_door(rows.door_of(scene))
         self._write(ArrayName.BACKENDS, rows.backend_rows(scene))
-        self._write_config()
+        self._write_config(self._ring_changes())
         self._write_index(entries_of(scene.vips()))
 
     # --- Next hops ------------------------------------------------------------------------------------------------
@@ -237,11 +241,18 @@ class Applier:
 
     # --- The rest -------------------------------------------------------------------------------------------------
 
-    def _write_config(self) -> None:
+    def _write_config(self, ring_change: bool) -> None:
         assert self._configured is not None, "ownership follows a configuration"
         scene = Scene.of(self._configured, self._self_name)
-        row = rows.config_row(scene, self._uplink, self._ring_change, self._configured.committed)
+        row = rows.config_row(scene, self._uplink, ring_change, self._configured.committed)
         self._write(ArrayName.CONFIG, row)
+        self._ring_change = ring_change
+
+    def _ring_changes(self) -> bool:
+        if self._ring_change is None:
+            config: npt.NDArray[Any] = self._datapath.read(ArrayName.CONFIG)
+            self._ring_change = bool(config["ring_change"][0])
+        return self._ring_change
 
     def _open_door(self, wanted: tuple[tuple[bytes, int], ...]) -> None:
         if wanted == self._door:
@@ -266,14 +277,24 @@ class Applier:
     # --- Ownership ------------------------------------------------------------------------------------------------
 
     def _own(self, effect: WriteOwnership) -> None:
-        """`ring_change`, which makes `next` and `prev` count, is set after both are whole and cleared before they
-        go."""
-        changing = effect.next is not None or effect.prev is not None
-        if not changing and self._ring_change:
-            self._ring_change = False
-            self._write_config()
-        for name, array in ((ArrayName.NEXT, effect.next), (ArrayName.PREV, effect.prev), (ArrayName.OWN, effect.own)):
-            self._write(name, np.full(SLOT_COUNT, NOBODY) if array is None else np.asarray(array, np.uint32))
-        if changing and not self._ring_change:
-            self._ring_change = True
-            self._write_config()
+        """`ring_change`, which makes `next` and `prev` count, is set when both are whole and cleared before they go.
+
+        In this order a switch (prev := own, own := next, next := nobody) has its old and new replicas all the time. Own
+        changes at the begin or end of a ring change only where this LB has missed a step; then while the others count.
+        """
+        was, becomes = self._ring_changes(), effect.next is not None or effect.prev is not None
+        if not was:
+            order: tuple[ArrayName, ...] = (ArrayName.PREV, ArrayName.NEXT, ArrayName.CONFIG, ArrayName.OWN)
+        elif not becomes:
+            order = (ArrayName.OWN, ArrayName.CONFIG, ArrayName.PREV, ArrayName.NEXT)
+        elif effect.next is None:
+            order = (ArrayName.PREV, ArrayName.OWN, ArrayName.NEXT)
+        else:  # another next, or a new change before the last one was done
+            order = (ArrayName.OWN, ArrayName.NEXT, ArrayName.PREV)
+        owners = {ArrayName.OWN: effect.own, ArrayName.NEXT: effect.next, ArrayName.PREV: effect.prev}
+        for name in order:
+            if name is not ArrayName.CONFIG:
+                wanted = owners[name]
+                self._write(name, np.full(SLOT_COUNT, NOBODY) if wanted is None else np.asarray(wanted, np.uint32))
+            elif was != becomes:
+                self._write_config(becomes)

@@ -4,7 +4,8 @@ Decided here: which of two snapshots speaks where both are in force (committed, 
 and backends: the newer one (an id names the same thing in both, only its node or its address in the underlay may be
 newer). VIPs: the committed one, because affinity decides what a flow *is*, and must not change before the commit; a
 VIP that only one of them has is served from the moment it is known until the moment it is gone from both. Members and
-the tunnel's door: both rings, so that nobody is shut out half way.
+the tunnel's door: both rings, and while a ring changes also those that it follows upon, so that nobody is shut out half
+way.
 
 Left to others: the order of writing (``apply``), next hops (``datapath.neighbours``), who is alive (the Keeper).
 """
@@ -57,12 +58,18 @@ class Scene:
     alive: frozenset[int]
     members_up: frozenset[int]
     self_name: str
+    ring: frozenset[int]
+    """Members that count: of every ring, and of the one that it follows upon until that change is done."""
 
     @staticmethod
     def of(effect: Configure, self_name: str) -> "Scene":
         """The scene that an effect describes."""
-        both = (effect.prepared, effect.committed)
-        return Scene(tuple(one for one in both if one is not None), effect.alive, effect.members_up, self_name)
+        snapshots = tuple(one for one in (effect.prepared, effect.committed) if one is not None)
+        ring = {member for one in snapshots for member in one.ring.members}
+        for one in snapshots:
+            if one is not effect.committed or not effect.ring_done:
+                ring.update(one.ring.before)
+        return Scene(snapshots, effect.alive, effect.members_up, self_name, frozenset(ring))
 
     def nodes(self) -> Mapping[int, Node]:
         """Nodes by id."""
@@ -82,13 +89,12 @@ class Scene:
         return [found[number] for number in sorted(found)]
 
     def members(self) -> Mapping[int, Node]:
-        """Members of the ring, by member id."""
-        ring = {member for snapshot in self.snapshots for member in snapshot.ring.members}
+        """Nodes of the members that count, by member id."""
         return {
             node.member: node
             for snapshot in reversed(self.snapshots)
             for node in snapshot.nodes
-            if node.member != MEMBER_NONE and node.member in ring
+            if node.member != MEMBER_NONE and node.member in self.ring
         }
 
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* At a replica of a tracking slot: the record decides, a first packet makes one, an old flow belongs to base. */
+/* A tracking slot that is ours to decide: the record decides, a first packet makes one, an old flow belongs to base. */
 #ifndef HF_REPLICA_H
 #define HF_REPLICA_H
 
@@ -81,7 +81,8 @@ HF_INLINE int hf_all_heard(const struct hf_config *config, __u32 slot)
 /*
  * First packet of TCP, any of UDP and of ClientIP: recorded. It goes where every LB would look for it, if it cannot be
  * recorded, or if a replica is left out of the chain: that one may be up all the same (only its agent is not, say), and
- * the flow's next packets may reach it. unannounced: a full record at once.
+ * the flow's next packets may reach it. So it is with a crashed LB until own and prev have dropped it: base is safe,
+ * and the stamp only makes settling wait. unannounced: a full record at once.
  */
 HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
 			       __u32 slot, __u64 word, int first, int unannounced, __u64 now)

@@ -48,7 +48,7 @@ HF_INLINE int hf_is_tagged_vip(void *data, void *data_end)
 HF_INLINE __u32 hf_tracking(struct xdp_md *ctx, const struct hf_config *config, __u32 hash, __u32 vip_id, __u64 word,
 			    __u32 origin)
 {
-	if (hf_is_replica(config, hash >> 16))
+	if (hf_decides(config, hash >> 16, origin))
 		return hf_replica(ctx, hash, vip_id, word, origin);
 	return hf_track(ctx, hash, vip_id, word, origin);
 }

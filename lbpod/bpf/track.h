@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* A tracking slot that is not ours to decide: known by a lease, or on to the owner. Step 6 of README.md. */
+/* Whether a tracking slot is ours to decide, and what is not: known by a lease, or on to the owner. Step 6 of README.md. */
 #ifndef HF_TRACK_H
 #define HF_TRACK_H
 
@@ -11,13 +11,18 @@ HF_INLINE int hf_owns(const __u32 *pair, __u32 self)
 	return pair && ((*pair & 0xffff) == self || *pair >> 16 == self);
 }
 
-HF_INLINE int hf_is_replica(const struct hf_config *config, __u32 slot)
+/*
+ * Ours to decide. In next or prev alone, only what came by RELAY is: nobody relays to a next LB before having switched,
+ * that is after the handover, and a prev LB still has everything. The router may give a next LB packets before it has
+ * base and records.
+ */
+HF_INLINE int hf_decides(const struct hf_config *config, __u32 slot, __u32 origin)
 {
 	if (config->self == HF_MEMBER_NONE)
 		return 0;
 	if (hf_owns(bpf_map_lookup_elem(&own, &slot), config->self))
 		return 1;
-	if (likely(!config->ring_change))
+	if (likely(!(origin & HF_ORIGIN_RELAY) || !config->ring_change))
 		return 0;
 	return hf_owns(bpf_map_lookup_elem(&next, &slot), config->self) ||
 	       hf_owns(bpf_map_lookup_elem(&prev, &slot), config->self);

@@ -16,7 +16,7 @@ enum hf_verdict {
 	HF_UNRECORDED_DROP,	 /* replica: first packet that found no room and may not go to base: dropped */
 	HF_OLD_TO_BASE,		 /* replica: no record, not a first packet: to base */
 	HF_OLD_TO_CURRENT,	 /* the same where base is dead */
-	HF_DECIDED_ALONE,	 /* not a replica, but no replica to relay to, or hops used up: decided here */
+	HF_DECIDED_ALONE,	 /* not ours to decide, but nobody to relay to, or hops used up: decided here */
 	HF_CHAIN_RECORDED,	 /* replica: recorded from a chain, sent on to the next one */
 	HF_CHAIN_LAST,		 /* replica: recorded from a chain, sent on to the backend */
 	HF_CHAIN_CONFLICT,	 /* replica: a chain disagrees with a record; the record wins */

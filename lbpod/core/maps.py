@@ -240,18 +240,26 @@ class Maps:
 
     def replicas(self, slot: int) -> list[int]:
         """Replicas of a slot, each once, in the order of the chain: own, then next and prev during a ring change."""
-        words = [int(self.own[slot])]
-        if self.config[0]["ring_change"]:
-            words += [int(self.next[slot]), int(self.prev[slot])]
-        listed: list[int] = []
-        for member in (half for word in words for half in (word & 0xFFFF, word >> 16)):
-            if member != limits.MEMBER_NONE and member not in listed:
-                listed.append(member)
-        return listed
+        if not self.config[0]["ring_change"]:
+            return self.owners(slot)
+        return _listed(self.own[slot], self.next[slot], self.prev[slot])
+
+    def owners(self, slot: int) -> list[int]:
+        """Owner and backup of a slot, whether or not the ring changes."""
+        return _listed(self.own[slot])
 
     def count(self, verdict: Verdict, frame_bytes: int) -> None:
         self.counters[verdict, 0] += np.uint64(1)
         self.counters[verdict, 1] += np.uint64(frame_bytes)
+
+
+def _listed(*words: np.uint32) -> list[int]:
+    """Members in ownership words, each once, in their order."""
+    listed: list[int] = []
+    for member in (half for word in words for half in (int(word) & 0xFFFF, int(word) >> 16)):
+        if member != limits.MEMBER_NONE and member not in listed:
+            listed.append(member)
+    return listed
 
 
 def flow_key(address: bytes, port: int, vip: int) -> bytes:

@@ -261,7 +261,11 @@ class _Passage:
         """relay: the option that the packet came with, None from the router."""
         if not self.tracking:
             return self._to_backend(Verdict.STEADY, self.current)
-        if self.config.self in self.maps.replicas(self.slot):
+        # In next or prev alone, only what came by relay is ours. Nobody relays to a next LB before having switched,
+        # that is after the handover, and a prev LB still has everything; the router may give a next LB packets before
+        # it has base and records.
+        deciders = self.maps.owners(self.slot) if relay is None else self.maps.replicas(self.slot)
+        if self.config.self in deciders:
             return self._decide_as_replica()
         return self._decide_as_another(relay)
 

@@ -33,7 +33,7 @@ class Verdict(IntEnum):
     OLD_TO_CURRENT = 10
     """The same where base is dead."""
     DECIDED_ALONE = 11
-    """Not a replica, but no replica to relay to, or hops used up: decided here."""
+    """Not ours to decide, but nobody to relay to, or hops used up: decided here."""
     CHAIN_RECORDED = 12
     """Replica: recorded from a chain, sent on to the next one."""
     CHAIN_LAST = 13

@@ -12,23 +12,39 @@ and the other did not is not (old stamps lie at the zero of the clock).
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
 
-from lbpod.core import layout, oracle
-from lbpod.core.maps import Record
+from lbpod.core import layout, limits, oracle, packets
+from lbpod.core.maps import Record, mapped
 from lbpod.core.oracle import Action, Outcome
 from lbpod.core.verdicts import Verdict
 from tests.bpf.frames import Draw
 from tests.bpf.kernel_side import Kernel, Ran
-from tests.bpf.world import HERE_IFINDEX, World, draw_world
+from tests.bpf.world import HERE_IFINDEX, Flow, World, draw_world
 
 FRAMES_PER_WORLD_COUNT: Final = 400
 STAMP_SLACK_NS: Final = 10_000_000_000
 """Two stamps of one frame lie closer together than this on the busiest machine; old ones lie at the clock's zero."""
 TC_PASSES: Final = (0, 0xFFFF_FFFF)
 """TC_ACT_OK and TC_ACT_UNSPEC: both let the frame leave."""
+OURS: Final = frozenset(
+    {
+        Verdict.RECORD_HIT,
+        Verdict.PROMOTED,
+        Verdict.CHAIN_STARTED,
+        Verdict.FIRST_ALONE,
+        Verdict.UNRECORDED_BASE,
+        Verdict.OLD_TO_BASE,
+        Verdict.OLD_TO_CURRENT,
+    }
+)
+"""What a packet gets in a tracking slot that is this LB's to decide ..."""
+ANOTHERS: Final = frozenset({Verdict.CACHE_HIT, Verdict.RELAYED, Verdict.DECIDED_ALONE})
+"""... and in one that is not."""
+_DECIDED: Final = OURS | ANOTHERS
 CLOCK_MONOTONIC_COARSE: Final = 6
 """Of Linux; Python's time does not name it."""
 SEED_ENV: Final = "HOLDFAST_ORACLE_SEED"
@@ -39,12 +55,24 @@ def now_ns() -> int:
     return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
 
 
+class Place(Enum):
+    """Where in the ownership of a slot this LB is named."""
+
+    OWN = "own"
+    NEXT_ONLY = "next"
+    PREV_ONLY = "prev"
+    BOTH = "next and prev"
+    NOWHERE = "nowhere"
+
+
 @dataclass(slots=True)
 class Seen:
     """What a run came across."""
 
     frames: int = 0
     verdicts: Counter[Verdict | None] = field(default_factory=Counter)
+    decided: Counter[tuple[Place, bool, Verdict]] = field(default_factory=Counter)
+    """TCP and UDP packets in tracking slots: what this LB is to the slot, whether they came by RELAY, what they got."""
 
 
 def run_world(kernel: Kernel, seed: int, program: str, seen: Seen) -> None:
@@ -74,12 +102,38 @@ def _run(kernel: Kernel, seed: int, program: str, seen: Seen, look_always: bool)
             differs = _tc_differs(outcome, kernel.tc(frame))
         seen.frames += 1
         seen.verdicts[outcome.verdict] += 1
+        if outcome.verdict in _DECIDED:
+            seen.decided[(*_whose(world, frame), outcome.verdict)] += 1
         if differs is None and (look_always or number == FRAMES_PER_WORLD_COUNT - 1):
             differs = state_differs(kernel, world)
         if differs is not None:
             counted = _counted(kernel, world) if look_always else ""
             return f"world {seed}, frame {number} {outcome.verdict!r}: {differs}\n{counted}frame: {_hex(frame)}"
     return None
+
+
+def _whose(world: World, frame: bytes) -> tuple[Place, bool]:
+    """What this LB is to the slot of a packet that got one of ``_DECIDED``, and whether that came by RELAY."""
+    maps, ip = world.maps, frame[packets.ETHERNET_BYTES :]
+    here = mapped(packets.destination(ip)) == maps.settings().node_addr
+    tunnel = packets.parse_tunnel(ip) if here else None
+    packet = ip if tunnel is None else tunnel.inner
+    sport, dport = packets.ports(packet[packets.IPV4_BYTES :])
+    vip = maps.vip(mapped(packets.destination(packet)), dport, packets.protocol(packet))
+    assert vip is not None, "only packets to a VIP get such a verdict"
+    return _place(world, Flow(packets.source(packet), sport, vip)), tunnel is not None
+
+
+def _place(world: World, flow: Flow) -> Place:
+    maps, slot = world.maps, flow.slot(world.maps.settings().seed)
+    self_ = maps.settings().self
+    words = [int(array[slot]) for array in (maps.own, maps.next, maps.prev)]
+    own, next_, prev = (self_ != limits.MEMBER_NONE and self_ in (word & 0xFFFF, word >> 16) for word in words)
+    if own or not maps.settings().ring_change:
+        return Place.OWN if own else Place.NOWHERE
+    if next_ and prev:
+        return Place.BOTH
+    return Place.NEXT_ONLY if next_ else Place.PREV_ONLY if prev else Place.NOWHERE
 
 
 def _hex(frame: bytes) -> str:

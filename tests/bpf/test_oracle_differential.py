@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lbpod.core.verdicts import Verdict
-from tests.bpf.compare import FRAMES_PER_WORLD_COUNT, SEED_ENV, Seen, run_world
+from tests.bpf.compare import ANOTHERS, FRAMES_PER_WORLD_COUNT, OURS, SEED_ENV, Place, Seen, run_world
 from tests.bpf.kernel_side import Kernel, loaded
 
 SOAK_FACTOR = 100 if os.environ.get("HOLDFAST_SOAK") == "1" else 1
@@ -26,6 +26,17 @@ OUT_OF_REACH = {
     Verdict.REPLY: "hf_tc's",
     Verdict.UNRECORDED_DROP: "embryonic is an LRU map, which makes room by itself",
 }
+
+WHOSE = {(place, relayed): ANOTHERS for place in Place for relayed in (False, True)} | {
+    (Place.OWN, False): OURS,
+    (Place.OWN, True): OURS,
+    (Place.NEXT_ONLY, True): OURS,
+    (Place.PREV_ONLY, True): OURS,
+    (Place.BOTH, True): OURS,
+}
+"""Whose rules decide: in next or prev alone, ours only for what came by RELAY."""
+EVERYWHERE = {Verdict.CACHE_HIT, Verdict.RELAYED, Verdict.RECORD_HIT, Verdict.CHAIN_STARTED}
+"""Frequent enough to be seen in every place."""
 
 pytestmark = pytest.mark.root
 
@@ -54,6 +65,9 @@ def test_xdp(kernel: Kernel, part: int) -> None:
     if SEED_ENV not in os.environ:
         assert set(Verdict) - OUT_OF_REACH.keys() == set(seen.verdicts), "every way out of the program was taken"
         assert 0.5 > seen.verdicts[Verdict.PASS_OTHER] / seen.frames, "most frames are for us"
+        for (place, relayed), rules in WHOSE.items():
+            got = {verdict for verdict in Verdict if seen.decided[place, relayed, verdict]}
+            assert rules >= got >= rules & EVERYWHERE, f"{place}, relayed: {relayed}"
 
 
 @pytest.mark.parametrize("part", range(TC_TESTS))

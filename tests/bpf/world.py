@@ -164,7 +164,7 @@ def draw_world(seed: int, now_ns: int) -> World:
 def _draw_config(dice: random.Random, world: World) -> None:
     world.member_ids = dice.sample([0, 1, 2, 3, 7, 255, 256, limits.MEMBERS_MAX - 1], 6)
     member = limits.MEMBER_NONE if dice.random() < 0.1 else world.member_ids[0]
-    put_config(world.maps, v4("10.0.0.1"), member, dice.random() < 0.5, dice.choice([0, 536, 1400, 1460]))
+    put_config(world.maps, v4("10.0.0.1"), member, dice.random() < 0.6, dice.choice([0, 536, 1400, 1460]))
     if dice.random() < 0.08:
         world.maps.headroom_bytes = dice.choice([0, 12, 16, 24, 28, 44, 48, 56, 60])
     row = world.maps.config[0]
@@ -231,8 +231,11 @@ def _draw_slots(dice: random.Random, world: World) -> None:
             continue
         words = np.array([_draw_word(dice, world) for _ in range(12)], dtype=np.uint64)
         put_slots(world.maps, vip.id, words[draw.integers(0, len(words), limits.SLOT_COUNT, dtype=np.uint8)])
-    for array in (world.maps.own, world.maps.next, world.maps.prev):
-        pairs = np.array([owners(*_draw_pair(dice, world)) for _ in range(8)], dtype=np.uint32)
+    maps = world.maps
+    for array in (maps.own, maps.next, maps.prev):
+        # In own less often while the ring changes, or there would be few slots with this LB in next or prev alone.
+        seldom = array is maps.own and maps.settings().ring_change
+        pairs = np.array([owners(*_draw_pair(dice, world, seldom)) for _ in range(8)], dtype=np.uint32)
         array[:] = pairs[draw.integers(0, len(pairs), limits.SLOT_COUNT, dtype=np.uint8)]
 
 
@@ -244,8 +247,8 @@ def _draw_word(dice: random.Random, world: World) -> int:
     return slot_word(current, base, tracking=dice.random() < 0.8, settling=dice.random() < 0.2)
 
 
-def _draw_pair(dice: random.Random, world: World) -> tuple[int, int]:
-    ring = [*world.member_ids, world.member_ids[0], world.member_ids[0]]
+def _draw_pair(dice: random.Random, world: World, self_seldom: bool) -> tuple[int, int]:
+    ring = world.member_ids if self_seldom else [*world.member_ids, world.member_ids[0], world.member_ids[0]]
     owner, backup = dice.choice(ring), dice.choice(ring)
     if dice.random() < 0.1:
         backup = limits.MEMBER_NONE

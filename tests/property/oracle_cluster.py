@@ -84,11 +84,34 @@ class Cluster:
     def put_slots(self, current: int, base: int, tracking: bool) -> None:
         self._words[:] = world.slot_word(current, base, tracking)
 
+    def put_slots_at(self, node: int, current: int, base: int, tracking: bool) -> None:
+        """At one node only, whatever the others say."""
+        words = np.full(limits.SLOT_COUNT, world.slot_word(current, base, tracking), np.uint64)
+        for vip in (TCP_VIP, UDP_VIP):
+            world.put_slots(self.nodes[node], vip.id, words)
+
     def put_owners(self, own: int, next_: int, prev: int) -> None:
         """Of every slot, in everyone's view; see ``world.owners``."""
         arrays = [np.full(limits.SLOT_COUNT, word, np.uint32) for word in (own, next_, prev)]
         for maps in self.nodes:
             maps.own, maps.next, maps.prev = arrays
+
+    def put_owners_at(self, node: int, own: int, next_: int, prev: int) -> None:
+        """Of every slot, in one LB's view: it is at a stage of a ring change of its own."""
+        maps = self.nodes[node]
+        maps.own, maps.next, maps.prev = (np.full(limits.SLOT_COUNT, word, np.uint32) for word in (own, next_, prev))
+        nobody = world.owners(limits.MEMBER_NONE)
+        maps.config["ring_change"] = int(next_ != nobody or prev != nobody)
+
+    def hand_over(self, node: int, to: int) -> None:
+        """All records of one LB to another, whose own ones stay where they name the same flow."""
+        there, here = self.nodes[to], self.nodes[node]
+        for key, record in here.embryonic.rows.items():
+            if key not in there.records.rows and key not in there.embryonic.rows:
+                there.embryonic.put(key, record)
+        for key, record in here.records.rows.items():
+            there.records.put(key, record)
+            there.embryonic.delete(key)
 
     def walk(self, packet: bytes, entry: int) -> Trail:
         """Send an IPv4 packet from the router into LB ``entry`` and follow it to its end."""

@@ -37,6 +37,7 @@ from lbpod.core.messages import (
 from lbpod.core.model import (
     parse_address,
 )
+from lbpod.core.ownership import Member, ownership
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import U32, ArrayName, DatapathError, FlowMap
 from tests.agents import UPLINK, VIP_ADDRESS, Hops, flows, snapshot
@@ -55,6 +56,25 @@ class Watched(MemoryDatapath):
             raise DatapathError(f"{name.value} is refused")
         self.written.append((name.value, len(indices)))
         super().write(name, indices, rows)
+
+
+class Looking(MemoryDatapath):
+    """Maps in memory whose slots' replicas are looked at after each write, and in the middle of it."""
+
+    SLOTS = range(0, SLOT_COUNT, 997)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[set[int]]] = []
+
+    def write(self, name: ArrayName, indices: U32, rows: npt.NDArray[np.generic]) -> None:
+        middle = len(indices) // 2
+        for part in (slice(0, middle), slice(middle, None)):
+            super().write(name, indices[part], rows[part])
+            self.seen.append(self.replicas())
+
+    def replicas(self) -> list[set[int]]:
+        return [set(self.maps.replicas(slot)) for slot in self.SLOTS]
 
 
 def applier(datapath: MemoryDatapath) -> Applier:
@@ -164,6 +184,131 @@ def test_next_hops_of_an_earlier_agent_are_believed_for_a_while() -> None:
     assert [NODE_REACHABLE] * 2 == datapath.maps.nodes["flags"][1:3].tolist()
 
 
+def owned_by(*members: int) -> U32:
+    return ownership([Member(member, parse_address(f"10.0.0.{member}")) for member in members], seed=7)
+
+
+A, B, C = owned_by(0, 1, 2), owned_by(1, 2, 3), owned_by(0, 3)
+WAYS = {
+    "all steps": [WriteOwnership(A), WriteOwnership(A, B), WriteOwnership(B, None, A), WriteOwnership(B)],
+    "given up": [WriteOwnership(A), WriteOwnership(A, B), WriteOwnership(A)],
+    "another next": [WriteOwnership(A, B), WriteOwnership(A, C), WriteOwnership(C, None, A)],
+    "prepare missed": [WriteOwnership(A), WriteOwnership(B, None, A)],
+    "switch missed": [WriteOwnership(A, B), WriteOwnership(B)],
+    "done missed": [WriteOwnership(A, None, B), WriteOwnership(A, C), WriteOwnership(C, None, A)],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("restarts", [False, True])
+def test_no_replica_is_missing_between_two_writes(way: str, restarts: bool) -> None:
+    """Also where the agent is another one after each step."""
+    datapath = Looking()
+    configure = Configure(snapshot(1), None, frozenset(), frozenset())
+    agent = applier(datapath)
+    agent.apply(configure)
+    agent.apply(WAYS[way][0])
+    moved = 0
+    for effect in WAYS[way][1:]:
+        old = datapath.replicas()
+        datapath.seen.clear()
+        if restarts:
+            agent = applier(datapath)
+            agent.apply(configure)
+        agent.apply(effect)
+        assert len(datapath.seen) >= 2
+        new = datapath.replicas()
+        moved += old != new
+        for seen in datapath.seen:
+            for before, between, after in zip(old, seen, new, strict=True):
+                assert before & after <= between <= before | after
+    assert moved
+
+
+def test_a_switch_keeps_old_and_new_replicas_all_the_time() -> None:
+    datapath = Looking()
+    agent = applier(datapath)
+    agent.apply(Configure(snapshot(1), None, frozenset(), frozenset()))
+    agent.apply(WriteOwnership(A, B))
+    both = datapath.replicas()
+    datapath.seen.clear()
+    agent.apply(WriteOwnership(B, None, A))
+    assert len(datapath.seen) >= 6
+    assert all(both == seen for seen in datapath.seen)
+
+
+def test_a_ring_change_outlives_the_agent_that_began_it() -> None:
+    datapath = Watched()
+    configure = Configure(snapshot(1), None, frozenset(), frozenset())
+    agent = applier(datapath)
+    agent.apply(configure)
+    agent.apply(WriteOwnership(A, B))
+    datapath.written.clear()
+    agent = applier(datapath)
+    agent.apply(configure)
+    agent.apply(WriteOwnership(A, B))
+    assert [] == datapath.written
+    agent = applier(datapath)
+    agent.apply(configure)
+    agent.apply(WriteOwnership(B))
+    assert 0 == datapath.maps.config["ring_change"][0]
+
+
+@pytest.mark.parametrize("fails", [ArrayName.PREV, ArrayName.OWN, ArrayName.NEXT, ArrayName.CONFIG])
+def test_a_step_that_failed_half_way_is_taken_when_it_is_tried_again(fails: ArrayName) -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    agent.apply(Configure(snapshot(1), None, frozenset(), frozenset()))
+    agent.apply(WriteOwnership(A))
+    for effect in (WriteOwnership(A, B), WriteOwnership(B, None, A), WriteOwnership(B)):
+        datapath.fails = fails
+        with suppress(DatapathError):
+            agent.apply(effect)
+        datapath.fails = None
+        agent.apply(effect)
+        calm = MemoryDatapath()
+        other = applier(calm)
+        other.apply(Configure(snapshot(1), None, frozenset(), frozenset()))
+        other.apply(effect)
+        for name in (ArrayName.OWN, ArrayName.NEXT, ArrayName.PREV, ArrayName.CONFIG):
+            assert calm.read(name).tobytes() == datapath.read(name).tobytes()
+
+
+def test_while_a_ring_changes_nobody_of_before_or_after_is_shut_out() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    joins = snapshot(2, ring=(0, 1), before=(0,))
+    leaves = snapshot(3, ring=(0,), before=(0, 1))
+
+    def let_in() -> list[int]:
+        present = np.flatnonzero(datapath.maps.members["flags"] & MEMBER_PRESENT).tolist()
+        assert present == sorted(datapath.maps.member_by_addr.values())
+        return list(present)
+
+    for committed, prepared, ring_done, expected in (
+        (snapshot(1, ring=(0,)), None, True, [0]),
+        (snapshot(1, ring=(0,)), joins, True, [0, 1]),
+        (joins, None, False, [0, 1]),
+        (joins, leaves, True, [0, 1]),
+        (None, leaves, True, [0, 1]),
+        (leaves, None, False, [0, 1]),
+        (leaves, None, True, [0]),
+        (leaves, snapshot(4, ring=(0,)), True, [0]),
+    ):
+        agent.apply(Configure(committed, prepared, frozenset(), frozenset({0, 1}), ring_done))
+        assert expected == let_in()
+
+
+def test_a_leaving_lb_takes_part_until_the_change_is_done() -> None:
+    """Its own id stays: what is relayed to it is still its to decide."""
+    datapath = Watched()
+    agent = applier(datapath)
+    for ring_done, member in ((False, 0), (True, MEMBER_NONE)):
+        leaves = snapshot(2, ring=(1,), before=(0, 1))
+        agent.apply(Configure(leaves, None, frozenset(), frozenset({0, 1}), ring_done))
+        assert member == datapath.maps.config["self"][0]
+
+
 def test_ring_change_is_said_after_next_is_there_and_unsaid_before_it_goes() -> None:
     datapath = Watched()
     agent = applier(datapath)
@@ -177,7 +322,7 @@ def test_ring_change_is_said_after_next_is_there_and_unsaid_before_it_goes() -> 
     assert 1 == datapath.maps.config["ring_change"][0]
     datapath.written.clear()
     agent.apply(WriteOwnership(other))
-    assert ["config", "next", "own"] == [name for name, _ in datapath.written]
+    assert ["own", "config", "next"] == [name for name, _ in datapath.written]
     assert 0 == datapath.maps.config["ring_change"][0]
 
 

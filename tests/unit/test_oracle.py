@@ -43,6 +43,12 @@ class Node:
         for words in self.maps.slots.values():
             words[:] = slot_word(current, base, tracking, settling)
 
+    def change_ring(self, next_: int, prev: int) -> None:
+        """own: PEER, THIRD."""
+        self.own(PEER, THIRD)
+        self.maps.config["ring_change"] = 1
+        self.maps.next[:], self.maps.prev[:] = world.owners(next_), world.owners(prev)
+
     def own(self, owner: int, backup: int = limits.MEMBER_NONE) -> None:
         self.maps.own[:] = world.owners(owner, backup)
 
@@ -274,6 +280,51 @@ def test_a_syn_is_recorded_and_promoted_by_what_follows(node: Node) -> None:
     assert (0, 1) == (len(node.maps.embryonic), len(node.maps.records))
     assert Verdict.RECORD_HIT == node.run(frames.tcp_to(FLOW, ACK)).verdict
     assert 0 == node.stamped(), "all of it went to current"
+
+
+RINGS = {"next only": (SELF, limits.MEMBER_NONE), "prev only": (limits.MEMBER_NONE, SELF)}
+
+
+@pytest.mark.parametrize("ring", RINGS)
+def test_in_next_or_prev_alone_the_routers_packets_are_the_owners(node: Node, ring: str) -> None:
+    """A next LB may have neither record nor base yet; what it has does not count either. Leases do."""
+    node.change_ring(*RINGS[ring])
+    node.maps.records.put(FLOW.key, Record(CURRENT, 0, 1))
+    for packet in (frames.tcp_to(FLOW, SYN), frames.tcp_to(FLOW, ACK), frames.udp_to(UDP_FLOW, b"x")):
+        outcome = node.run(packet)
+        assert (Verdict.RELAYED, v4("10.0.0.2")) == (outcome.verdict, outcome.frame[30:34])
+    error = node.run(frames.icmp_error_to(FLOW, frames.quoted_from(FLOW)))
+    assert (Verdict.ICMP_ERROR, v4("10.0.0.2")) == (error.verdict, error.frame[30:34])
+    assert [FLOW.key, UDP_FLOW.key] == list(node.maps.pending)
+    node.maps.cache.put(FLOW.key, Lease(BASE, 0, NOW_NS + 1))
+    outcome = node.run(frames.tcp_to(FLOW, ACK))
+    assert (Verdict.CACHE_HIT, v4("10.244.0.2")) == (outcome.verdict, pod_of(outcome))
+    node.maps.cache.delete(FLOW.key)
+    for member in (PEER, THIRD):
+        world.put_member(node.maps, member, v4(f"10.0.0.{member + 1}"), member, up=False)
+    assert Verdict.DECIDED_ALONE == node.run(frames.tcp_to(FLOW, ACK)).verdict
+    assert {FLOW.key: Record(CURRENT, 0, 1)} == node.maps.records.rows
+    assert ([], 0) == (list(node.maps.embryonic), node.stamped()), "nothing recorded, nothing stamped"
+
+
+@pytest.mark.parametrize("ring", RINGS)
+def test_in_next_or_prev_alone_what_is_relayed_is_decided(node: Node, ring: str) -> None:
+    """Whoever relays it has switched. A chain is recorded and extended all the same."""
+    node.change_ring(*RINGS[ring])
+    relay = Relay(17, 1, PEER)
+    outcome = node.from_peer(relay, frames.tcp_to(FLOW, SYN))
+    assert Verdict.CHAIN_STARTED == outcome.verdict
+    assert Chain(CURRENT, 17, False, (SELF,), (PEER, THIRD)).pack() == option_of(outcome)
+    assert Verdict.PROMOTED == node.from_peer(relay, frames.tcp_to(FLOW, ACK)).verdict
+    other = Flow(FLOW.client, 1, TCP_VIP)
+    assert Verdict.OLD_TO_BASE == node.from_peer(relay, frames.tcp_to(other, ACK)).verdict
+    error = node.from_peer(relay, frames.icmp_error_to(FLOW, frames.quoted_from(FLOW)))
+    assert (Verdict.ICMP_ERROR, v4("10.244.0.1")) == (error.verdict, pod_of(error))
+    outcome = node.from_peer(Chain(CURRENT, 9, False, (PEER,), (SELF,)), frames.tcp_to(other, SYN))
+    assert Chain(CURRENT, 17, False, (PEER, SELF), (THIRD,)).pack() == option_of(outcome)
+    assert Record(CURRENT, 0, NOW_NS) == node.maps.embryonic.get(other.key)
+    node.maps.config["ring_change"] = 0
+    assert Verdict.RELAYED == node.from_peer(relay, frames.tcp_to(FLOW, ACK)).verdict, "next and prev no longer count"
 
 
 def test_alone_and_with_ring_change(node: Node) -> None:
