@@ -151,7 +151,8 @@ class Node:
         """The agent dies and starts again; the maps stay, and so does what was remembered."""
         self._start()
         slots = {vip: self.datapath.read_slots(vip) for vip in self.datapath.vip_ids()}
-        self.feed(Restored(self.remembered.committed, self.remembered.prepared, slots), now_ns)
+        kept = self.remembered
+        self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done), now_ns)
 
     def lose_everything(self) -> None:
         """The machine dies and starts again: no maps, no memory."""

@@ -347,6 +347,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
     created: Effects = []
     written: Effects = []
     nothing = np.zeros(SLOT_COUNT, dtype=np.uint32)
+    changing = state.prepared is not None and not state.prepared.changes_ring
     for vip_id, (committed, prepared) in sorted(_vips_to_restore(state).items()):
         table = _build_of(state, committed) if committed is not None else nothing
         other = _build_of(state, prepared) if prepared is not None and not _same(prepared, committed) else None
@@ -357,9 +358,9 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         if found is None:
             created.append(CreateVip(vip_id))
         if committed is not None and (found is None or not found.any()) and table.any():
-            changed = vs.slots.adopt(table, state.prepared is not None, now_ns)
+            changed = vs.slots.adopt(table, changing, now_ns)
         else:
-            changed = vs.slots.restore(table, other, state.alive, state.prepared is not None, now_ns)
+            changed = vs.slots.restore(table, other, state.alive, changing, now_ns)
         vs.vip = committed if (current_of(vs.slots.words) == table).all() else None
         if state.prepared is not None and prepared is not None and vs.vip is None:
             state.prepared.tables.setdefault(vip_id, _build_of(state, prepared))

@@ -128,7 +128,8 @@ class Node:
         """The agent starts on what it finds; where it cannot read that, it is started again."""
         self._new_agent()
         self.up = True
-        self.feed(Restored(self.remembered.committed, self.remembered.prepared, self._slots_found()), now_ns)
+        kept = self.remembered
+        self.feed(Restored(kept.committed, kept.prepared, self._slots_found(), kept.ring_done), now_ns)
 
     def _slots_found(self) -> dict[int, npt.NDArray[np.uint64]]:
         for _ in range(START_TRIES_MAX):
