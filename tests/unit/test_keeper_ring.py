@@ -17,6 +17,7 @@ from lbpod.core.messages import (
     HandoverCall,
     LbStatus,
     LeaveWanted,
+    PeerCall,
     PrepareCall,
     Refuse,
     Reply,
@@ -148,6 +149,10 @@ def tracking_cluster(lbs: int, first: int, flows: int = 120) -> tuple[RingCluste
     return cluster, pods
 
 
+def step_at(cluster: RingCluster, name: str) -> RingStep:
+    return cluster[name].status.ring_step
+
+
 def must(pod: bytes | None) -> bytes:
     assert pod is not None, "nothing is dropped here"
     return pod
@@ -162,7 +167,7 @@ def test_who_joins_gets_records_and_words_and_serves() -> None:
     cluster, pods = tracking_cluster(3, first=2)
     before = {name: records_of(cluster, name) for name in cluster.ring}
     cluster.change_ring("lb1", "lb2", "lb3")
-    assert RingStep.NONE is cluster["lb3"].status.ring_step
+    assert RingStep.NONE is step_at(cluster, "lb3")
     assert cluster["lb3"].status.serving
     ours = cluster["lb3"].owned() | cluster["lb3"].backed()
     assert ours.sum() > SLOT_COUNT // 3, "two of three LBs are replicas of each slot"
@@ -254,10 +259,10 @@ def test_a_handover_waits_for_who_does_not_answer_and_says_so() -> None:
     cluster.run(HANDOVER_HOLD_NS + SECOND_NS)
     answer = cluster["lb1"].answers.pop(request)
     assert isinstance(answer, Reply)
-    assert RingStep.PREPARED is cluster["lb1"].status.ring_step
+    assert RingStep.PREPARED is step_at(cluster, "lb1")
     cluster.blocked = lambda sender, receiver, body: False
     cluster.run(4 * SECOND_NS)
-    assert RingStep.HANDED is cluster["lb1"].status.ring_step
+    assert RingStep.HANDED is step_at(cluster, "lb1")
     # Asked again, it answers at once.
     again = HandoverCall(snapshot.generation, digest_of(snapshot), 1)
     assert RingStep.HANDED is cluster.call(again, ["lb1"])["lb1"].ring_step
@@ -317,16 +322,16 @@ def test_an_agent_that_restarts_in_the_middle_goes_on() -> None:
     cluster.handover(snapshot, cluster.nodes)
     for name in ("lb1", "lb3"):
         cluster[name].restart(cluster.now_ns)
-        assert RingStep.PREPARED is cluster[name].status.ring_step, "who was handed what is not remembered"
+        assert RingStep.PREPARED is step_at(cluster, name), "who was handed what is not remembered"
     answers = cluster.handover(snapshot, cluster.nodes)
     assert {RingStep.HANDED} == {status.ring_step for status in answers.values()}
     cluster.switch(snapshot, cluster.nodes)
     cluster["lb1"].restart(cluster.now_ns)
-    assert RingStep.SWITCHED is cluster["lb1"].status.ring_step
+    assert RingStep.SWITCHED is step_at(cluster, "lb1")
     assert [] == broken(cluster, pods, cluster.lbs)
     cluster.done(snapshot, cluster.nodes)
     cluster["lb1"].restart(cluster.now_ns)
-    assert RingStep.NONE is cluster["lb1"].status.ring_step
+    assert RingStep.NONE is step_at(cluster, "lb1")
     assert [] == broken(cluster, pods, cluster.lbs)
 
 
@@ -414,9 +419,12 @@ def test_pages_that_nobody_may_send(fields: dict[str, object], sentence: str) ->
 def test_a_page_may_come_twice_and_late() -> None:
     cluster, pods = tracking_cluster(3, first=2)
     sent: list[StateCall] = []
-    cluster.blocked = lambda sender, receiver, body: (
-        sent.append(body) is not None if isinstance(body, StateCall) else False
-    )
+
+    def listen(sender: str, receiver: str, body: PeerCall) -> bool:
+        sent.extend([body] if isinstance(body, StateCall) else [])
+        return False
+
+    cluster.blocked = listen
     cluster.change_ring("lb1", "lb2", "lb3")
     assert len(sent) > 2
     words, records = cluster["lb3"].words().copy(), len(records_of(cluster, "lb3"))
