@@ -173,12 +173,19 @@ class Applier:
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
 
     def _put_records(self, effect: PutRecords) -> int:
-        """How many are recorded afterwards. What the fast path has recorded itself meanwhile stays as it is."""
-        fresh = self._datapath.records_lookup(effect.flows)["flags"] == RECORD_MISSING
-        is_full = np.arange(len(fresh)) < effect.full_count
-        taken = int((~fresh).sum())
-        for name, those in ((FlowMap.RECORDS, fresh & is_full), (FlowMap.EMBRYONIC, fresh & ~is_full)):
+        """How many are recorded afterwards. What the fast path has recorded itself meanwhile says the same, or knows
+        better: it stays; but a full record takes the place of an embryonic one, which might be evicted."""
+        found = self._datapath.records_lookup(effect.flows)
+        missing = found["flags"] == RECORD_MISSING
+        same = found["backend"] == effect.records["backend"]
+        is_full = np.arange(len(missing)) < effect.full_count
+        full, embryonic = is_full & (missing | same), ~is_full & missing
+        taken = int((~full & ~embryonic).sum())
+        for name, those in ((FlowMap.RECORDS, full), (FlowMap.EMBRYONIC, embryonic)):
             taken += self._datapath.flows_put(name, effect.flows[those], effect.records[those]) if those.any() else 0
+        promoted = effect.flows[full & ~missing]
+        if len(promoted):
+            self._datapath.flows_delete(FlowMap.EMBRYONIC, promoted)
         return taken
 
     def _unrecorded_ns(self, row: int) -> int:

@@ -441,14 +441,22 @@ def test_what_a_chain_has_recorded_meanwhile_stays() -> None:
     snapshot = cluster.plan_ring("lb1", "lb2", "lb3")
     cluster.up_to_prepared(snapshot, cluster.nodes)
     cluster.handover(snapshot, cluster.nodes)
-    flows, _ = cluster["lb3"].datapath.flows_dump(FlowMap.RECORDS)
-    assert len(flows)
-    before = cluster["lb3"].datapath.records_lookup(flows)
-    cluster.run(2 * SECOND_NS)
+    lb3 = cluster["lb3"].datapath
+    flows, records = lb3.flows_dump(FlowMap.RECORDS)
+    assert len(flows) > 3
+    # A chain has brought another backend for the first flow, and an embryonic record of the second.
+    other = records[:1].copy()
+    other["backend"] = 1 + other["backend"] % 6
+    lb3.flows_put(FlowMap.RECORDS, flows[:1], other)
+    lb3.flows_delete(FlowMap.RECORDS, flows[1:2])
+    lb3.flows_put(FlowMap.EMBRYONIC, flows[1:2], records[1:2])
     cluster.handover(snapshot, cluster.nodes)
-    again = cluster["lb3"].datapath.records_lookup(flows)
+    again = lb3.records_lookup(flows)
     assert not (again["flags"] == RECORD_MISSING).any()
-    assert (before["seen_ns"] == again["seen_ns"]).all()
+    assert other["backend"][0] == again["backend"][0], "it knows better"
+    assert (records["backend"][1:] == again["backend"][1:]).all()
+    assert flows[1].tobytes() in lb3.maps.records.rows, "a full record takes the place of an embryonic one"
+    assert flows[1].tobytes() not in lb3.maps.embryonic.rows
 
 
 def test_steps_out_of_order_are_refused() -> None:
