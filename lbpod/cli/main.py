@@ -122,11 +122,12 @@ def certs(
 @app.command()
 def doctor(
     interface: Annotated[Text, typer.Option(help="The uplink. [default: the default route's]")] = None,
+    node_address: Annotated[Text, typer.Option(help="Its address in the cluster. [default: of the interface]")] = None,
 ) -> None:
     """Say what this machine has of what an agent needs."""
     from lbpod.cli.doctor import examine
 
-    if not examine(interface or ""):
+    if not examine(interface or "", node_address or ""):
         raise typer.Exit(LACKING)
 
 
