@@ -171,7 +171,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except _ClickError as error:
         wrong_usage = isinstance(error, _UsageError)
-        hint = " See holdfast --help." if wrong_usage else ""
-        typer.echo(f"holdfast: {error.format_message()}{hint}", err=True)  # type: ignore[attr-defined]
+        said = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        typer.echo(f"holdfast: {said}. See holdfast --help." if wrong_usage else f"holdfast: {said}", err=True)
         sys.exit(BAD_INPUT if wrong_usage else LACKING)
     sys.exit(outcome if isinstance(outcome, int) else 0)
