@@ -13,7 +13,7 @@ HEADERS := $(wildcard lbpod/bpf/*.h lbpod/lab/bpf/*.h tests/*/*.h)
 OBJECTS := $(SOURCES:.c=.o)
 BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter /usr/include/$(shell uname -m)-linux-gnu
 
-# The ladder, cheapest first. `simulation` comes with the ring changes; a rung that is not there yet is stepped over.
+# The ladder, cheapest first.
 LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
 
 .DELETE_ON_ERROR:

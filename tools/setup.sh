@@ -48,8 +48,11 @@ step() {
 
 # ------------------------------------------------------------------------------------------------------ the kernel
 
-check_kernel() {
+check_root() {
 	[ "$(id -u)" = 0 ] || cannot "this needs root (it makes network namespaces and loads BPF programs); run it again with sudo."
+}
+
+check_kernel() {
 	local major minor
 	IFS=.- read -r major minor _ < <(uname -r)
 	((major > 5 || (major == 5 && minor >= 15))) ||
@@ -167,7 +170,9 @@ install_python_packages() {
 
 # ---------------------------------------------------------------------------------------------------------------
 
-mkdir -p build
+[ "$level" = tools ] || check_root
+{ mkdir -p build && : >>build/setup.lock && : >>"$log"; } 2>/dev/null ||
+	cannot "build/ cannot be written here by $(id -un); run it again with sudo, or as who owns it."
 exec 9>build/setup.lock
 flock -w 600 9 || cannot "another set-up has been running here for ten minutes (it holds build/setup.lock)."
 : >"$log"

@@ -32,6 +32,9 @@ def demo(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         typer.echo(f"holdfast: --json {json_file}: there is no folder {json_file.absolute().parent}", err=True)
         raise typer.Exit(2)
+    if json_file is not None and json_file.is_dir():
+        typer.echo(f"holdfast: --json {json_file}: that is a folder; name a file", err=True)
+        raise typer.Exit(2)
     if os.geteuid() != 0:
         typer.echo("holdfast: the demo makes network namespaces and loads BPF programs; run it as root", err=True)
         raise typer.Exit(1)

@@ -122,11 +122,12 @@ def certs(
 @app.command()
 def doctor(
     interface: Annotated[Text, typer.Option(help="The uplink. [default: the default route's]")] = None,
+    node_address: Annotated[Text, typer.Option(help="Its address in the cluster. [default: of the interface]")] = None,
 ) -> None:
     """Say what this machine has of what an agent needs."""
     from lbpod.cli.doctor import examine
 
-    if not examine(interface or ""):
+    if not examine(interface or "", node_address or ""):
         raise typer.Exit(LACKING)
 
 
@@ -170,7 +171,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except _ClickError as error:
         wrong_usage = isinstance(error, _UsageError)
-        hint = " See holdfast --help." if wrong_usage else ""
-        typer.echo(f"holdfast: {error.format_message()}{hint}", err=True)  # type: ignore[attr-defined]
+        said = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        typer.echo(f"holdfast: {said}. See holdfast --help." if wrong_usage else f"holdfast: {said}", err=True)
         sys.exit(BAD_INPUT if wrong_usage else LACKING)
     sys.exit(outcome if isinstance(outcome, int) else 0)

@@ -49,6 +49,13 @@ AGENT_PORT: Final = 9900
 """Where an agent listens unless told otherwise."""
 NAMESPACE_DEFAULT: Final = "default"
 
+_METADATA: Final = (
+    "namespace",
+    *("annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers"),
+    *("generateName", "generation", "labels", "managedFields", "ownerReferences", "resourceVersion", "selfLink", "uid"),
+)
+"""Beside the name. All but the first mean nothing here; an object exported from Kubernetes has them."""
+
 _SECOND_NS: Final = 1_000_000_000
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _HOST: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?")
@@ -233,9 +240,10 @@ def _backend(at: Value, nodes: set[str]) -> _Backend:
 def _all_vips(services: list[Value], backends: dict[str, list[_Backend]]) -> tuple[WorldVip, ...]:
     vips: list[WorldVip] = []
     seen: dict[str, tuple[str, int]] = {}
+    described: dict[str, int] = {}
     backends_count = 0
     for service in services:
-        for at, vip in _vips(service, backends):
+        for at, vip in _vips(service, backends, described):
             where = endpoint(vip)
             if where in seen:
                 name, line = seen[where]
@@ -248,7 +256,8 @@ def _all_vips(services: list[Value], backends: dict[str, list[_Backend]]) -> tup
     return tuple(vips)
 
 
-def _vips(at: Value, backends: dict[str, list[_Backend]]) -> list[tuple[Value, WorldVip]]:
+def _vips(at: Value, backends: dict[str, list[_Backend]], described: dict[str, int]) -> list[tuple[Value, WorldVip]]:
+    """described: lines of the VirtualServices before this one, which is added."""
     required = {
         "apiVersion": f"use {API_VERSION}",
         "kind": f"use {KIND}",
@@ -259,11 +268,12 @@ def _vips(at: Value, backends: dict[str, list[_Backend]]) -> list[tuple[Value, W
     for field, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
         if fields[field].text() != wanted:
             raise fields[field].error(f"{fields[field].text()} is not known; use {wanted}")
-    metadata = fields["metadata"].mapping()
-    if "name" not in metadata:
-        raise fields["metadata"].error("name is missing; give the VirtualService one")
+    metadata = fields["metadata"].fields({"name": "give the VirtualService one"}, _METADATA)
     namespace = _name(metadata["namespace"]) if "namespace" in metadata else NAMESPACE_DEFAULT
     name = f"{namespace}/{_name(metadata['name'])}"
+    if name in described:
+        raise metadata["name"].error(f"{name} is already described on line {described[name]}; remove one")
+    described[name] = metadata["name"].line
     spec_required = {
         "address": "give the VIP",
         "ports": "list the ports that are served",

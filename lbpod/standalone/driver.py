@@ -189,6 +189,7 @@ class Controller:
     # --- The file -----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:
         seen = await asyncio.to_thread(_fingerprint, self._config)
+        blind = ""
         while True:
             # The folder, not the file: a file that is replaced takes its watch with it.
             changes = watchfiles.awatch(
@@ -202,14 +203,20 @@ class Controller:
             )
             try:
                 async for _ in changes:
-                    found = await asyncio.to_thread(_fingerprint, self._config)
-                    if found != seen:
-                        seen = found
-                        await self._reload()
+                    seen = await self._look(seen)
             except (OSError, RuntimeError) as error:  # the folder is gone, or there are no watches left
-                _LOG.warning("watch", reason=str(error))
+                if str(error) != blind:
+                    blind = str(error)
+                    _LOG.warning("watch", reason=blind, instead="looking once a second")
                 await asyncio.sleep(CONFIG_LOOK_NS / _SECOND_NS)
-                seen = b""  # read it again, whatever happened meanwhile
+                seen = await self._look(seen)
+
+    async def _look(self, seen: bytes) -> bytes:
+        """The file's fingerprint now; where it is not the one that was seen, the file is read."""
+        found = await asyncio.to_thread(_fingerprint, self._config)
+        if found != seen:
+            await self._reload()
+        return found
 
     async def _reload(self) -> None:
         try:

@@ -40,11 +40,8 @@ class Value:
 
     def error(self, sentence: str) -> ConfigError:
         """To be raised by whoever finds more. What is quoted of the file is cut, and cannot move anybody's cursor."""
-        sentence = "".join(one if one.isprintable() else repr(one)[1:-1] for one in sentence[:SENTENCE_BYTES_MAX])
-        return ConfigError(f"{self._file}:{self.line}: {self.path}: {sentence}" if self.path else self._bare(sentence))
-
-    def _bare(self, sentence: str) -> str:
-        return f"{self._file}:{self.line}: {sentence}"
+        where = f"{self._file}:{self.line}: "
+        return ConfigError(f"{where}{_plain(self.path)}: {_plain(sentence)}" if self.path else where + _plain(sentence))
 
     @property
     def is_mapping(self) -> bool:
@@ -144,6 +141,11 @@ class Value:
         if isinstance(self._node, yaml.ScalarNode):
             return str(self._node.value)[:80] or "an empty text"
         return "a list" if self.is_list else "a mapping"
+
+
+def _plain(text: str) -> str:
+    """Keys are as much the file's words as values are: both end on a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[:SENTENCE_BYTES_MAX])
 
 
 def documents(file: str, data: bytes) -> list[Value]:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -342,6 +343,30 @@ def test_sigterm_ends_the_controller_in_order(folder: Path) -> None:
         rest = process.stderr.read()
         assert 0 == process.wait(20), rest
     assert '"event": "stopped"' in rest
+
+
+def test_an_edit_is_noticed_where_the_kernel_has_no_watches_left(folder: Path) -> None:
+    """A machine full of containers runs out of inotify instances; the file is looked at all the same."""
+    site = Site(folder)
+    site.write([1])
+    argv = command("controller", "--config", str(site.config), "--listen", "127.0.0.1:0")
+    no_watches = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$0" "$@"'
+    with subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", no_watches, *argv], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = (json.loads(line) for line in process.stderr)
+        patience = threading.Timer(WAIT_S, process.kill)
+        patience.start()
+        try:
+            reason = next(line["reason"] for line in lines if line["event"] == "watch")
+            assert "Too many open files" in reason
+            for text, used in (("nodes: []", False), (None, True)):
+                site.write_text(text) if text else site.write([1, 2])
+                assert used is next(line["used"] for line in lines if line["event"] == "config")
+        finally:
+            patience.cancel()
+            process.terminate()
 
 
 async def test_a_certificate_that_is_renewed_on_disk_is_taken_up_while_the_controller_runs(

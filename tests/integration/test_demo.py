@@ -64,6 +64,11 @@ def test_no_connection_breaks_while_backends_and_paths_change(tmp_path: Path) ->
     [
         (("--only", "magic"), "--only magic is not known; use holdfast, hash_only, local_table"),
         (("--json", "/nonexistent/folder/x.json"), "there is no folder /nonexistent/folder"),
+        (("--json", "/tmp"), "--json /tmp: that is a folder; name a file"),
+        (
+            ("--seconds", "3"),
+            "Invalid value for '--seconds': Input should be greater than or equal to 8. See holdfast --help",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:

@@ -145,6 +145,16 @@ def test_readmes_name_only_files_that_exist(path: Path) -> None:
     assert [] == [name for name in sources.named_files(path) if not sources.leads_somewhere(path.parent, name)]
 
 
+def test_continuous_integration_runs_what_the_readme_tells_a_newcomer_to_run() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    told = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    tests = [line for line in told if "test" in line]
+    commands = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line and not line.startswith("#")]
+    assert ["make test"] == tests
+    assert f"exec {tests[0]} </dev/null" == commands[-1]
+    assert {"set", "cd", "export", "exec"} == {line.split()[0] for line in commands}, "nothing else is run"
+
+
 def test_each_dependency_states_its_reason() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     project = tomllib.loads(text)["project"]

@@ -189,6 +189,12 @@ def test_which_port_of_a_backend_is_meant() -> None:
         ("agent.internal:9000", "me@agent:9000", "demo.yaml:5: nodes[1].control: me@agent:9000 is not of the form"),
         ("agent.internal:9000", "agent:\u0669", "demo.yaml:5: nodes[1].control: agent:\u0669 is not of the form"),
         ("name: web-1", 'name: "\\e[2J\\n"', "demo.yaml:5: nodes[1].name: \\x1b[2J\\n is not a name"),
+        (
+            "{name: web, namespace: shop}",
+            "{name: web, namespace: shop, lables: {a: b}}",
+            "demo.yaml:12: metadata.lables: unknown field; known here: annotations, creationTimestamp, ",
+        ),
+        ("tls: tls", 'tls: tls\n"\\e[2J\\n": 1', "demo.yaml:3: \\x1b[2J\\n: unknown field; known here: backends,"),
         ("tls: tls", "tls: tls\ntls: tls", "demo.yaml:3: tls: given twice, first on line 2; remove one"),
         ("tls: tls", "tls: [", "demo.yaml:4: this is not YAML: "),
         (
@@ -213,7 +219,24 @@ def test_a_vip_is_served_once() -> None:
         "demo.yaml:25: spec.ports[0].port: 203.0.113.10:80/TCP is already served by shop/web/http (line 16); "
         "a VIP is served once"
     ) == sentence(again)
-    assert 2 == len(read(changed("port: 80,", "port: 81,", SERVICE) + "---\n" + HEAD + SERVICE)[0].vips)
+    elsewhere = SERVICE.replace("port: 80,", "port: 81,").replace("name: web, name", "name: other, name")
+    assert 2 == len(read(elsewhere + "---\n" + HEAD + SERVICE)[0].vips)
+
+
+def test_a_virtual_service_is_described_once() -> None:
+    """In Kubernetes nobody can; two of one name would be one name for two things in every status and metric."""
+    again = HEAD + SERVICE + SERVICE.replace("203.0.113.10", "203.0.113.11")
+    assert "demo.yaml:21: metadata.name: shop/web is already described on line 12; remove one" == sentence(again)
+
+
+def test_what_kubernetes_writes_into_metadata_may_stay() -> None:
+    exported = "labels: {app: web}, annotations: {}, uid: 1-2, resourceVersion: '7', generation: 2, managedFields: []"
+    assert read(HEAD + SERVICE) == read(changed("{name: web, namespace", f"{{name: web, {exported}, namespace"))
+
+
+def test_a_sentence_is_bounded_whatever_the_file_says() -> None:
+    for text in (f"tls: tls\n? {'k' * 9_000}\n: 1", f"tls: tls\nstate: [{'k' * 9_000}]", f"tls: [{'k' * 9_000}]"):
+        assert 1_100 > len(sentence(changed("tls: tls", text)))
 
 
 def test_a_named_target_needs_a_named_port() -> None:
