@@ -551,12 +551,20 @@ class State:
             ring_epoch=self.newest.snapshot.ring.epoch if self.newest is not None else 0,
             tracking_slots=sum(vs.slots.tracking_count for vs in self.vips.values()),
             ring_step=ring_step,
-            ring_round=self.ring_round if ring_step is RingStep.HANDED else 0,
+            ring_round=self.handover.round if self.handover is not None else self.ring_round,
             serving=self.is_serving,
             leaving=self.leaving,
             problem=f"writing to the datapath failed: {self.unwritten.reason}" if self.unwritten else "",
             snapshot=self.staged.snapshot if with_snapshot and self.staged is not None else None,
+            in_force=self._in_force_besides(committed) if with_snapshot else None,
         )
+
+    def _in_force_besides(self, committed: int) -> Snapshot | None:
+        """What is in force, and written, where the newest snapshot is another."""
+        plan, staged = self.committed, self.staged
+        if plan is None or plan.generation != committed or (staged and staged.generation == committed):
+            return None
+        return plan.snapshot
 
     def check_invariants(self) -> None:
         """Raise AssertionError where one does not hold."""

@@ -195,6 +195,10 @@ LOST_NS: Final = 6_000_000_000
 """A ring member that has not answered the controller for so long is taken out of the ring. An agent that restarts is
 back by then."""
 
+JOIN_RETRY_NS: Final = 30_000_000_000
+"""An LB that refuses to join the ring is not asked to again before this. Where a member refuses a change of it, nobody
+joins or leaves for so long but the lost."""
+
 HANDOVER_RECORDS_MAX: Final = 16_384
 """Records in one page of a handover (640 KiB)."""
 

@@ -62,9 +62,11 @@ class LbStatus(msgspec.Struct, frozen=True):
     """One sentence where something is wrong, else empty."""
     snapshot: Snapshot | None = None
     """The newest snapshot known, where the caller asked for it (a controller that starts)."""
+    in_force: Snapshot | None = None
+    """That of `committed`, where the caller asked for the newest one and that is another."""
     ring_step: RingStep = RingStep.NONE
     ring_round: int = 0
-    """The round of the handover that is done, where ring_step is HANDED."""
+    """The newest round of the handover that this LB knows: done where ring_step is HANDED, else under way; 0: none."""
     serving: bool = False
     """It is in the ring that is in force here, with the state of its slots. False: what is relayed to it is lost."""
     leaving: bool = False

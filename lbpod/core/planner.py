@@ -2,11 +2,13 @@
 
 Theory of operation
 -------------------
-One change is in flight at a time, and it walks: PERSISTING (the generation is written down, so that no other
-controller can use it) -> STAGING (every node gets the whole snapshot) -> PREPARING (every slot that differs starts to
-track) -> COMMITTING (the new table comes into force) -> IDLE. A step begins only when *all ring members* have
-acknowledged the one before: that is what makes skew between LBs harmless (DESIGN section 3). What arrives meanwhile
-becomes part of the next change.
+One change is in flight at a time. It begins PERSISTING (the generation is written down, so that no other controller can
+use it) and STAGING (every node gets the whole snapshot). A change of the backends goes on: PREPARING (every slot that
+differs starts to track), COMMITTING (the new table comes into force), IDLE. A change of the ring: RING_PREPARING
+(everybody learns `next`), HANDING_OVER (what the new replicas lack is sent to them), SWITCHING (`own` := `next`),
+RING_ENDING (`prev` is dropped), IDLE. A step begins only when *all ring members that are not lost* have acknowledged
+the one before: that is what makes skew between LBs harmless (DESIGN sections 3 and 4). What arrives meanwhile becomes
+part of the next change; at IDLE the ring goes first.
 
 Nothing is scripted per node. Each node's last answer says how far it has got, the phase says how far it may go, and
 the next call follows from the two (``_call``). So lost calls, repeated ones, LBs that restart empty and a controller
@@ -14,51 +16,57 @@ that is stopped after any effect need no code of their own: whoever is behind is
 
 **Starting.** The Planner keeps nothing on disk. It asks every ring member for the newest snapshot that it knows and
 goes on with the newest of all: an interrupted change is finished, not undone. *No new generation is made before every
-ring member has said what it knows*: ids may be in use there. What is known is driven on after START_WAIT_NS all the
-same, so an LB that restarted empty is served while another one is silent. That a member has committed a generation
-proves that all had prepared it.
+ring member has said what it knows, or is lost*: ids may be in use there. What is known is driven on after START_WAIT_NS
+all the same. That a member has committed a generation proves that all had prepared it; that one has switched, that all
+had handed over.
 
-**The ring is fixed**, so a change waits for every ring member; a silent one is reported as lagging. That is no loss of
-safety, only of progress, until ring changes can take the member out.
+**The first ring** is made of the LBs that answer; the others are waited for START_WAIT_NS, and join later.
 
-**Nodes without an LB** (host agents) get the same three calls and are waited for until they have prepared, but for
+**Losses** (who is lost: ``planner_ring``). Where nothing can have come into force yet, a lost member is no reason to
+wait: the change is superseded by one of the ring, made from what is in force. It had perhaps not prepared, and so has
+to be out of everybody's door before anything is committed. While COMMITTING, SWITCHING or RING_ENDING the others finish
+first. While HANDING_OVER, one that is only left behind costs another round; one that was to be a member supersedes, and
+where that leaves the ring as it is, a generation without any change takes `next` back. A change never goes on without
+anybody: where all are lost, it waits for them.
+
+**Nodes without an LB** (host agents) get the same calls and are waited for until they have prepared, but for
 HOST_WAIT_NS at most and not at all where they have just failed. That is safe: a host agent decides nothing about
 flows. One that lags does not know a *new* backend on its node, and drops first packets for it, which their clients
 send again; what it translates already goes on.
 
 **A refused change** (4xx) can be replaced: once the World has changed, a newer generation takes its place, even half
-way through a commit, for every slot that the older one touched is tracking on every ring member.
+way through a commit, for every slot that the older one touched is tracking on every ring member. A ring change is taken
+back for it, but not any more once somebody may have switched. A newcomer that refuses is left out for JOIN_RETRY_NS.
 
-**Two controllers.** A ring member that reports a generation which is not ours, or ours with another digest, or a
-persisted generation at or above ours, sends the Planner back to STARTING: it adopts what is there and goes on from
-above it.
+**Two controllers.** A ring member that reports a generation which is not ours, or ours with another digest or a higher
+round of the handover, or a persisted generation at or above ours, sends the Planner back to STARTING: it adopts what is
+there and goes on from above it.
 
-Left to the shell: clocks, sockets, the disk. Left to ``snapshot``: ids, epochs, digests.
+Left to the shell: clocks, sockets, the disk. Left to ``snapshot``: ids, epochs, digests. Left to ``planner_peers``:
+steps and calls; to ``planner_ring``: who is alive, lost, wanted; to ``planner_wanted``: drain times.
 """
 
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import assert_never
 
 import msgspec
 
-from lbpod.core.errors import SnapshotError
 from lbpod.core.limits import (
     CALL_LOST_NS,
     CHANGE_GATHER_NS,
     GENERATION_MAX,
     HOST_PROBE_NS,
     HOST_WAIT_NS,
+    JOIN_RETRY_NS,
+    MARGIN_NS,
     PROBE_NS,
     REFUSED_RETRY_NS,
     RETRY_NS,
     RETRY_NS_MAX,
     START_WAIT_NS,
+    TICK_NS,
 )
 from lbpod.core.messages import (
     AskStatus,
-    CommitCall,
-    ControlCall,
     LbAnswered,
     LbFailed,
     LbStatus,
@@ -69,143 +77,96 @@ from lbpod.core.messages import (
     PlannerEffect,
     PlannerEvent,
     PlannerStatus,
-    PrepareCall,
     Push,
     Report,
     Tick,
     VipStatus,
     WorldSeen,
 )
-from lbpod.core.model import BackendState, Cluster, NextIds, Node, Snapshot, World, WorldBackend, WorldVip
-from lbpod.core.snapshot import Tables, digest_of, next_snapshot, ring_problem
+from lbpod.core.model import BackendState, Cluster, Snapshot, World
+from lbpod.core.planner_make import Maker, is_first_ring, is_plain, is_ring_change_under_way, ring_base, ring_wanted
+from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Role, Step, has_moved, in_ring, may_take, newest_of
+from lbpod.core.planner_ring import Where, members_of
+from lbpod.core.planner_roster import Roster
+from lbpod.core.planner_start import in_force_reported, newest_reported
+from lbpod.core.planner_wanted import Wanted
+from lbpod.core.snapshot import digest_of
 
-
-class Step(IntEnum):
-    """How far a node has got with a snapshot, or how far it may go."""
-
-    NOTHING = 0
-    STAGED = 1
-    PREPARED = 2
-    COMMITTED = 3
-
-
-_STEP_OF_PHASE = {Phase.STAGING: Step.STAGED, Phase.PREPARING: Step.PREPARED, Phase.COMMITTING: Step.COMMITTED}
-
-
-@dataclass(frozen=True)
-class _Aim:
-    """A snapshot with its digest."""
-
-    snapshot: Snapshot
-    digest: bytes
-
-    @property
-    def generation(self) -> int:
-        return self.snapshot.generation
-
-    def step_of(self, status: LbStatus | None) -> Step:
-        """How far the node with this status has got with this snapshot."""
-        if status is None:
-            return Step.NOTHING
-        mine = status.staged != self.generation or status.digest == self.digest
-        if mine and status.committed == self.generation:
-            return Step.COMMITTED
-        if mine and status.prepared == self.generation:
-            return Step.PREPARED
-        return Step.STAGED if mine and status.staged == self.generation else Step.NOTHING
-
-
-@dataclass(slots=True)
-class _Peer:
-    """A node as the Planner sees it. Invariant: at most one call is under way (sent_ns >= 0)."""
-
-    name: str
-    control: str
-    ring: bool
-    """It is a ring member, or will be one."""
-    status: LbStatus | None = None
-    """Its last answer; None: unknown, or the last call failed."""
-    heard: bool = False
-    """It has said what it knows since the Planner started."""
-    full: bool = False
-    """The last question was for its snapshot."""
-    full_wanted: bool = False
-    """The next one has to be, though it runs no LB."""
-    sent_ns: int = -1
-    next_ns: int = 0
-    """No call before this."""
-    asked_ns: int = 0
-    """When it answered last."""
-    failures: int = 0
-    """Calls that failed since it answered last."""
-    reason: str = ""
-    """Of the last failure; empty once it answers."""
-    refused: str = ""
-    """The sentence of the last refusal; empty once it takes a call."""
+_REVOCABLE = (Phase.STAGING, Phase.PREPARING, Phase.RING_PREPARING, Phase.HANDING_OVER)
+"""Phases in which nothing new can be in force yet, unless a member says so."""
 
 
 class Planner:
     """``effects = planner.step(event, now_ns)``; carry them out in their order. See the module's theory of operation.
 
     Invariants: an id, epoch or generation never goes back; Prepare(g) is emitted only when all ring members have staged
-    g, Commit(g) only when all have prepared it or one has committed it; at most one call per node is under way.
+    g, Commit(g) only when all have prepared it or one has committed it; RingSwitch(g) only when all that are not lost
+    have handed over in the current round or one has switched, RingDone(g) only when all that are not lost have switched
+    and MARGIN_NS has passed since; at most one call per node is under way.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._tables = Tables(cluster.seed)
+        self._maker = Maker(cluster)
         self._effects: list[PlannerEffect] = []
         # What is wanted.
-        self._world: World | None = None
-        self._wanted: World | None = None  # the World without the backends that have drained for long enough
+        self._wanted = Wanted()
         self._dirty_ns: int | None = None  # since when it may differ from the newest snapshot
+        self._ring_dirty_ns: int | None = None  # since when another ring is wanted; only at IDLE
         self._force = False  # a new generation is needed even if nothing differs
-        self._drains: dict[tuple[bytes, int, int, bytes, int], int] = {}  # since when: backend of a VIP
-        self._drain_end_ns: int | None = None
+        self._overtaken = False  # the newest snapshot was not made from the World
         # Where we are.
+        self._now_ns = 0
         self._phase = Phase.STARTING
+        self._has_moved = False  # all nodes may have a next call, not only the one that the event is about
         self._since_ns = 0  # of STARTING; of the change in flight
         self._highest = 0  # highest generation ever seen or given; the next one is above it
-        self._aim: _Aim | None = None  # newest snapshot pushed or adopted
+        self._aim: Aim | None = None  # newest snapshot pushed or adopted
+        self._plain = False  # it changes nothing that is in force
         self._allowed = Step.NOTHING  # how far nodes may go with it
-        self._in_force: _Aim | None = None  # newest snapshot that a ring member has committed
+        self._in_force: Aim | None = None  # newest snapshot that a ring member has committed
         self._next: Snapshot | None = None  # being persisted
         self._persist_ns: int | None = None  # when to try again
-        self._written = (0, NextIds())  # newest known to be written down, by whomever, and how far ids were given in it
-        self._peers: dict[str, _Peer] = {}
-        # Kept beside the peers, so that an answer costs no walk over all of them.
-        self._waiting: set[str] = set()  # ring members that the phase waits for
-        self._waiting_hosts: set[str] = set()
-        self._lagging: set[str] = set()
-        self._at_generation: set[str] = set()
-        self._troubled: set[str] = set()  # those that say that something is wrong with them
+        self._handover = 0  # round of the handover, and who is left behind in it
+        self._handover_lost: tuple[int, ...] = ()
+        self._switched_ns: int | None = None  # since when all have switched
+        self._ring_hold_ns = 0  # nobody joins or leaves before this but the lost
+        self._roster = Roster()
+        self._judged = False  # nothing that the judgement rests upon has changed since
         # What is said.
-        self._world_problem = ""
         self._persist_problem = ""
         self._foreign_problem = ""
-        self._ring_problem = ""
         self._changes = 0
+        self._ring_changes = 0
         self._ours = False  # the change in flight was made here, not adopted
         self._vips: tuple[VipStatus, ...] = ()
+        self._ring: tuple[str, ...] = ()
         self._reported: PlannerStatus | None = None
 
     @property
     def gather_end_ns(self) -> int | None:
         """When a Tick would start a change that is being gathered; None: whenever the next Tick comes."""
-        return self._dirty_ns + CHANGE_GATHER_NS if self._phase is Phase.IDLE and self._dirty_ns is not None else None
+        end_ns = self._gathered_ns()
+        # What has been tried in vain is not tried in circles.
+        return end_ns if self._phase is Phase.IDLE and end_ns is not None and self._now_ns < end_ns else None
+
+    def _gathered_ns(self) -> int | None:
+        begun = [since_ns for since_ns in (self._dirty_ns, self._ring_dirty_ns) if since_ns is not None]
+        return min(begun) + CHANGE_GATHER_NS if begun else None
 
     def step(self, event: PlannerEvent, now_ns: int) -> list[PlannerEffect]:
         """What is to be done because of this event, in this order. now_ns: monotonic."""
         self._effects = []
-        touched: _Peer | None = None
-        phase = self._phase
+        self._now_ns = now_ns
+        self._has_moved = False
+        touched: Peer | None = None
         match event:
             case WorldSeen(world):
                 self._see(world, now_ns)
-            case LbAnswered(node, _, status):
-                touched = self._answered(node, status, now_ns)
+            case LbAnswered(node, generation, status):
+                touched = self._answered(node, generation, status, now_ns)
             case LbFailed(node, _, refused, reason):
-                touched = self._peers.get(node)
+                touched = self._roster.peers.get(node)
                 if touched is not None:
                     self._failed(touched, refused, reason, now_ns)
             case Persisted(generation):
@@ -217,120 +178,108 @@ class Planner:
             case _:
                 assert_never(event)
         self._advance(now_ns)
-        if phase is self._phase and isinstance(event, LbAnswered | LbFailed):
-            if touched is not None and touched.name in self._peers:
+        if isinstance(event, LbAnswered | LbFailed) and not self._has_moved:
+            if touched is not None and self._roster.peers.get(touched.name) is touched:
                 self._call(touched, now_ns)
         else:
-            for peer in list(self._peers.values()):
+            for peer in list(self._roster.peers.values()):
                 self._call(peer, now_ns)
         self._report()
         return self._effects
 
     # --- Events -------------------------------------------------------------------------------------------------------
     def _see(self, world: World, now_ns: int) -> None:
-        if self._world is None:
+        if self._wanted.world is None:
             self._since_ns = now_ns
-        if world != self._world:
-            self._world = world
-            self._drain(now_ns)
-        if self._phase is Phase.STARTING:
+        if self._wanted.see(world, now_ns):
+            self._dirty(now_ns)
             self._meet()
 
-    def _drain(self, now_ns: int) -> None:
-        """Recompute what is wanted: draining backends go when their time is over, counted from when they were first
-        seen draining (a Planner that restarts counts anew: later is the safe side)."""
-        assert self._world is not None, "there is nothing to drain before a World was seen"
-        drains: dict[tuple[bytes, int, int, bytes, int], int] = {}
-        ends = []
-        vips: list[WorldVip] = []
-        for vip in self._world.vips:
-            kept: list[WorldBackend] = []
-            for one in vip.backends:
-                if one.state is BackendState.DRAINING:
-                    key = (vip.address, vip.port, int(vip.protocol), one.address, one.port)
-                    drains[key] = self._drains.get(key, now_ns)
-                    end_ns = drains[key] + vip.drain_ns
-                    if end_ns <= now_ns:
-                        continue
-                    ends.append(end_ns)
-                kept.append(one)
-            vips.append(vip if len(kept) == len(vip.backends) else msgspec.structs.replace(vip, backends=tuple(kept)))
-        self._drains = drains
-        self._drain_end_ns = min(ends, default=None)
-        wanted = World(self._world.nodes, tuple(vips))
-        if wanted != self._wanted:
-            self._wanted = wanted
-            self._dirty_ns = now_ns if self._dirty_ns is None else self._dirty_ns
+    def _dirty(self, now_ns: int) -> None:
+        self._dirty_ns = now_ns if self._dirty_ns is None else self._dirty_ns
 
     def _tick(self, now_ns: int) -> None:
-        if self._drain_end_ns is not None and self._drain_end_ns <= now_ns:
-            self._drain(now_ns)
-        for peer in self._peers.values():
+        self._judged = False
+        if self._wanted.tick(now_ns):
+            self._dirty(now_ns)
+        for peer in self._roster.peers.values():
             if 0 <= peer.sent_ns <= now_ns - CALL_LOST_NS:
                 self._failed(peer, False, "the call was never answered, not even by an error", now_ns)
 
-    def _answered(self, node: str, status: LbStatus, now_ns: int) -> _Peer | None:
-        peer = self._peers.get(node)
+    def _answered(self, node: str, generation: int, status: LbStatus, now_ns: int) -> Peer | None:
+        peer = self._roster.peers.get(node)
         if peer is None:
             return None
-        if status.node != node:
-            self._failed(peer, True, f"the agent at {peer.control} says that it is {status.node}", now_ns)
-            return peer
-        theirs = status.snapshot.cluster if status.snapshot is not None else self._cluster
-        if theirs != self._cluster:
-            sentence = f"it belongs to a cluster with VNI {theirs.vni} and seed {theirs.seed}; give this one the same"
+        sentence = self._why_not(peer, status)
+        if sentence:
             self._failed(peer, True, sentence, now_ns)
             return peer
-        newest = _newest(status)
-        tells = status.snapshot is not None or newest == 0 or not (peer.ring or peer.full_wanted)
-        if self._phase is Phase.STARTING and peer.full and not tells:
-            self._failed(peer, True, f"it does not say what its generation {newest} is", now_ns)
-            return peer
-        took_more = self._aim is not None and self._aim.step_of(status) > self._aim.step_of(peer.status)
-        peer.refused = "" if took_more and peer.status is not None else peer.refused
+        newest = newest_of(status)
+        was, tells = peer.status, status.snapshot is not None or newest == 0 or not (peer.is_lb or peer.full_wanted)
+        took_more = self._aim is not None and self._aim.step_of(status) > self._aim.step_of(was)
+        peer.refused = "" if took_more and was is not None else peer.refused
         # While STARTING, the late answer to another call is not enough: ask again. Later, what is not newer is known.
         peer.heard = peer.heard or tells or self._phase is not Phase.STARTING
-        peer.status, peer.sent_ns, peer.next_ns = status, -1, now_ns
-        peer.asked_ns, peer.failures, peer.reason = now_ns, 0, ""
+        self._judged &= not peer.is_lb or (peer.failures == 0 and not has_moved(status, peer.said))
+        peer.answered(status, now_ns)
+        if generation and was is not None and not has_moved(status, was):
+            peer.next_ns = now_ns + TICK_NS  # a handover goes on, say; and nobody is called in circles
         self._highest = max(self._highest, newest)
         if self._phase is Phase.STARTING:
             if status.snapshot is not None:
                 self._meet()
-        elif self._is_foreign(status, newest):
+        elif self._is_foreign(peer, status, newest):
             if peer.ring:
                 self._restart(f"{node} has generation {newest} of another controller; going on from there", now_ns)
             elif self._next is None or newest >= self._next.generation:
-                self._force = True  # only a newer generation can replace what this host agent has
+                self._force = True  # only a newer generation can replace what this node has
         elif self._aim is not None and peer.ring and status.committed == self._aim.generation:
+            self._judged &= self._in_force is self._aim
             self._in_force = self._aim
-        self._note(peer, now_ns)
+        self._roster.note(peer, self._where(), now_ns)
         return peer
 
-    def _is_foreign(self, status: LbStatus, newest: int) -> bool:
-        if self._aim is None:
-            return newest > 0
-        another = status.staged == self._aim.generation and status.digest != self._aim.digest
-        return newest > self._aim.generation or another
+    def _why_not(self, peer: Peer, status: LbStatus) -> str:
+        """One sentence where this answer counts as a refusal; else empty."""
+        if status.node != peer.name:
+            return f"the agent at {peer.role.control} says that it is {status.node}"
+        theirs = status.snapshot.cluster if status.snapshot is not None else self._cluster
+        if theirs != self._cluster:
+            return f"it belongs to a cluster with VNI {theirs.vni} and seed {theirs.seed}; give this one the same"
+        newest = newest_of(status)
+        tells = status.snapshot is not None or newest == 0 or not (peer.is_lb or peer.full_wanted)
+        if self._phase is Phase.STARTING and peer.full and not tells:
+            return f"it does not say what its generation {newest} is"
+        return ""
 
-    def _failed(self, peer: _Peer, refused: bool, reason: str, now_ns: int) -> None:
-        peer.sent_ns = -1
-        peer.status = None
-        peer.failures += 1
-        peer.reason = reason
+    def _is_foreign(self, peer: Peer, status: LbStatus, newest: int) -> bool:
+        aim = self._aim
+        if aim is None:
+            return newest > 0
+        another = status.staged == aim.generation and status.digest != aim.digest
+        hands_over = aim.changes_ring and peer.ring and status.prepared == aim.generation
+        round_of_another = hands_over and status.ring_round > self._handover
+        return newest > aim.generation or another or round_of_another
+
+    def _failed(self, peer: Peer, refused: bool, reason: str, now_ns: int) -> None:
+        # The exponent is bounded for its own sake. Whoever may be lost is asked as often as those that are there.
+        pause_ns = min(RETRY_NS << min(peer.failures, 8), PROBE_NS if peer.is_lb else RETRY_NS_MAX)
+        pause_ns = REFUSED_RETRY_NS if refused else pause_ns
+        peer.failed(reason, now_ns + pause_ns, now_ns, is_there=refused)
         if refused:
             peer.refused = reason
-            peer.next_ns = now_ns + REFUSED_RETRY_NS
-        else:
-            # The exponent is bounded for its own sake; RETRY_NS_MAX bounds the pause.
-            peer.next_ns = now_ns + min(RETRY_NS << min(peer.failures - 1, 8), RETRY_NS_MAX)
-        self._note(peer, now_ns)
+            joins = self._aim is not None and self._aim.changes_ring and peer.role.new and not peer.role.old
+            if joins and self._phase in _REVOCABLE:
+                peer.barred_ns = now_ns + JOIN_RETRY_NS
+        self._judged &= not peer.is_lb
+        self._roster.note(peer, self._where(), now_ns)
 
     def _persisted(self, generation: int, now_ns: int) -> None:
         if self._next is None or self._next.generation != generation:
             return  # of a change that was given up meanwhile
         self._persist_problem = ""
         self._persist_ns = None
-        self._written = (generation, self._next.next_ids)
+        self._maker.written = (generation, self._next.next_ids)
         self._ours = True
         self._take(self._next, now_ns)
         self._enter(Phase.STAGING, now_ns)
@@ -340,7 +289,7 @@ class Planner:
             return
         self._highest = max(self._highest, event.highest)
         if event.highest:
-            self._written = (event.highest, event.next_ids)
+            self._maker.written = (event.highest, event.next_ids)
             sentence = f"generation {event.highest} was written down by another controller; going on from there"
             self._restart(sentence, now_ns)
         else:
@@ -352,128 +301,214 @@ class Planner:
         """Go on as far as possible. Each round enters another phase or ends, and no phase is entered twice."""
         for _ in range(len(Phase) + 1):
             before = self._phase
+            self._judge(now_ns)
             match before:
                 case Phase.STARTING:
                     self._try_start(now_ns)
                 case Phase.IDLE:
-                    if self._force or (self._dirty_ns is not None and self._dirty_ns + CHANGE_GATHER_NS <= now_ns):
+                    gathered_ns = self._gathered_ns()
+                    if self._force or self._lacks_plain() or (gathered_ns is not None and gathered_ns <= now_ns):
                         self._begin(now_ns)
                 case Phase.PERSISTING:
                     if self._persist_ns is not None and self._persist_ns <= now_ns and self._next is not None:
                         self._persist_ns = None
                         self._persist(self._next)
-                case Phase.STAGING | Phase.PREPARING | Phase.COMMITTING:
-                    self._try_next_phase(now_ns)
+                case Phase.STAGING | Phase.PREPARING | Phase.RING_PREPARING | Phase.HANDING_OVER:
+                    self._try_revocable(now_ns)
+                case Phase.COMMITTING | Phase.SWITCHING | Phase.RING_ENDING:
+                    self._try_irrevocable(now_ns)
                 case _:
                     assert_never(before)
             if self._phase is before:
                 return
         raise AssertionError("phases follow each other without end")
 
-    def _try_start(self, now_ns: int) -> None:
-        if self._world is None:
+    def _judge(self, now_ns: int) -> None:
+        """Who is lost, and, at IDLE, whether another ring is wanted."""
+        if self._judged:
             return
-        found = self._newest_reported()
-        if any(peer.ring and not peer.heard for peer in self._peers.values()):
-            if found is None or now_ns < self._since_ns + START_WAIT_NS:
+        self._judged = True
+        self._has_moved |= self._roster.judge(self._where(), now_ns)
+        base = ring_base(self._where(), self._roster) if self._phase is Phase.IDLE else None
+        if base is None or self._ring_wanted(base, now_ns) == members_of(base).keys():
+            self._ring_dirty_ns = None
+        elif self._ring_dirty_ns is None:
+            self._ring_dirty_ns = now_ns
+
+    def _where(self) -> Where:
+        counts = self._handover if self._phase is Phase.HANDING_OVER else 0
+        return Where(
+            phase=self._phase,
+            since_ns=self._since_ns,
+            allowed=self._allowed,
+            aim=self._aim,
+            plain=self._plain,
+            in_force=self._in_force,
+            handover=counts,
+            handover_lost=self._handover_lost,
+        )
+
+    def _try_start(self, now_ns: int) -> None:
+        if self._wanted.world is None:
+            return
+        found = newest_reported(self._roster.peers.values())
+        ring = [peer for peer in self._roster.lbs if peer.ring]
+        if any(not peer.heard for peer in ring):
+            if now_ns < self._since_ns + START_WAIT_NS or not any(peer.heard for peer in ring):
                 return
         if found is None and not self._have_asked_hosts(now_ns):
             return
-        for peer in self._peers.values():
-            if peer.status is not None and peer.status.snapshot is not None:
-                peer.status = msgspec.structs.replace(peer.status, snapshot=None)  # megabytes, and not needed any more
-        self._dirty_ns = now_ns if self._dirty_ns is None else self._dirty_ns
+        self._dirty(now_ns)
         if found is None:
             self._aim = self._in_force = None
             self._enter(Phase.IDLE, now_ns)
-            return
-        newest, conflict = found
+            self._meet()
+        else:
+            self._adopt(*found, now_ns)
+        for peer in self._roster.peers.values():
+            peer.waited = True
+            if peer.said is not None:  # megabytes, and not needed any more
+                peer.said = msgspec.structs.replace(peer.said, snapshot=None, in_force=None)
+                peer.status = peer.said if peer.status is not None else None
+
+    def _adopt(self, newest: Aim, conflict: bool, now_ns: int) -> None:
+        """Go on with what was found."""
         self._ours = False
+        self._in_force = None
         self._take(newest.snapshot, now_ns)
         self._force = conflict or self._highest > newest.generation
-        ring = [peer.status for peer in self._peers.values() if peer.ring and peer.status is not None]
-        if any(newest.step_of(status) is Step.COMMITTED for status in ring):
-            self._in_force = self._aim
-            self._enter(Phase.COMMITTING, now_ns)
+        ring = [peer.status for peer in self._roster.peers.values() if peer.ring and peer.status is not None]
+        rounds = [status.ring_round for status in ring if status.prepared == newest.generation]
+        self._handover = max(rounds, default=0)
+        if any(newest.step_of(status) >= Step.SWITCHED for status in ring):
+            self._make_irrevocable(now_ns)
         else:
-            self._in_force = None
+            self._in_force = in_force_reported(self._roster.peers.values())
             self._enter(Phase.STAGING, now_ns)
 
     def _have_asked_hosts(self, now_ns: int) -> bool:
         """No LB knows anything. Host agents may still: of a former life, whose ids must not be given again. True if
         there is nothing left to ask; at most one of them is asked for its snapshot, the one with the highest
         generation."""
-        hosts = [peer for peer in self._peers.values() if not peer.ring]
+        hosts = [peer for peer in self._roster.peers.values() if not peer.is_lb]
         if any(not peer.heard and peer.failures == 0 for peer in hosts) and now_ns < self._since_ns + HOST_WAIT_NS:
             return False
-        heard = [(_newest(peer.status), peer.name) for peer in hosts if peer.status is not None]
+        heard = [(newest_of(peer.status), peer.name) for peer in hosts if peer.status is not None]
         newest, name = max(heard, default=(0, ""))
-        if newest <= self._written[0]:
+        if newest <= self._maker.written[0]:
             return True
-        top = self._peers[name]
+        top = self._roster.peers[name]
         if top.status is not None and top.status.snapshot is not None:
-            self._written = (newest, top.status.snapshot.next_ids)
+            self._maker.written = (newest, top.status.snapshot.next_ids)
             return True
         top.heard, top.full_wanted = False, True
         return False
 
-    def _newest_reported(self) -> tuple[_Aim, bool] | None:
-        """The newest snapshot that a (future) ring member reports, and whether others hold another one of its
-        generation. Of two of the same generation, that which has got furthest: only one can have been committed."""
-        reported: dict[bytes, tuple[int, Step, _Aim]] = {}
-        for peer in self._peers.values():
-            if peer.ring and peer.status is not None and peer.status.snapshot is not None:
-                aim = _Aim(peer.status.snapshot, digest_of(peer.status.snapshot))
-                step = max(aim.step_of(peer.status), reported.get(aim.digest, (0, Step.NOTHING))[1])
-                reported[aim.digest] = (aim.generation, step, aim)
-        if not reported:
-            return None
-        _, _, newest = max(reported.values(), key=lambda one: (one[0], one[1], one[2].digest))
-        return newest, sum(generation == newest.generation for generation, _, _ in reported.values()) > 1
+    def _try_revocable(self, now_ns: int) -> None:
+        """Nothing of the change can be in force yet, so it may still be superseded."""
+        aim = self._aim
+        assert aim is not None, "what is in flight is aimed at"
+        if self._in_force is aim:  # another controller has gone further
+            self._make_irrevocable(now_ns)
+            return
+        if (self._roster.lacks_member() and not self._plain) or (aim.changes_ring and self._lacks_plain()):
+            if self._begin(now_ns, lost=True) or aim.changes_ring:
+                return
+        if self._give_way(now_ns):
+            return
+        if self._phase is Phase.HANDING_OVER and self._repeat_handover(now_ns):
+            return
+        if self._roster.waiting or not self._roster.has_anybody():
+            return
+        if self._phase is Phase.HANDING_OVER:
+            self._make_irrevocable(now_ns)
+        elif not self._roster.waiting_hosts or self._since_ns + HOST_WAIT_NS <= now_ns:
+            if self._phase is Phase.STAGING:
+                self._enter(Phase.RING_PREPARING if aim.changes_ring else Phase.PREPARING, now_ns)
+            elif aim.changes_ring:
+                self._hand_over(now_ns)
+            else:
+                self._make_irrevocable(now_ns)
 
-    def _try_next_phase(self, now_ns: int) -> None:
-        refused = any(self._peers[name].refused for name in self._waiting)
-        gathered = self._dirty_ns is not None and self._dirty_ns + CHANGE_GATHER_NS <= now_ns
-        if (self._force or (refused and gathered)) and self._begin(now_ns):
-            return
-        if self._waiting:
-            return
+    def _make_irrevocable(self, now_ns: int) -> None:
+        """Everybody is ready for it, so it comes into force: node by node, from now on."""
+        assert self._aim is not None, "what is in flight is aimed at"
+        self._in_force = self._aim
+        self._enter(Phase.SWITCHING if self._aim.changes_ring else Phase.COMMITTING, now_ns)
+
+    def _try_irrevocable(self, now_ns: int) -> None:
+        """Something of the change may be in force: those that live finish it."""
         if self._phase is Phase.COMMITTING:
-            self._in_force = self._aim
+            if self._give_way(now_ns):
+                return
+        elif self._lacks_plain() and self._begin(now_ns):
+            return
+        if self._roster.waiting or not self._roster.has_anybody():
+            self._switched_ns = None
+            return
+        if self._phase is Phase.SWITCHING:
+            self._switched_ns = now_ns if self._switched_ns is None else self._switched_ns
+            if self._switched_ns + MARGIN_NS <= now_ns:  # packets relayed to former owners have arrived
+                self._enter(Phase.RING_ENDING, now_ns)
+            return
+        self._in_force = self._aim
+        if self._phase is Phase.RING_ENDING:
+            self._ring_changes += self._ours
+        else:
             self._changes += self._ours
-            self._ours = False
-            self._foreign_problem = ""
-            self._enter(Phase.IDLE, now_ns)
-        elif not self._waiting_hosts or self._since_ns + HOST_WAIT_NS <= now_ns:
-            self._enter(Phase.PREPARING if self._phase is Phase.STAGING else Phase.COMMITTING, now_ns)
+        if self._overtaken:
+            self._dirty(now_ns)
+        self._ours = False
+        self._foreign_problem = ""
+        self._enter(Phase.IDLE, now_ns)
 
-    def _begin(self, now_ns: int) -> bool:
-        """Start a change, if there is something to change and everyone has said what they know."""
-        assert self._wanted is not None, "no change without a World"
-        if any(peer.ring and not peer.heard for peer in self._peers.values()):
+    def _give_way(self, now_ns: int) -> bool:
+        """Replace a change that somebody refuses, now that something else is wanted, or that a node does not take
+        because it has a newer one."""
+        refused = any(self._roster.peers[name].refused for name in self._roster.waiting)
+        gathered = self._dirty_ns is not None and self._dirty_ns + CHANGE_GATHER_NS <= now_ns
+        if refused and gathered and self._aim is not None and self._aim.changes_ring:
+            self._ring_hold_ns = now_ns + JOIN_RETRY_NS
+        return (self._force or (refused and gathered)) and self._begin(now_ns)
+
+    # --- The handover -------------------------------------------------------------------------------------------------
+    def _hand_over(self, now_ns: int) -> None:
+        """A new round, without those that are lost now."""
+        self._handover += 1
+        self._handover_lost = self._roster.lost_members()
+        self._enter(Phase.HANDING_OVER, now_ns)
+
+    def _repeat_handover(self, now_ns: int) -> bool:
+        """Another round where the one under way goes on with the wrong ones, or where somebody has lost what has been
+        handed over to it."""
+        assert self._aim is not None, "what is in flight is aimed at"
+        if self._roster.lost_members() != self._handover_lost:
+            self._hand_over(now_ns)
+            return True
+        for peer in self._roster.lbs:
+            if peer.ring and peer.status is not None and peer.name not in self._roster.judgement.lost:
+                if self._aim.step_of(peer.status) < Step.PREPARED:
+                    self._enter(Phase.RING_PREPARING, now_ns)
+                    return True
+        return False
+
+    # --- A new generation ---------------------------------------------------------------------------------------------
+    def _begin(self, now_ns: int, *, lost: bool = False) -> bool:
+        """Start a change, if there is something to change and everyone has said what they know. lost: because somebody
+        is lost in the middle of another one."""
+        if any(peer.ring and not peer.heard and not peer.is_gone for peer in self._roster.lbs):
             return False
-        previous = self._aim.snapshot if self._aim is not None else None
-        if previous is None or not previous.ring.members:
-            if any(node.lb and node.name not in self._peers for node in self._wanted.nodes):
-                self._restart("", now_ns)  # a ring is about to form: hear its members first
-                return True
+        if is_first_ring(self._where(), self._roster) and any(
+            peer.role.lb and not (peer.heard or peer.waited) for peer in self._roster.lbs
+        ):
+            self._restart("", now_ns)  # a ring is about to form: hear its members first
+            return True
         if self._highest >= GENERATION_MAX:
-            self._world_problem = f"generation {GENERATION_MAX} is the last that there is"
+            self._maker.problem = f"generation {GENERATION_MAX} is the last that there is"
             return False
         generation = self._highest + 1
-        self._dirty_ns = None
-        found: Snapshot | None = None
-        others = self._written[0] > (previous.generation if previous is not None else 0)
-        next_ids = self._written[1] if others else None
-        try:
-            found = next_snapshot(self._wanted, previous, self._cluster, generation, self._tables, next_ids)
-            self._world_problem = ""
-            self._ring_problem = ring_problem(self._wanted, found or previous)
-        except SnapshotError as error:
-            self._world_problem = str(error)
-        if found is None and self._force and previous is not None:
-            found = msgspec.structs.replace(previous, generation=generation)
-        self._force = False
+        found = self._make(generation, now_ns, lost=lost)
+        self._force &= lost and found is None
         if found is None:
             return False
         self._highest = generation
@@ -482,54 +517,94 @@ class Planner:
         self._enter(Phase.PERSISTING, now_ns)
         return True
 
+    def _make(self, generation: int, now_ns: int, *, lost: bool) -> Snapshot | None:
+        """Another ring, where it is time for it (or the old one again where a change of it is given up); else what the
+        World wants."""
+        world, where, maker, roster = self._wanted.world, self._where(), self._maker, self._roster
+        assert world is not None, "no change without a World"
+        found: Snapshot | None = None
+        if self._in_force is not None and self._lacks_plain():
+            found = maker.once_more(self._in_force.snapshot, where, generation)
+        elif lost and is_first_ring(where, roster):
+            found = maker.first_ring(world, where, roster, generation)
+        elif lost or self._phase is Phase.IDLE or is_ring_change_under_way(where):
+            base = ring_base(where, roster)
+            wanted = self._ring_wanted(base, now_ns) if base is not None else frozenset()
+            found = maker.ring(world, wanted, where, roster, generation)
+        if found is None and lost:
+            return None
+        self._dirty_ns, self._overtaken = None, found is not None
+        return found or maker.backends(world, where, roster, generation, force=self._force)
+
+    def _lacks_plain(self) -> bool:
+        """Somebody is to be given what is in force, but that changes the ring: it takes the same without the change."""
+        return self._in_force is not None and self._in_force.changes_ring and bool(self._roster.judgement.revived)
+
+    def _ring_wanted(self, base: Snapshot, now_ns: int) -> frozenset[str]:
+        assert self._wanted.world is not None, "no ring without a World"
+        return ring_wanted(self._wanted.world, base, self._roster, now_ns, hold=now_ns < self._ring_hold_ns)
+
     def _persist(self, snapshot: Snapshot) -> None:
         """What is newer than both our base and what we know to be written has given ids that we have not heard of."""
         base = self._aim.generation if self._aim is not None else 0
-        self._effects.append(Persist(snapshot.generation, snapshot, max(base, self._written[0])))
+        self._effects.append(Persist(snapshot.generation, snapshot, max(base, self._maker.written[0])))
 
     def _enter(self, phase: Phase, now_ns: int) -> None:
         self._phase = phase
-        self._allowed = _STEP_OF_PHASE.get(phase, self._allowed)
+        self._allowed = STEP_OF_PHASE.get(phase, self._allowed)
+        self._has_moved, self._judged = True, False
+        self._switched_ns = None
         if phase is not Phase.PERSISTING:
             self._next = None
-        self._waiting.clear()
-        self._waiting_hosts.clear()
-        for peer in self._peers.values():
-            self._note(peer, now_ns)
+        self._roster.note_all(self._where(), now_ns)
 
     def _restart(self, problem: str, now_ns: int) -> None:
         """Forget who knows what, and ask."""
         self._foreign_problem = problem
         self._persist_problem, self._persist_ns = "", None
         self._since_ns = now_ns
-        for peer in self._peers.values():
-            peer.status, peer.heard, peer.full_wanted = None, False, False
-            peer.next_ns = max(
-                peer.next_ns, now_ns + RETRY_NS
-            )  # two controllers must not chase each other at full speed
+        for peer in self._roster.peers.values():
+            peer.status, peer.heard, peer.waited, peer.full_wanted = None, False, False, False
+            # Two controllers must not chase each other at full speed.
+            peer.next_ns = max(peer.next_ns, now_ns + RETRY_NS)
         self._enter(Phase.STARTING, now_ns)
         self._meet()
 
     # --- Nodes --------------------------------------------------------------------------------------------------------
     def _meet(self) -> None:
-        """While STARTING: whom to ask is what the World lists, and what any snapshot that was found lists."""
-        assert self._world is not None, "nobody is asked before a World was seen"
-        wanted = {node.name: (node.control, node.lb) for node in self._world.nodes}
-        found = self._newest_reported()
+        """Who there is: what the aim lists, and the LBs that might join. While STARTING, whom to ask: what the World
+        lists, and what the newest snapshot that was found lists as its ring."""
+        world, starting = self._wanted.world, self._phase is Phase.STARTING
+        assert world is not None, "nobody is asked before a World was seen"
+        found = newest_reported(self._roster.peers.values()) if starting else None
         aim = found[0] if found is not None else self._aim
-        if aim is not None and aim.snapshot.ring.members:
-            members = {node.name: node for node in aim.snapshot.nodes if _in_ring(node, aim.snapshot)}
-            wanted = {name: (control, name in members) for name, (control, _) in wanted.items()}
-            wanted |= {name: (node.control, True) for name, node in members.items() if name not in wanted}
-        self._keep_peers(wanted)
+        forming = aim is None or not aim.snapshot.ring.members
+        listed = {node.name: node for node in world.nodes}
+        roles: dict[str, Role] = {}
+        for node in aim.snapshot.nodes if aim is not None else ():
+            old, new = node.member in aim.snapshot.ring.before, in_ring(node, aim.snapshot)  # type: ignore[union-attr]
+            there = listed.get(node.name)
+            lb = there is not None and there.lb
+            if not starting or old or new:
+                control = there.control if there is not None else node.control
+                roles[node.name] = Role(control, node.member, old, new or (forming and starting and lb), lb)
+        for one in world.nodes:
+            if one.name not in roles and (starting or one.lb or aim is None):
+                roles[one.name] = Role(one.control, new=forming and starting and one.lb, lb=one.lb, known=False)
+        self._roster.keep(roles)
+        self._judged = False
 
     def _take(self, snapshot: Snapshot, now_ns: int) -> None:
         """Aim at this snapshot."""
-        self._aim = _Aim(snapshot, digest_of(snapshot))
+        self._aim = Aim(snapshot, digest_of(snapshot))
         self._since_ns = now_ns
-        self._keep_peers({node.name: (node.control, _in_ring(node, snapshot)) for node in snapshot.nodes})
-        for peer in self._peers.values():
+        self._handover, self._handover_lost = 0, ()
+        self._plain = self._in_force is not None and is_plain(snapshot, self._in_force.snapshot)
+        self._phase = Phase.STAGING
+        self._meet()
+        for peer in self._roster.peers.values():
             peer.next_ns = now_ns if peer.refused else peer.next_ns  # it may take this one
+        self._ring = tuple(sorted(members_of(snapshot)))
         self._vips = tuple(
             VipStatus(
                 vip.name,
@@ -540,86 +615,74 @@ class Planner:
             for vip in snapshot.vips
         )
 
-    def _keep_peers(self, wanted: dict[str, tuple[str, bool]]) -> None:
-        kept: dict[str, _Peer] = {}
-        for name, (control, ring) in wanted.items():
-            peer = self._peers.get(name) or _Peer(name, control, ring)
-            if peer.control != control:
-                peer = _Peer(name, control, ring, sent_ns=peer.sent_ns)
-            peer.ring = ring
-            kept[name] = peer
-        for name in self._peers.keys() - kept.keys():
-            for names in (self._waiting, self._waiting_hosts, self._lagging, self._at_generation, self._troubled):
-                names.discard(name)
-        self._peers = kept
-
-    def _note(self, peer: _Peer, now_ns: int) -> None:
-        """Keep the sets in step with what this node has said."""
-        step = self._aim.step_of(peer.status) if self._aim is not None else Step.NOTHING
-        late = self._phase is Phase.STARTING and not peer.heard
-        behind = late or (self._aim is not None and step < self._allowed)
-        failed = peer.failures > 0 or peer.refused != ""
-        left = not peer.ring and self._phase is not Phase.STARTING and self._since_ns + HOST_WAIT_NS <= now_ns
-        at_last = self._phase in (Phase.STAGING, Phase.PREPARING) and not peer.ring and not failed
-        _keep(self._waiting, peer.name, behind and peer.ring and self._phase in _STEP_OF_PHASE)
-        _keep(self._waiting_hosts, peer.name, behind and at_last)
-        _keep(self._lagging, peer.name, behind and (failed or left))
-        _keep(self._troubled, peer.name, peer.status is not None and peer.status.problem != "")
-        _keep(self._at_generation, peer.name, peer.ring and step is Step.COMMITTED)
-
-    def _call(self, peer: _Peer, now_ns: int) -> None:
+    def _call(self, peer: Peer, now_ns: int) -> None:
         """Emit the one call that is next for this node, if there is one and nothing is under way."""
         if peer.sent_ns >= 0 or now_ns < peer.next_ns:
             return
         if self._phase is Phase.STARTING:
             if not peer.heard:
-                self._ask(peer, peer.ring or peer.full_wanted, now_ns)
+                self._ask(peer, peer.is_lb or peer.full_wanted, now_ns)
             return
         if peer.status is None:
             self._ask(peer, False, now_ns)
             return
-        aim, allowed = self._goal(peer)
-        if aim is not None and _may_take(peer.status, aim):
-            step = aim.step_of(peer.status)
-            if step < allowed:
-                body: ControlCall = aim.snapshot
-                if step is Step.STAGED:
-                    body = PrepareCall(aim.generation, aim.digest)
-                elif step is Step.PREPARED:
-                    body = CommitCall(aim.generation, aim.digest)
+        aim, allowed = self._goal(peer, peer.status)
+        if aim is not None:
+            step = aim.step_of(peer.status, self._handover if allowed is Step.HANDED and peer.ring else 0)
+            if step < allowed and (step > Step.NOTHING or may_take(peer.status, aim)):
                 peer.sent_ns = now_ns
                 peer.full = False
-                self._effects.append(Push(peer.name, peer.control, aim.generation, body))
+                body = aim.call_after(step, max(self._handover, 1), self._lost_to(peer, aim))
+                self._effects.append(Push(peer.name, peer.role.control, aim.generation, body))
                 return
-        if peer.asked_ns + (PROBE_NS if peer.ring else HOST_PROBE_NS) <= now_ns:
+        if peer.asked_ns + (PROBE_NS if peer.is_lb else HOST_PROBE_NS) <= now_ns:
             self._ask(peer, False, now_ns)
 
-    def _ask(self, peer: _Peer, with_snapshot: bool, now_ns: int) -> None:
+    def _ask(self, peer: Peer, with_snapshot: bool, now_ns: int) -> None:
         peer.sent_ns = now_ns
         peer.full = with_snapshot
-        self._effects.append(AskStatus(peer.name, peer.control, with_snapshot))
+        self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot))
 
-    def _goal(self, peer: _Peer) -> tuple[_Aim | None, Step]:
-        """What this node should have. A ring member that has nothing (it restarted empty) gets what is in force first:
-        the change in flight may have to wait for somebody else."""
-        assert peer.status is not None, "a node is asked before it is told"
-        safe = self._in_force
-        if safe is not None and safe is not self._aim and peer.ring and not peer.refused:
-            if peer.status.committed == 0 and _may_take(peer.status, safe):
+    def _goal(self, peer: Peer, status: LbStatus) -> tuple[Aim | None, Step]:
+        """What this node should have, and how far it may go with it: nothing more where it is lost."""
+        aim, safe = self._aim, self._in_force
+        if aim is None or not peer.role.known or peer.name in self._roster.judgement.lost:
+            return None, Step.NOTHING
+        if safe is not None and safe is not aim and peer.ring and not peer.refused:
+            step = safe.step_of(status)
+            if step is Step.SWITCHED:
+                return safe, Step.COMMITTED  # one change after the other
+            if aim.changes_ring and step is Step.PREPARED:
                 return safe, Step.COMMITTED
-        return self._aim, self._allowed
+            # One that has nothing gets what is in force first: the change in flight may have to wait for somebody else.
+            lacks = peer.name in self._roster.judgement.revived and step < Step.COMMITTED and not safe.changes_ring
+            if lacks and may_take(status, safe):
+                return safe, Step.COMMITTED
+        return aim, self._allowed
+
+    def _lost_to(self, peer: Peer, aim: Aim) -> tuple[int, ...]:
+        """Whom this node is to hand over nothing: once somebody may have switched, everybody."""
+        if aim is self._aim and self._allowed < Step.SWITCHED:
+            return self._handover_lost
+        ring = aim.snapshot.ring
+        return tuple(sorted({*ring.before, *ring.members} - {peer.role.member}))
 
     # --- What is said -------------------------------------------------------------------------------------------------
     def _report(self) -> None:
+        lost = self._roster.judgement.lost
+        changing = self._aim is not None and self._aim.changes_ring and self._phase is not Phase.IDLE
         status = PlannerStatus(
             phase=self._phase,
             generation=self._aim.generation if self._aim is not None else 0,
-            lbs=sum(peer.ring for peer in self._peers.values()),
-            lbs_at_generation=len(self._at_generation),
-            lagging=tuple(sorted(self._lagging)),
+            lbs=sum(peer.role.new for peer in self._roster.lbs),
+            lbs_at_generation=len(self._roster.at_generation),
+            lagging=tuple(sorted(self._roster.lagging)),
             problem=self._problem(),
             changes=self._changes,
             vips=self._vips,
+            ring=self._ring,
+            lost=tuple(sorted(name for name in lost if changing or self._roster.peers[name].role.new)),
+            ring_changes=self._ring_changes,
         )
         if status != self._reported:
             self._reported = status
@@ -627,39 +690,7 @@ class Planner:
 
     def _problem(self) -> str:
         """The most important thing that is wrong, in one sentence."""
-        for problem in (self._world_problem, self._persist_problem, self._foreign_problem):
+        for problem in (self._maker.problem, self._persist_problem, self._foreign_problem):
             if problem:
                 return problem
-        lagging = [self._peers[name] for name in sorted(self._lagging)]
-        for peer in lagging:
-            if peer.refused:
-                return f"{peer.name} refuses: {peer.refused}"
-        for peer in lagging:
-            if peer.ring:
-                return f"waiting for {peer.name}: {peer.reason}"
-        for name in sorted(self._troubled):
-            status = self._peers[name].status
-            assert status is not None, "a node that has said nothing has not complained"
-            return f"{name}: {status.problem}"
-        return self._ring_problem
-
-
-def _keep(names: set[str], name: str, wanted: bool) -> None:
-    if wanted:
-        names.add(name)
-    else:
-        names.discard(name)
-
-
-def _newest(status: LbStatus) -> int:
-    """The highest generation that the node knows; 0: none."""
-    return max(status.committed, status.prepared, status.staged)
-
-
-def _may_take(status: LbStatus, aim: _Aim) -> bool:
-    """A node refuses what is older than what it has staged, or as old and not the same."""
-    return status.staged < aim.generation or (status.staged == aim.generation and status.digest == aim.digest)
-
-
-def _in_ring(node: Node, snapshot: Snapshot) -> bool:
-    return node.member in snapshot.ring.members
+        return self._roster.problem(self._where())

@@ -119,11 +119,12 @@ def next_snapshot(
     check_world(world)
     ids = _Ids(previous, next_ids)
     nodes = _nodes(world, previous, ids, first_ring)
-    ring = _ring(previous, nodes)
+    ring = _ring(world, previous, nodes, first_ring)
     vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
     if previous is not None:
-        same = msgspec.structs.replace(previous, generation=generation, ring=ring, next_ids=snapshot.next_ids)
+        known = Ring(previous.ring.epoch, previous.ring.members)
+        same = msgspec.structs.replace(previous, generation=generation, ring=known, next_ids=snapshot.next_ids)
         if same == snapshot:
             return None
     check(snapshot)
@@ -136,27 +137,27 @@ def ring_snapshot(
     """The snapshot that takes the ring from that of ``in_force`` to the nodes named ``members``, and changes nothing
     else.
 
-    newest: the last snapshot that was pushed; where that is not the one in force, it is superseded, and what it gave
-    numbers to keeps them. next_ids: where the search for free ids goes on. Raises SnapshotError where the World lists a
-    new member with what no node may have.
+    newest: the last snapshot that was pushed; where that is not the one in force, it is superseded, and a new member to
+    which it gave numbers keeps them. next_ids: where the search for free ids goes on. members: each is in the ring in
+    force, or an LB of the World. Raises SnapshotError where one that joins is listed with what no node may have, or
+    finds no free id.
     """
     assert in_force.ring.members, "a ring changes only once there is one"
     assert in_force.generation <= newest.generation < generation, "generations only grow"
     before = in_force.ring.members
-    ids = _Ids(newest, next_ids)
+    ids = _Ids(newest, next_ids, in_force)
     nodes = {node.name: node for node in in_force.nodes}
     had = {node.name: node for node in newest.nodes} | nodes
     listed = {node.name: node for node in world.nodes}
-    wanted = sorted(members)
+    wanted = sorted(set(members))
     for name in wanted:
         if name in nodes and nodes[name].member in before:
             continue
         one, known = listed[name], had.get(name)
         number = known.id if known is not None else ids.node.give()
-        member = known.member if known is not None and known.address == one.address else MEMBER_NONE
-        nodes[name] = Node(
-            number, name, one.address, one.control, member if member != MEMBER_NONE else ids.member.give()
-        )
+        member = _member_kept(known, one)
+        member = ids.member.give() if member == MEMBER_NONE else member
+        nodes[name] = Node(number, name, one.address, one.control, member)
     ring = Ring(generation, tuple(sorted(nodes[name].member for name in wanted)), before)
     ordered = tuple(sorted(nodes.values(), key=lambda node: node.id))
     snapshot = Snapshot(in_force.cluster, generation, ring, ordered, in_force.vips, ids.next_ids())
@@ -184,12 +185,13 @@ class _Space:
 
 
 class _Ids:
-    """The four id spaces. Used is what the previous snapshot used: what leaves with this change is not given in it."""
+    """The four id spaces. Used is what the previous snapshots used: what leaves with this change is not given in it."""
 
-    def __init__(self, previous: Snapshot | None, next_ids: NextIds | None) -> None:
+    def __init__(self, previous: Snapshot | None, next_ids: NextIds | None, older: Snapshot | None = None) -> None:
         at = next_ids or (previous.next_ids if previous is not None else NextIds())
-        vips = previous.vips if previous is not None else ()
-        nodes = previous.nodes if previous is not None else ()
+        known = [snapshot for snapshot in (previous, older) if snapshot is not None]
+        vips = [vip for snapshot in known for vip in snapshot.vips]
+        nodes = [node for snapshot in known for node in snapshot.nodes]
         self.vip = _Space("VIPs", 1, VIPS_MAX, at.vip, (vip.id for vip in vips))
         self.node = _Space("nodes", 1, NODES_MAX, at.node, (node.id for node in nodes))
         self.member = _Space("LBs", 0, MEMBERS_MAX, at.member, (node.member for node in nodes))
@@ -210,19 +212,30 @@ def _nodes(world: World, previous: Snapshot | None, ids: _Ids, first_ring: Colle
         number = had.id if had is not None else ids.node.give()
         if had is not None and had.member in members:
             nodes.append(Node(number, one.name, had.address, one.control, had.member))
-        else:
-            takes_part = one.lb and not members and (first_ring is None or one.name in first_ring)
-            member = ids.member.give() if takes_part else MEMBER_NONE
-            nodes.append(Node(number, one.name, one.address, one.control, member))
+            continue
+        member = _member_kept(had, one)
+        if not members and member == MEMBER_NONE and _is_first(one, first_ring):
+            member = ids.member.give()
+        nodes.append(Node(number, one.name, one.address, one.control, member))
     listed = {node.name for node in nodes}
     nodes.extend(node for name, node in known.items() if node.member in members and name not in listed)
     return tuple(sorted(nodes, key=lambda node: node.id))
 
 
-def _ring(previous: Snapshot | None, nodes: Sequence[Node]) -> Ring:
+def _member_kept(had: Node | None, one: WorldNode) -> int:
+    """An LB that has been in a ring may come back, and keeps its member id for that, as long as it is the same."""
+    return had.member if had is not None and one.lb and had.address == one.address else MEMBER_NONE
+
+
+def _is_first(one: WorldNode, first_ring: Collection[str] | None) -> bool:
+    return one.lb and (first_ring is None or one.name in first_ring)
+
+
+def _ring(world: World, previous: Snapshot | None, nodes: Sequence[Node], first_ring: Collection[str] | None) -> Ring:
     if previous is not None and previous.ring.members:
         return Ring(previous.ring.epoch, previous.ring.members)
-    members = tuple(sorted(node.member for node in nodes if node.member != MEMBER_NONE))
+    first = {one.name for one in world.nodes if _is_first(one, first_ring)}
+    members = tuple(sorted(node.member for node in nodes if node.name in first))
     epoch = previous.ring.epoch if previous is not None else 0
     return Ring(epoch + 1, members) if members or previous is None else Ring(epoch)
 

@@ -242,6 +242,9 @@ def _validate_status(status: LbStatus) -> None:
     if status.snapshot is not None:
         check(status.snapshot)
         _equal(status, "newest", max(steps, default=0), "generation of the snapshot", status.snapshot.generation)
+    if status.in_force is not None:
+        check(status.in_force)
+        _equal(status, "committed", status.committed, "generation of that in force", status.in_force.generation)
 
 
 # --- Pieces: each raises RemoteError naming body and field; those that count return the count -------------------------

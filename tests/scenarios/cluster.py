@@ -176,7 +176,7 @@ class Cluster:
     # --- The controller -----------------------------------------------------------------------------------------------
     def _new_planner(self) -> None:
         self.planner = Planner(self.of)
-        self.planner._tables = shared_tables(self.of.seed)
+        self.planner._maker._tables = shared_tables(self.of.seed)
         self.planner_status: PlannerStatus | None = None
         self._planner_life += 1
 

@@ -1,0 +1,132 @@
+"""The next generation: from what is wanted, and from what is in force, to the snapshot that is to be persisted.
+
+Decided here: upon what a new snapshot follows. One of the backends follows upon the newest that was pushed, whose ids
+live on in it. One that changes the ring follows upon what is *in force*, for it changes nothing else; so does the one
+that takes such a change back. Left to the Planner: when, and at which generation.
+"""
+
+import msgspec
+
+from lbpod.core.errors import SnapshotError
+from lbpod.core.model import Cluster, NextIds, Ring, Snapshot, World
+from lbpod.core.planner_ring import (
+    Where,
+    before_change,
+    first_ring,
+    members_of,
+    wanted_ring,
+    without_joins,
+)
+from lbpod.core.planner_roster import Roster
+from lbpod.core.snapshot import Tables, next_snapshot, ring_snapshot
+
+
+class Maker:
+    """Makes snapshots of one cluster. problem: why the World cannot be served, in one sentence; empty: it can.
+    written: newest generation known to be written down, by whomever, and how far ids were given in it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.problem = ""
+        self.written = (0, NextIds())
+        self._cluster = cluster
+        self._tables = Tables(cluster.seed)
+
+    def backends(self, world: World, where: Where, roster: Roster, generation: int, *, force: bool) -> Snapshot | None:
+        """What the World wants, where that differs. force: where it does not, the same once more."""
+        previous = where.aim.snapshot if where.aim is not None else None
+        first: frozenset[str] | None = None
+        if is_first_ring(where, roster):
+            first = first_ring(world, roster.peers, roster.judgement.lost)
+            if not first and any(node.lb for node in world.nodes):
+                return None
+            if previous is not None and previous.ring.members:  # superseded before it was in force
+                previous = msgspec.structs.replace(previous, ring=Ring(previous.ring.epoch - 1))
+        found: Snapshot | None = None
+        next_ids = self._next_ids(previous) if previous is None or self.written[0] > previous.generation else None
+        try:
+            found = next_snapshot(world, previous, self._cluster, generation, self._tables, next_ids, first)
+            self.problem = ""
+        except SnapshotError as error:
+            self.problem = str(error)
+        if found is None and force and previous is not None:
+            return _once_more(previous, previous, generation)
+        return found
+
+    def first_ring(self, world: World, where: Where, roster: Roster, generation: int) -> Snapshot | None:
+        """The first ring lacks one of its members before it is in force: form it from those that are left."""
+        names = first_ring(world, roster.peers, roster.judgement.lost)
+        if where.aim is None or not names or names == members_of(where.aim.snapshot).keys():
+            return None
+        return self.backends(world, where, roster, generation, force=False)
+
+    def ring(
+        self, world: World, wanted: frozenset[str], where: Where, roster: Roster, generation: int
+    ) -> Snapshot | None:
+        """From the ring in force to this one; the old one again where a change of it is given up."""
+        base = ring_base(where, roster)
+        if base is None or where.aim is None:
+            return None
+        newest = where.aim.snapshot
+        for names in (wanted, without_joins(wanted, base)):
+            if names == members_of(base).keys():
+                break
+            try:
+                return ring_snapshot(base, newest, world, names, generation, self._next_ids(newest))
+            except SnapshotError as error:
+                self.problem = str(error)
+        return _once_more(base, newest, generation) if is_ring_change_under_way(where) else None
+
+    def once_more(self, snapshot: Snapshot, where: Where, generation: int) -> Snapshot:
+        """What is in force, without the change of the ring that it was."""
+        newest = where.aim.snapshot if where.aim is not None else snapshot
+        return _once_more(snapshot, newest, generation)
+
+    def _next_ids(self, newest: Snapshot | None) -> NextIds:
+        if newest is None or self.written[0] > newest.generation:
+            return self.written[1]
+        return newest.next_ids
+
+
+def _once_more(snapshot: Snapshot, newest: Snapshot, generation: int) -> Snapshot:
+    """The same with another number, and no change of the ring."""
+    ring = Ring(snapshot.ring.epoch, snapshot.ring.members)
+    return msgspec.structs.replace(snapshot, generation=generation, ring=ring, next_ids=newest.next_ids)
+
+
+def is_plain(snapshot: Snapshot, in_force: Snapshot) -> bool:
+    """It changes nothing that packets depend on."""
+    if snapshot.ring.before or snapshot.ring.members != in_force.ring.members:
+        return False
+    return snapshot.vips == in_force.vips
+
+
+def ring_base(where: Where, roster: Roster) -> Snapshot | None:
+    """What a change of the ring follows upon; None: there is no ring yet, or nobody has told."""
+    if where.in_force is not None:
+        return where.in_force.snapshot if where.in_force.snapshot.ring.members else None
+    if where.aim is not None and where.aim.changes_ring:
+        return before_change(where.aim.snapshot, roster.lbs)
+    return None
+
+
+def ring_wanted(world: World, base: Snapshot, roster: Roster, now_ns: int, *, hold: bool) -> frozenset[str]:
+    """The ring that there should be. hold: only those that are lost leave, and nobody joins."""
+    if hold:
+        members = frozenset(members_of(base))
+        return members - roster.judgement.lost or members
+    return wanted_ring(world, base, roster.peers, roster.judgement.lost, now_ns)
+
+
+def is_ring_change_under_way(where: Where) -> bool:
+    """The aim changes the ring, and is not known to be in force anywhere."""
+    return where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim
+
+
+def is_first_ring(where: Where, roster: Roster) -> bool:
+    """No ring is in force."""
+    if where.aim is None or not where.aim.snapshot.ring.members:
+        return True
+    if where.in_force is not None:
+        return not where.in_force.snapshot.ring.members
+    ring = [peer.said for peer in roster.lbs if peer.ring and peer.said is not None]
+    return not where.aim.changes_ring and all(said.committed == 0 for said in ring)

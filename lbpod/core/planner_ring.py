@@ -1,0 +1,136 @@
+"""Who is alive, who is lost, and who should be in the ring: what the Planner's ring changes rest upon. Pure functions.
+
+**A member is lost** when it has been silent for LOST_NS (``Peer.is_gone``), and *at once* when it answers and is not
+what a member has to be (``_is_sound``): it has restarted empty, or the ring changed while it was away. Such a one
+could be served again as it is only at the price of the records that it lacks, so it leaves the ring and joins again
+as a newcomer, whom the others hand over what they have.
+
+**Where nobody is left**, there is nothing to be handed over, and so nothing to be lost by it: those that answer are
+*revived*, that is, given what is in force as if nothing had happened. So does a ring begin: nobody serves yet.
+
+**Wanted** are the LBs that the World lists, at the address that it lists, that live and do not want to leave. Where
+that would be nobody, the ring's own living members stay, whatever the World says; and where there are none, the ring
+stays as it is. A ring is never empty.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from lbpod.core.messages import Phase
+from lbpod.core.model import Node, Ring, Snapshot, World
+from lbpod.core.planner_peers import Aim, Peer, Step, in_ring
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the Planner stands: as its fields of these names. handover: the round that counts, while there is one."""
+
+    phase: Phase
+    since_ns: int
+    allowed: Step
+    aim: Aim | None
+    plain: bool
+    in_force: Aim | None
+    handover: int
+    handover_lost: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Names. lost: ring members without whom things go on; revived: those that are not what a member has to be and
+    count all the same. Invariant: they have nobody in common."""
+
+    lost: frozenset[str] = frozenset()
+    revived: frozenset[str] = frozenset()
+
+
+def judge(peers: Iterable[Peer], where: Where, before: Judgement, now_ns: int) -> Judgement:
+    """Who is lost now. before: the last judgement; who was revived in it stays so until it serves, or is gone."""
+    ring = [peer for peer in peers if peer.ring]
+    gone = {peer.name for peer in ring if peer.is_gone}
+    unsound = {peer.name for peer in ring if peer.name not in gone and not _is_sound(peer, where, now_ns)}
+    undone = where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim
+    members = {peer.name for peer in ring if (peer.role.old if undone else peer.role.new)}
+    revived = before.revived & unsound
+    if members and members <= gone | unsound:
+        revived |= unsound & members
+    return Judgement(frozenset(gone | (unsound - revived)), frozenset(revived))
+
+
+def _is_sound(peer: Peer, where: Where, now_ns: int) -> bool:
+    """It has what its place asks for, as far as is known."""
+    said, role, aim, in_force = peer.said, peer.role, where.aim, where.in_force
+    if said is None or aim is None:
+        return True
+    if aim.changes_ring:
+        if role.member in where.handover_lost:
+            return False
+        if where.allowed >= Step.SWITCHED:
+            return _is_sound_after_handover(peer, where)
+        if not role.old:
+            return peer.barred_ns <= now_ns
+    if in_force is None:
+        return said.serving
+    if not in_force.changes_ring and said.prepared == in_force.generation:
+        return True  # it only has to commit
+    return said.serving and said.committed >= in_force.snapshot.ring.epoch
+
+
+def _is_sound_after_handover(peer: Peer, where: Where) -> bool:
+    assert where.aim is not None, "what is handed over belongs to a change"
+    assert peer.said is not None, "who has said nothing is not judged by it"
+    step = where.aim.step_of(peer.said)
+    if step < Step.PREPARED:
+        return False  # it has restarted empty, or was away: what was handed over to it is not there
+    if step < Step.SWITCHED:
+        return where.phase is Phase.SWITCHING or not peer.role.new
+    return peer.said.serving or not peer.role.new
+
+
+def members_of(snapshot: Snapshot) -> dict[str, Node]:
+    """The ring's members by name."""
+    return {node.name: node for node in snapshot.nodes if in_ring(node, snapshot)}
+
+
+def wanted_ring(
+    world: World, in_force: Snapshot, peers: Mapping[str, Peer], lost: frozenset[str], now_ns: int
+) -> frozenset[str]:
+    """Names of those that should be in the ring."""
+    members = members_of(in_force)
+    taken = {node.address: node.name for node in in_force.nodes}
+    wanted = set()
+    for node in world.nodes:
+        peer, had = peers.get(node.name), members.get(node.name)
+        if not node.lb or peer is None or (peer.said is not None and peer.said.leaving):
+            continue
+        if had is not None:
+            stays = had.address == node.address and node.name not in lost
+        else:  # its address may still be another's, who has to leave the snapshot first
+            here = peer.status is not None and peer.barred_ns <= now_ns
+            stays = here and taken.get(node.address, node.name) == node.name
+        if stays:
+            wanted.add(node.name)
+    alive = members.keys() - lost
+    return frozenset(wanted or alive or members)
+
+
+def without_joins(wanted: frozenset[str], in_force: Snapshot) -> frozenset[str]:
+    """Those of them that are in the ring already; where there is nobody, the ring as it is."""
+    members = members_of(in_force).keys()
+    return frozenset(wanted & members or members)
+
+
+def first_ring(world: World, peers: Mapping[str, Peer], lost: frozenset[str]) -> frozenset[str]:
+    """Names of those that form the ring where there is none: the LBs of the World that answer."""
+    listed = [node.name for node in world.nodes if node.lb and node.name in peers and node.name not in lost]
+    here = {name: status for name in listed if (status := peers[name].status) is not None}
+    return frozenset({name for name, status in here.items() if not status.leaving} or here)
+
+
+def before_change(change: Snapshot, peers: Iterable[Peer]) -> Snapshot:
+    """What was in force when this change of the ring began, where nobody has told: it changed nothing but the ring."""
+    epochs = [peer.said.ring_epoch for peer in peers if peer.role.old and peer.said is not None]
+    epoch = min(max(epochs, default=1), change.ring.epoch)
+    return msgspec.structs.replace(change, ring=Ring(epoch, change.ring.before))

@@ -1,0 +1,118 @@
+"""Who there is, and who is waited for: the Planner's nodes, with what follows from their answers kept beside them.
+
+An answer of one of 4,096 nodes must not cost a walk over all of them: ``note`` keeps the sets in step with that one
+node. Only who is lost is judged over all LBs together, and only when something has changed that it rests upon.
+"""
+
+from collections.abc import Mapping
+
+from lbpod.core.limits import HOST_WAIT_NS
+from lbpod.core.messages import Phase
+from lbpod.core.planner_peers import STEP_OF_PHASE, Peer, Role, Step
+from lbpod.core.planner_ring import Judgement, Where, judge
+
+_BEFORE_PREPARED = (Phase.STAGING, Phase.PREPARING, Phase.RING_PREPARING)
+
+
+class Roster:
+    """Invariants: the sets hold names of ``peers``; ``lbs`` are those of ``peers`` for which is_lb holds."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, Peer] = {}
+        self.lbs: list[Peer] = []
+        self.judgement = Judgement()
+        self.waiting: set[str] = set()  # ring members that the phase waits for
+        self.waiting_hosts: set[str] = set()
+        self.lagging: set[str] = set()
+        self.at_generation: set[str] = set()  # ring members
+        self._troubled: set[str] = set()  # those that say that something is wrong with them
+
+    def keep(self, roles: Mapping[str, Role]) -> None:
+        """These nodes there are from now on. One that is reached in another way is another one."""
+        kept: dict[str, Peer] = {}
+        for name, role in roles.items():
+            peer = self.peers.get(name) or Peer(name, role)
+            if peer.role.control != role.control:
+                peer = Peer(name, role, sent_ns=peer.sent_ns)
+            peer.role = role
+            kept[name] = peer
+        for name in self.peers.keys() - kept.keys():
+            for names in (self.waiting, self.waiting_hosts, self.lagging, self.at_generation, self._troubled):
+                names.discard(name)
+        self.peers = kept
+        self.lbs = [peer for peer in kept.values() if peer.is_lb]
+
+    def judge(self, where: Where, now_ns: int) -> bool:
+        """Find out who is lost. True if that has changed."""
+        found = judge(self.lbs, where, self.judgement, now_ns)
+        if found == self.judgement:
+            return False
+        self.judgement = found
+        for peer in self.lbs:
+            self.note(peer, where, now_ns)
+        return True
+
+    def note_all(self, where: Where, now_ns: int) -> None:
+        """Another phase: everything is seen in another light."""
+        self.waiting.clear()
+        self.waiting_hosts.clear()
+        for peer in self.peers.values():
+            self.note(peer, where, now_ns)
+
+    def note(self, peer: Peer, where: Where, now_ns: int) -> None:
+        """Keep the sets in step with what this node has said."""
+        aim, phase = where.aim, where.phase
+        step = aim.step_of(peer.status, where.handover if peer.ring else 0) if aim is not None else Step.NOTHING
+        late = phase is Phase.STARTING and not peer.heard
+        behind = late or (aim is not None and peer.role.known and step < where.allowed)
+        failed = peer.failures > 0 or peer.refused != ""
+        left = not peer.ring and phase is not Phase.STARTING and where.since_ns + HOST_WAIT_NS <= now_ns
+        at_last = phase in _BEFORE_PREPARED and not peer.ring and not failed
+        # Before a change of the backends comes into force, not even the lost are passed over: they have to leave first.
+        changes_backends = aim is not None and not aim.changes_ring and not where.plain
+        needed = peer.name not in self.judgement.lost or (changes_backends and phase in _BEFORE_PREPARED)
+        _keep(self.waiting, peer.name, behind and peer.ring and needed and phase in STEP_OF_PHASE)
+        _keep(self.waiting_hosts, peer.name, behind and at_last)
+        _keep(self.lagging, peer.name, behind and (failed or left))
+        _keep(self._troubled, peer.name, peer.status is not None and peer.status.problem != "")
+        _keep(self.at_generation, peer.name, peer.role.new and step is Step.COMMITTED)
+
+    def has_anybody(self) -> bool:
+        """Somebody is left to go on with, or there is no ring."""
+        ring = [peer for peer in self.lbs if peer.ring]
+        return not ring or any(peer.name not in self.judgement.lost for peer in ring)
+
+    def lacks_member(self) -> bool:
+        """A member of the ring that is aimed at is lost."""
+        return any(peer.role.new and peer.name in self.judgement.lost for peer in self.lbs)
+
+    def lost_members(self) -> tuple[int, ...]:
+        """Member ids of those that are lost."""
+        return tuple(sorted(peer.role.member for peer in self.lbs if peer.ring and peer.name in self.judgement.lost))
+
+    def problem(self, where: Where) -> str:
+        """The most important thing that is wrong with a node, in one sentence."""
+        lagging = [self.peers[name] for name in sorted(self.lagging)]
+        for peer in lagging:
+            if peer.refused:
+                return f"{peer.name} refuses: {peer.refused}"
+        for name in sorted(self.judgement.lost):
+            return f"{name} is lost: {self.peers[name].reason or 'it has restarted without its state'}"
+        for peer in lagging:
+            if peer.ring:
+                return f"waiting for {peer.name}: {peer.reason}"
+        for name in sorted(self._troubled):
+            status = self.peers[name].status
+            assert status is not None, "a node that has said nothing has not complained"
+            return f"{name}: {status.problem}"
+        for peer in self.lbs:
+            if peer.role.lb and not peer.ring and where.phase is not Phase.STARTING and (peer.refused or peer.reason):
+                return f"{peer.name} is not in the ring: {peer.refused or peer.reason}"
+        return ""
+
+
+def _keep(names: set[str], name: str, wanted: bool) -> None:
+    if wanted:
+        names.add(name)
+    else:
+        names.discard(name)

@@ -1,0 +1,43 @@
+"""What the nodes' answers tell a Planner that starts: the newest snapshot of all, and what is in force. Pure functions.
+
+The two differ where a change was under way. Its successor may have to be made from what is in force (a ring change
+without somebody who was lost meanwhile), so LBs report both.
+"""
+
+from collections.abc import Iterable
+
+from lbpod.core.messages import LbStatus
+from lbpod.core.model import Snapshot
+from lbpod.core.planner_peers import Aim, Peer, Step
+from lbpod.core.snapshot import digest_of
+
+
+def newest_reported(peers: Iterable[Peer]) -> tuple[Aim, bool] | None:
+    """The newest snapshot that an LB reports, and whether others hold another one of its generation. Of two of the same
+    generation, that which has got furthest: only one can have been committed."""
+    reported: dict[bytes, tuple[int, Step, Aim]] = {}
+    for peer in peers:
+        if peer.is_lb and peer.status is not None and peer.status.snapshot is not None:
+            aim = Aim(peer.status.snapshot, digest_of(peer.status.snapshot))
+            step = max(aim.step_of(peer.status), reported.get(aim.digest, (0, Step.NOTHING))[1])
+            reported[aim.digest] = (aim.generation, step, aim)
+    if not reported:
+        return None
+    _, _, newest = max(reported.values(), key=lambda one: (one[0], one[1], one[2].digest))
+    return newest, sum(generation == newest.generation for generation, _, _ in reported.values()) > 1
+
+
+def in_force_reported(peers: Iterable[Peer]) -> Aim | None:
+    """The newest snapshot that a ring member has committed; None: none has, or nobody tells what it is."""
+    ring = [peer.status for peer in peers if peer.ring and peer.status is not None]
+    committed = max((status.committed for status in ring), default=0)
+    for status in ring:
+        found = _committed_by(status)
+        if found is not None and found.generation == committed:
+            return Aim(found, digest_of(found))
+    return None
+
+
+def _committed_by(status: LbStatus) -> Snapshot | None:
+    newest = status.snapshot
+    return newest if newest is not None and newest.generation == status.committed else status.in_force
