@@ -28,6 +28,8 @@ from lbpod.core.messages import (
     Answered,
     Ask,
     AskFailed,
+    BeatAnswer,
+    BeatCall,
     Called,
     CommitCall,
     ControlCall,
@@ -124,6 +126,11 @@ def never(effect: KeeperEffect) -> bool:
     return False
 
 
+def is_beat(effect: KeeperEffect) -> bool:
+    """It changes nothing, and there are very many of them."""
+    return isinstance(effect, Ask | Reply) and isinstance(effect.body, BeatCall | BeatAnswer)
+
+
 class Node:
     """One node: a Keeper, its shell in a few lines, and its maps."""
 
@@ -165,7 +172,7 @@ class Node:
         todo = [event]
         while todo:
             effects = self.keeper.step(todo.pop(0), now_ns)
-            if effects:
+            if any(not is_beat(effect) for effect in effects):
                 self.keeper.check_invariants()
             todo += self.carry_out(effects)
 
@@ -261,6 +268,8 @@ class Cluster:
         """Which calls (from, to, what) never arrive."""
         self.muted: Callable[[str, str, PeerCall], bool] = lambda sender, receiver, body: False
         """Which calls arrive, but their answers get lost."""
+        self.apart: set[frozenset[str]] = set()
+        """Pairs between which no beat arrives."""
         self._tables = SharedTables(CLUSTER.seed)
         self._mail: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -318,6 +327,13 @@ class Cluster:
         self.nodes[name].feed(event, self.now_ns)
         self._collect(self.nodes[name])
 
+    def believe(self, name: str, member: int, up: bool) -> None:
+        """An LB believes a member to be down, and goes on believing it, until it believes it to be up."""
+        for node in self.muxes:
+            if node.status.member == member and node.name != name:
+                (self.apart.discard if up else self.apart.add)(frozenset({name, node.name}))
+        self.feed(name, MemberSeen(member, up))
+
     def run(self, duration_ns: int, tick: bool = True) -> None:
         """Let time pass: calls arrive, agents tick and drain."""
         end_ns = self.now_ns + duration_ns
@@ -348,6 +364,7 @@ class Cluster:
         receiver = self._node_of(effect.node)
         asked_at_ns = self.now_ns
         lost = self.blocked(sender.name, receiver.name, effect.body) or self.random.random() < self.loss
+        lost |= isinstance(effect.body, BeatCall) and frozenset({sender.name, receiver.name}) in self.apart
         body = wire.decode(type(effect.body), wire.encode(effect.body))
 
         def fail() -> None:

@@ -18,6 +18,7 @@ from aiohttp import web
 from lbpod.agent.apply import Applier, NextHops
 from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
+from lbpod.agent.leave import leave
 from lbpod.agent.metrics import Metrics
 from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
@@ -53,6 +54,8 @@ class Parts:
     node: str
     substitutes: Callable[[], Sequence[str]] = tuple
     """What this kernel lacks and what is done instead, one sentence each."""
+    withdraw_ns: int | None = None
+    """How long `terminate` lets /readyz say 503 before this LB asks to leave the ring; None: it stays in the ring."""
 
 
 class Agent:
@@ -71,6 +74,7 @@ class Agent:
         self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts, parts.substitutes)
         self.started: Final = asyncio.Event()
         """Set when both servers listen."""
+        self._leaving: asyncio.Task[None] | None = None
         self._named: list[str] = []
         """Substitutes that the log has named."""
         self.control_port = 0
@@ -100,8 +104,10 @@ class Agent:
             if fd >= 0:
                 loop.remove_reader(fd)
             self.driver.stop()
-            looking.cancel()
-            await asyncio.gather(driving, looking, return_exceptions=True)
+            others = [looking, *([self._leaving] if self._leaving is not None else [])]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(driving, *others, return_exceptions=True)
             for runner in runners:
                 await runner.cleanup()
             await self.peers.close()
@@ -117,6 +123,18 @@ class Agent:
     def stop(self) -> None:
         """Ends `run`. Programs, maps and pins stay."""
         self.driver.stop()
+
+    def terminate(self) -> None:
+        """Ends `run` when this LB has left the ring, or at once where it is to stay, or is told for the second time."""
+        if self._parts.withdraw_ns is None or self._leaving is not None:
+            self.stop()
+        else:
+            self._leaving = asyncio.create_task(self._leave(self._parts.withdraw_ns), name="leave")
+            self._leaving.add_done_callback(raise_what_failed)
+
+    async def _leave(self, withdraw_ns: int) -> None:
+        _LOG.info("left", how=(await leave(self.driver, withdraw_ns)).value)
+        self.stop()
 
     async def _after_restore(self, driving: asyncio.Task[None]) -> None:
         ready = asyncio.create_task(self.driver.look())

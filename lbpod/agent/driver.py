@@ -8,6 +8,9 @@ A step that may build tables (a snapshot, prepare, commit: up to a second each f
 thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper and the datapath
 still have one user at any time.
 
+Beats overtake whatever waits, on their way in and out, and while the Keeper thinks in its thread they are answered with
+what it said last: peers want to know whether this agent runs, not how much it has to do.
+
 A slice of the translated flows takes some ten milliseconds, and there may be sixty of them: what is found goes to the
 end of the queue and ends the turn, so that nobody waits for more than one. (A thread was dropped: the datapath would
 have had two users.)
@@ -48,7 +51,10 @@ from lbpod.core.limits import (
     TRACE_LINES_MAX,
 )
 from lbpod.core.messages import (
+    Answered,
     Ask,
+    BeatAnswer,
+    BeatCall,
     Called,
     CommitCall,
     Configure,
@@ -76,6 +82,7 @@ from lbpod.core.messages import (
     Trace,
 )
 from lbpod.core.model import Node, Snapshot
+from lbpod.core.watch import Beliefs
 from lbpod.datapath.port import Datapath, DatapathError
 
 _DATAPATH_EFFECTS: Final = get_args(DatapathEffect)
@@ -93,6 +100,9 @@ class Brain(Protocol):
     def status(self, with_snapshot: bool = False) -> LbStatus:
         """Where this LB stands."""
 
+    def beliefs(self) -> Beliefs:
+        """Who is believed to be down."""
+
 
 @dataclass(frozen=True)
 class TraceLine:
@@ -105,7 +115,8 @@ class TraceLine:
 class Driver:
     """Runs one Keeper on one datapath until `stop`.
 
-    Invariants: len(_queue) <= QUEUE_MAX + what peers may have under way; a request is in `_requests` until answered.
+    Invariants: len(_queue) <= QUEUE_MAX + beats + what peers may have under way; a request is in `_requests` until
+    answered.
     """
 
     def __init__(self, brain: Brain, datapath: Datapath, applier: Applier, memory: Memory) -> None:
@@ -121,11 +132,15 @@ class Driver:
         self._numbers = itertools.count(1)
         self._nodes: dict[int, Node] = {}
         self._stopping = False
+        self._thinking = False
+        self._last_beat: BeatAnswer | None = None
         self._broken: BaseException | None = None
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
         self.trace: Final[deque[TraceLine]] = deque(maxlen=TRACE_LINES_MAX)
         self.status: LbStatus = brain.status()
         """As of the last tick or change."""
+        self.beliefs: Beliefs = brain.beliefs()
+        """As of then, too."""
         self.events: Final[Counter[str]] = Counter()
         self.effects: Final[Counter[str]] = Counter()
         self.failures: Final[Counter[str]] = Counter()
@@ -138,6 +153,10 @@ class Driver:
         """Flows for which a peer's answer went into the cache."""
         self.looked_up_flows = 0
         """Flows whose records were looked up, mostly because a peer asked."""
+        self.beats_answered = 0
+        """Beats of other LBs."""
+        self.leaving = False
+        """No VIP traffic should come any more: it is on its way out."""
         self.drains = 0
         self.failure = ""
         """Why the last datapath effect failed; empty since one succeeded."""
@@ -149,15 +168,20 @@ class Driver:
         self._peers = peers
 
     def post(self, event: KeeperEvent) -> None:
-        """Leaves an event. For those that are bounded by what is under way; calls come by `call`."""
-        self._queue.append(event)
+        """Leaves an event. For those that are bounded by what is under way; calls come by `call`. Beats overtake."""
+        is_beat = isinstance(event, Called | Answered) and isinstance(event.body, BeatCall | BeatAnswer)
+        (self._queue.appendleft if is_beat else self._queue.append)(event)
         self._waiting.set()
 
     async def call(self, body: ControlCall | PeerCall, until_ns: int | None = None) -> Reply | Refuse:
         """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, and where the
-        Keeper would hear of it later than `until_ns`."""
+        Keeper would hear of it later than `until_ns`. While the Keeper thinks in a thread, a beat is answered with what
+        it said last."""
         number = next(self._numbers)
-        if len(self._queue) >= QUEUE_MAX or self._stopping:
+        if isinstance(body, BeatCall) and self._thinking and self._last_beat is not None:
+            self.beats_answered += 1
+            return Reply(number, self._last_beat)
+        if (len(self._queue) >= QUEUE_MAX and not isinstance(body, BeatCall)) or self._stopping:
             return Refuse(number, 503, "this agent has more to do than it can; try again later")
         answer: asyncio.Future[Reply | Refuse] = asyncio.get_running_loop().create_future()
         self._requests[number] = answer
@@ -197,6 +221,10 @@ class Driver:
         self._broken = self._broken or error
         self.stop()
 
+    def member_name(self, member: int) -> str:
+        """The node's name, or the number where it is not known."""
+        return next((node.name for node in self._nodes.values() if node.member == member), f"member {member}")
+
     @property
     def swept_flows(self) -> int:
         """Translated flows deleted because they were over."""
@@ -222,7 +250,7 @@ class Driver:
     async def _loop(self, restored: Restored | None) -> None:
         if restored is not None:
             await self._feed_slowly(restored)
-        self.status = self._brain.status()
+        self._look()
         next_tick_ns = next_drain_ns = now_ns()
         next_resolve_ns = next_tick_ns + NEXT_HOP_GRACE_NS
         while not self._stopping:
@@ -230,7 +258,7 @@ class Driver:
             await self._turn()
             if now_ns() >= next_tick_ns:
                 self._feed(Tick())
-                self.status = self._brain.status()
+                self._look()
                 next_tick_ns = now_ns() + TICK_NS
             if now_ns() >= next_resolve_ns:
                 self._write_hops(self._applier.resolve_hops)
@@ -288,9 +316,16 @@ class Driver:
     async def _feed_slowly(self, event: KeeperEvent) -> None:
         """The same, with the first step in a thread."""
         self.events[type(event).__name__] += 1
-        effects = await asyncio.to_thread(self._brain.step, event, now_ns())
+        self._thinking = True
+        try:
+            effects = await asyncio.to_thread(self._brain.step, event, now_ns())
+        finally:
+            self._thinking = False
         self._cascade(self._carry_out(effects))
-        self.status = self._brain.status()
+        self._look()
+
+    def _look(self) -> None:
+        self.status, self.beliefs = self._brain.status(), self._brain.beliefs()
 
     def _cascade(self, following: list[KeeperEvent]) -> None:
         todo = deque(following)
@@ -344,6 +379,9 @@ class Driver:
                 assert self._peers is not None, "a driver runs with peers"
                 self._peers.tell(effect.node, effect.body)
             case Reply() | Refuse():
+                if isinstance(effect, Reply) and isinstance(effect.body, BeatAnswer):
+                    self._last_beat = effect.body
+                    self.beats_answered += 1
                 answer = self._requests.get(effect.request)
                 if answer is not None and not answer.done():
                     answer.set_result(effect)

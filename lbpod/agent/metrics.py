@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from lbpod.agent.view import BYTES_PER_VIP, View
 from lbpod.core.limits import QUEUE_MAX
+from lbpod.core.messages import BeatCall, RingStep
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.port import DatapathError
 
@@ -43,6 +44,7 @@ class _AgentCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._verdicts()
         yield from self._standing()
+        yield from self._ring()
         yield from self._work()
         yield from self._sizes()
 
@@ -76,6 +78,28 @@ class _AgentCollector(Collector):
         attached = GaugeMetricFamily("holdfast_xdp_attached", "1, with the mode.", labels=["interface", "mode"])
         attached.add_metric([facts.interface, facts.attached], int(facts.attached != "none"))
         yield attached
+
+    def _ring(self) -> Iterator[Metric]:
+        driver, peers = self._view.driver, self._view.peers
+        status, beliefs = driver.status, driver.beliefs
+        yield GaugeMetricFamily("holdfast_serving", "1: in the ring that is in force here.", int(status.serving))
+        yield GaugeMetricFamily("holdfast_leaving", "1: on its way out.", int(driver.leaving or status.leaving))
+        steps = GaugeMetricFamily("holdfast_ring_step", "1 for the step of a ring change.", labels=["step"])
+        for step in RingStep:
+            steps.add_metric([step.value], int(step is status.ring_step))
+        yield steps
+        down = GaugeMetricFamily("holdfast_member_down", "1: this LB believes it to be down.", labels=["node"])
+        for member in beliefs.others:
+            down.add_metric([driver.member_name(member)], int(member in beliefs.down))
+        yield down
+        yield GaugeMetricFamily("holdfast_members_watched", "LBs that are asked all the time.", len(beliefs.watched))
+        yield GaugeMetricFamily("holdfast_fenced", "1: out of touch, all slots track.", int(bool(beliefs.fenced_why)))
+        yield CounterMetricFamily("holdfast_fences", "Times that it was.", beliefs.fenced_count)
+        sent, lost = peers.asked[BeatCall.__name__], peers.failed[BeatCall.__name__]
+        yield CounterMetricFamily("holdfast_beats_sent", "Beats to other LBs.", sent)
+        yield CounterMetricFamily("holdfast_beats_lost", "Those that were not answered in time.", lost)
+        answered = driver.beats_answered
+        yield CounterMetricFamily("holdfast_beats_answered", "Beats of others that were answered.", answered)
 
     def _work(self) -> Iterator[Metric]:
         driver, peers = self._view.driver, self._view.peers

@@ -6,6 +6,9 @@ Decided here: the order. Certificates and features are looked at before anything
 leaves an earlier agent's forwarding as it was, or on a fresh node programs that pass everything on. Nothing is taken
 off on the way out, unless that was asked for.
 
+SIGTERM leaves the ring first (``leave``), unless it is set to stay; a second one ends at once. SIGINT always ends at
+once and leaves everything as it is: so a restart of one agent needs no other setting, and Ctrl-C does not wait.
+
 The event loop starts last: netlink's synchronous calls and libbpf come before it.
 """
 
@@ -23,7 +26,7 @@ from lbpod.agent.broken import BrokenError, is_ours, sentence_of
 from lbpod.agent.logs import configure_logs
 from lbpod.agent.remembered import Memory
 from lbpod.agent.rows import Uplink
-from lbpod.agent.settings import Settings
+from lbpod.agent.settings import OnTerm, Settings
 from lbpod.agent.uplink import UplinkError, find_uplink
 from lbpod.agent.view import Facts
 from lbpod.certs import CertsError, Credentials, files_in
@@ -77,6 +80,7 @@ def run_agent(settings: Settings) -> None:
             facts=_facts(fast_path, uplink, attached),
             node=settings.node,
             substitutes=lambda: _substitutes(attached, datapath, hops),
+            withdraw_ns=round(settings.withdraw_seconds * 1e9) if settings.on_term is OnTerm.LEAVE else None,
         )
         serve(parts)
         if settings.detach_on_exit:
@@ -149,7 +153,7 @@ def serve(parts: Parts) -> None:
 async def _serve(parts: Parts) -> None:
     agent = Agent(parts)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stop)
+    loop.add_signal_handler(signal.SIGTERM, agent.terminate)
+    loop.add_signal_handler(signal.SIGINT, agent.stop)
     await agent.run()
     _LOG.info("stopped", forwarding="goes on without the agent")

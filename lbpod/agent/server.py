@@ -26,15 +26,23 @@ from lbpod.core import wire
 from lbpod.core.errors import RemoteError
 from lbpod.core.limits import BODY_BYTES_MAX, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
 from lbpod.core.messages import (
+    BeatCall,
     CommitCall,
+    ControlCall,
+    ControllerSeen,
     ForgetCall,
+    HandoverCall,
     PeerCall,
     PrepareCall,
     QuietCall,
     Refuse,
     ResolveCall,
+    RingDoneCall,
+    RingPrepareCall,
+    RingSwitchCall,
     SettleCall,
     SettleStep,
+    StateCall,
 )
 from lbpod.core.model import Snapshot
 from lbpod.datapath.port import DatapathError
@@ -42,7 +50,7 @@ from lbpod.datapath.port import DatapathError
 PATH_TRACE: Final = "/v1/trace"
 JSON: Final = "application/json"
 
-Call = Snapshot | PrepareCall | CommitCall | PeerCall
+Call = ControlCall | PeerCall
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _LOG: Final = structlog.get_logger()
@@ -51,10 +59,16 @@ _MAY: Final[dict[type[Call], frozenset[Role]]] = {
     Snapshot: frozenset({Role.CONTROLLER}),
     PrepareCall: frozenset({Role.CONTROLLER}),
     CommitCall: frozenset({Role.CONTROLLER}),
+    RingPrepareCall: frozenset({Role.CONTROLLER}),
+    HandoverCall: frozenset({Role.CONTROLLER}),
+    RingSwitchCall: frozenset({Role.CONTROLLER}),
+    RingDoneCall: frozenset({Role.CONTROLLER}),
     ResolveCall: frozenset({Role.LB}),
     SettleCall: frozenset({Role.LB}),
     ForgetCall: frozenset({Role.LB}),
     QuietCall: frozenset({Role.LB}),
+    StateCall: frozenset({Role.LB}),
+    BeatCall: frozenset({Role.LB}),
 }
 """Which role a caller needs for each body."""
 
@@ -120,13 +134,14 @@ async def _plain_sentences(request: web.Request, handler: Handler) -> web.Stream
         return _text(405, f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}")
 
 
-def _admit(request: web.Request, roles: frozenset[Role]) -> None:
-    """Raises RemoteError (403) where the caller's certificate does not have one of the roles."""
+def _admit(request: web.Request, roles: frozenset[Role]) -> Role:
+    """The caller's role. Raises RemoteError (403) where its certificate does not have one of these."""
     connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
     caller = role_of(connection)
     if caller.role not in roles:
         needed = " or ".join(sorted(role.value for role in roles))
         raise RemoteError(f"{caller.name} has the role {caller.role.value}; {request.path} takes {needed}", 403)
+    return caller.role
 
 
 async def _body(request: web.Request, bytes_max: int) -> bytes:
@@ -174,7 +189,8 @@ def _packed(data: bytes) -> web.Response:
 
 def _states(view: View) -> Handler:
     async def handle(request: web.Request) -> web.Response:
-        _admit(request, _ANYBODY)
+        if _admit(request, _ANYBODY) is Role.CONTROLLER:
+            view.driver.post(ControllerSeen())
         status = await view.driver.look()
         if JSON in request.headers.get(hdrs.ACCEPT, ""):
             return web.Response(body=msgspec.json.encode(view.state(status)), content_type=JSON)

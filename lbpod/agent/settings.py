@@ -6,13 +6,15 @@ and is no setting. A settings file was dropped: a pod has an environment, a pers
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from lbpod.core.limits import MAP_ENTRIES_MAX, NAME_BYTES_MAX
+from lbpod.core.limits import MAP_ENTRIES_MAX, NAME_BYTES_MAX, WITHDRAW_SECONDS_MAX
 from lbpod.datapath.loader import PACKAGED_OBJECT, PIN_FOLDER
 
 ENVIRONMENT_PREFIX: Final = "HOLDFAST_"
@@ -37,6 +39,13 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class OnTerm(Enum):
+    """What SIGTERM means."""
+
+    LEAVE = "leave"
+    STAY = "stay"
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,17 @@ class Settings:
     """Entries of hash maps that are to be smaller or larger than in lbpod/bpf/limits.h, as `records=65536,nat=65536`.
     Default: none, the limits suit a node of a large cluster. Counts only for maps that are made new."""
 
+    on_term: OnTerm = OnTerm.LEAVE
+    """What SIGTERM means: `leave` hands this LB's slots over and ends when it is out of the ring (at most LEAVE_NS_MAX
+    after it has asked); `stay` ends at once, for a restart or an upgrade, and the ring does not change. Default: leave,
+    for whoever takes a node away seldom knows that it should have said so. SIGINT always means stay."""
+
+    withdraw_seconds: float = 1.0
+    """How long /readyz says 503 before this LB asks to leave: until then it should get no more VIP traffic, so whatever
+    announces the VIPs has to look more often than this. Default: one second, for a router that is told at once."""
+
     detach_on_exit: bool = False
-    """On SIGTERM, take the programs off the interface and remove the pins. Off: forwarding goes on without the agent,
+    """At the end, take the programs off the interface and remove the pins. Off: forwarding goes on without the agent,
     which is what makes restarts and upgrades harmless; the lab and an uninstallation want it on."""
 
     log_level: str = "info"
@@ -120,6 +138,12 @@ def _parse(name: str, named: str, text: str) -> object:
             if text.lower() not in _YES | _NO:
                 raise SettingsError(f"{named} is {text!r}; it must be yes or no")
             return text.lower() in _YES
+        case "on_term":
+            if text not in {each.value for each in OnTerm}:
+                raise SettingsError(f"{named} is {text!r}; it must be {' or '.join(each.value for each in OnTerm)}")
+            return OnTerm(text)
+        case "withdraw_seconds":
+            return _seconds(named, text)
         case "log_level":
             if text not in _LEVELS:
                 raise SettingsError(f"{named} is {text!r}; it must be one of {', '.join(_LEVELS)}")
@@ -133,6 +157,12 @@ def _endpoint(named: str, text: str) -> Endpoint:
     if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
         raise SettingsError(f"{named} is {text!r}; it must be ADDRESS:PORT, for example 0.0.0.0:9900")
     return Endpoint(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def _seconds(named: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text) or float(text) > WITHDRAW_SECONDS_MAX:
+        raise SettingsError(f"{named} is {text!r}; it must be a number of seconds from 0 to {WITHDRAW_SECONDS_MAX}")
+    return float(text)
 
 
 def _sizes(named: str, text: str) -> Mapping[str, int]:

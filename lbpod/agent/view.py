@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from lbpod.agent.driver import Driver
 from lbpod.agent.peers import Peers
-from lbpod.core.limits import SLOT_COUNT
+from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
 from lbpod.core.messages import LbStatus
 from lbpod.core.model import format_address
 from lbpod.core.verdicts import Verdict
@@ -69,9 +69,14 @@ class View:
         return len(self._datapath.vip_ids())
 
     def why_not_ready(self) -> str:
-        """One sentence, or empty where VIP traffic may come."""
+        """One sentence, or empty where VIP traffic may come.
+
+        A fence is no reason: where it hears nobody, this LB may be the only one that is left.
+        """
         status = self.driver.status
-        if status.problem:
+        if self.driver.leaving:
+            return "this LB is leaving the ring; send it no more VIP traffic"
+        if status.problem and not self.driver.beliefs.fenced_why:
             return status.problem
         if self.driver.failure:
             return f"the last change of the maps failed: {self.driver.failure}"
@@ -83,6 +88,8 @@ class View:
             )
         if status.committed == 0:
             return "no snapshot has been committed yet: the controller has not called"
+        if status.member != MEMBER_NONE and not status.serving:
+            return "this LB is not in the ring: the controller has not joined it yet, or has taken it out"
         return ""
 
     def state(self, status: LbStatus) -> dict[str, Any]:
@@ -97,6 +104,12 @@ class View:
             "staged": status.staged,
             "digest": status.digest.hex(),
             "ring_epoch": status.ring_epoch,
+            "ring_step": status.ring_step.value,
+            "serving": status.serving,
+            "leaving": status.leaving,
+            "others": self._others(),
+            "fenced": self.driver.beliefs.fenced_why or "no",
+            "fences": self.driver.beliefs.fenced_count,
             "tracking_slots": status.tracking_slots,
             "problem": status.problem,
             "ready": self.why_not_ready() or "yes",
@@ -129,6 +142,13 @@ class View:
             "queue": self.driver.queue_count,
             "calls_under_way": self.peers.under_way_count,
             "failed_effects": sum(self.driver.failures.values()),
+        }
+
+    def _others(self) -> dict[str, str]:
+        """The other LBs of the ring by name, and what is believed of each."""
+        beliefs = self.driver.beliefs
+        return {
+            self.driver.member_name(member): "down" if member in beliefs.down else "up" for member in beliefs.others
         }
 
     def trace(self) -> list[dict[str, Any]]:

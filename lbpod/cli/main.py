@@ -66,8 +66,12 @@ def agent(
     bpf_object: Annotated[Text, typer.Option(help="The compiled programs. [default: the packaged ones]")] = None,
     pins: Annotated[Text, typer.Option(help="Folder for pins. [default: /sys/fs/bpf/holdfast]")] = None,
     map_sizes: Annotated[Text, typer.Option(help="Sizes of new maps, as records=65536,nat=65536.")] = None,
+    on_term: Annotated[Text, typer.Option(help="On SIGTERM: leave (the ring) or stay. [default: leave]")] = None,
+    withdraw_seconds: Annotated[
+        Text, typer.Option(help="From /readyz's 503 until it asks to leave. [default: 1]")
+    ] = None,
     detach_on_exit: Annotated[
-        bool | None, typer.Option("--detach-on-exit", help="Take the programs off and unpin everything on SIGTERM.")
+        bool | None, typer.Option("--detach-on-exit", help="At the end, take the programs off and unpin everything.")
     ] = None,
     log_level: Annotated[Text, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
 ) -> None:
@@ -88,6 +92,8 @@ def agent(
         "bpf_object": bpf_object,
         "pins": pins,
         "map_sizes": map_sizes,
+        "on_term": on_term,
+        "withdraw_seconds": withdraw_seconds,
         "detach_on_exit": None if detach_on_exit is None else "yes",
         "log_level": log_level,
     }

@@ -15,6 +15,7 @@ back here.
 | ``settle`` | from tracking back to steady, and rebase |
 | ``forget`` | when records go |
 | ``quiet`` | as host agent: which slots have no live flow left |
+| ``watch`` | which members are believed to be down, and the fence |
 | ``sweep`` | as host agent: when translated flows go, and whether some may have been evicted |
 | ``flows`` | arithmetic on thousands of flows |
 
@@ -34,7 +35,7 @@ import numpy as np
 
 from lbpod.core import change, forget, handover, quiet, resolve, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
-from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
+from lbpod.core.limits import SLOT_COUNT
 from lbpod.core.messages import (
     Answered,
     Ask,
@@ -44,6 +45,7 @@ from lbpod.core.messages import (
     CommitCall,
     Configure,
     ControlCall,
+    ControllerSeen,
     CreateVip,
     DeleteVip,
     DropFlows,
@@ -106,7 +108,7 @@ class Keeper:
             self._state.confirm()
         match event:
             case Called():
-                return self._called(event, now_ns)
+                return [*watch.called(self._state, event.body, now_ns), *self._called(event, now_ns)]
             case Answered():
                 return self._answered(event.token, event.body, now_ns)
             case RecordsLooked() | RecordsDumped() | RecordsPut() | NatLooked() | SeenRead():
@@ -116,7 +118,9 @@ class Keeper:
             case PendingDrained():
                 return resolve.pending(self._state, event, now_ns)
             case MemberSeen():
-                return self._member_seen(event)
+                return watch.member_seen(self._state, event, now_ns)
+            case ControllerSeen():
+                return watch.controller_heard(self._state, now_ns)
             case LeaveWanted():
                 self._state.leaving = True
                 return [Trace("wants to leave the ring")]
@@ -131,6 +135,10 @@ class Keeper:
     def status(self, with_snapshot: bool = False) -> LbStatus:
         """Where this LB stands (GET /v1/state). with_snapshot: and the newest snapshot that it has accepted."""
         return self._state.status(with_snapshot)
+
+    def beliefs(self) -> watch.Beliefs:
+        """Who is believed to be down (metrics, GET /v1/state)."""
+        return watch.beliefs(self._state)
 
     def tracking_slots(self) -> dict[int, int]:
         """VIP id -> slots that are tracking (metrics)."""
@@ -189,21 +197,12 @@ class Keeper:
         question = self._state.close(token)
         return question.failed(self._state, reason, now_ns) if question is not None else []
 
-    def _member_seen(self, event: MemberSeen) -> Effects:
-        state = self._state
-        if event.member in {state.member, MEMBER_NONE} or event.up == (event.member not in state.down):
-            return []
-        state.down ^= {event.member}
-        return [
-            state.configure(),
-            Trace("believed up" if event.up else "believed down", detail=f"member {event.member}"),
-        ]
-
     def _tick(self, now_ns: int) -> Effects:
         state = self._state
         effects = self._write_again(now_ns)
         for token in state.lost(now_ns):
             effects += self._unanswered(token, "no answer came in time", now_ns)
+        effects += watch.tick(state, now_ns)
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
         effects += handover.tick(state, now_ns)

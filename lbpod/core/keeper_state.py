@@ -25,6 +25,8 @@ import numpy.typing as npt
 from lbpod.core.flows import Facts, LiveFlows, window_ns
 from lbpod.core.limits import (
     BACKEND_IDS_MAX,
+    BEATS_MAX,
+    BEATS_OPEN_MAX,
     CALL_LOST_NS,
     MEMBER_NONE,
     OUTSTANDING_MAX,
@@ -206,6 +208,36 @@ class Handover:
 
 
 @dataclass(slots=True)
+class Watch:
+    """Whom this LB has heard, and when (``watch``). Members are those of the ring, without this one."""
+
+    heard_ns: dict[int, int] = field(default_factory=dict)
+    """When each was last heard; of one that is watched and was never heard: since when it is watched."""
+    asked_ns: dict[int, int] = field(default_factory=dict)
+    """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
+    open: dict[int, int] = field(default_factory=dict)
+    """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
+    suspects: set[int] = field(default_factory=set)
+    """Those that another LB has found silent and that this one does not watch anyway. They are asked until heard."""
+    turn: int = 0
+    """Which of those that are not watched anyway come first with the next beats."""
+    beat_at_ns: int = 0
+    """When the next beats are due."""
+    ticked_ns: int = 0
+    """When the last tick came; 0: none has."""
+    peer_ns: int = 0
+    """When a peer was last heard."""
+    controller_ns: int = 0
+    """When the controller was last heard."""
+    ahead: int = 0
+    """The newest generation that a peer has said to be in force."""
+    fenced_why: str = ""
+    """One sentence while this LB is fenced, else empty."""
+    fenced_count: int = 0
+    """Times that it has fenced itself."""
+
+
+@dataclass(slots=True)
 class Unwritten:
     """What a failed effect has left to be written, from the mirror, before anything is acknowledged again."""
 
@@ -262,7 +294,8 @@ class State:
         self.replicas_changed_ns: U64 | None = None
         """When a slot's replicas last changed; None: never since they were first known."""
         self.down: set[int] = set()
-        """Members that the shell believes to be down. Never this one."""
+        """Members that this LB believes to be down. Never this one."""
+        self.watch = Watch()
 
         self.alive: Bools = np.zeros(BACKEND_IDS_MAX, dtype=np.bool_)
         """Invariant: exactly the backends of the committed and the prepared snapshot."""
@@ -359,9 +392,10 @@ class State:
 
     @property
     def is_calm(self) -> bool:
-        """A snapshot is in force, nothing newer has been prepared and no ring change is under way: the only time when
-        slots may settle."""
-        return self.committed is not None and self.prepared is None and self.ring_step is RingStep.NONE
+        """A snapshot is in force, nothing newer has been prepared, no ring change is under way and this LB is not
+        fenced: the only time when slots may settle."""
+        quiet = self.prepared is None and self.ring_step is RingStep.NONE
+        return quiet and self.committed is not None and not self.watch.fenced_why
 
     def plans(self) -> list[Plan]:
         """Prepared and committed, newest first."""
@@ -554,7 +588,7 @@ class State:
             ring_round=self.handover.round if self.handover is not None else self.ring_round,
             serving=self.is_serving,
             leaving=self.leaving,
-            problem=f"writing to the datapath failed: {self.unwritten.reason}" if self.unwritten else "",
+            problem=self._problem(),
             snapshot=self.staged.snapshot if with_snapshot and self.staged is not None else None,
             in_force=self._in_force_besides(committed) if with_snapshot else None,
         )
@@ -566,6 +600,9 @@ class State:
             return None
         return plan.snapshot
 
+    def _problem(self) -> str:
+        return f"writing to the datapath failed: {self.unwritten.reason}" if self.unwritten else self.watch.fenced_why
+
     def check_invariants(self) -> None:
         """Raise AssertionError where one does not hold."""
         generations = [plan.generation for plan in (self.committed, self.prepared, self.staged) if plan is not None]
@@ -573,7 +610,9 @@ class State:
         assert not generations or self.staged is not None, "what is prepared or committed has been staged"
         assert not self.vips or any(self.in_ring(plan.snapshot) for plan in self.plans()), "only an LB holds slots"
         assert self.member not in self.down, "an LB believes in itself"
-        assert len(self._open) <= QUEUE_MAX, "questions are bounded"
+        beats = self.watch.open.values()
+        assert all(0 < count <= BEATS_OPEN_MAX for count in beats) and sum(beats) <= BEATS_MAX, "beats are bounded"
+        assert len(self._open) <= QUEUE_MAX + BEATS_MAX, "questions are bounded"
         waiting = [node for node in self._outstanding.values() if not 0 < node <= OUTSTANDING_MAX]
         assert not waiting, "questions to one node are bounded"
         listed = sorted({one.id for plan in self.plans() for vip in plan.snapshot.vips for one in vip.backends})

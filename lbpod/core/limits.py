@@ -188,6 +188,13 @@ BEAT_DOWN_NS: Final = 700_000_000
 WATCH_MAX: Final = 8
 """Members that one LB watches; of the others it hears from these."""
 
+BEATS_OPEN_MAX: Final = PEER_TIMEOUT_NS // BEAT_NS
+"""Beats of one LB to one other that may wait for an answer: none is left out where a shell takes so long to give up."""
+
+BEATS_MAX: Final = 2 * WATCH_MAX * BEATS_OPEN_MAX
+"""Beats of one LB that may wait for an answer in all: to those that it watches, and as many that others suspect. They
+come on top of QUEUE_MAX, so that neither other questions nor beats keep each other from being asked."""
+
 FENCE_NS: Final = 3_000_000_000
 """An LB that has heard neither the controller nor a peer for so long tracks all its slots."""
 
@@ -211,15 +218,15 @@ HANDOVER_HOLD_NS: Final = 2_000_000_000
 LEAVE_NS_MAX: Final = 20_000_000_000
 """An LB that wants to leave waits for so long to be taken out of the ring, then it ends all the same."""
 
+WITHDRAW_SECONDS_MAX: Final = 120
+"""Longest time that an agent may be told to wait between its saying 503 and its asking to leave."""
+
 # --- Agent ------------------------------------------------------------------------------------------------------------
 PEER_CONNECTIONS_MAX: Final = 4
 """Keep-alive connections of one agent to one peer; calls beyond wait for one of them, within their own time."""
 
-PEER_PROBE_NS: Final = 1_000_000_000
-"""A peer that is believed to be down is asked this often whether it is back."""
-
-SILENT_CALLS_MAX: Final = 3
-"""Calls in a row that find nobody, after which a peer is believed to be down."""
+BEAT_CONNECTIONS_MAX: Final = 2
+"""The same for beats, apart from all other calls. Two: one may be stuck."""
 
 SENTENCE_BYTES_MAX: Final = 500
 """How much of a refusal's text is passed on."""

@@ -352,10 +352,15 @@ class SeenRead:
 
 @dataclass(frozen=True)
 class MemberSeen:
-    """The shell's belief about a member changed."""
+    """The shell has found a member up or down (by other means than beats)."""
 
     member: int
     up: bool
+
+
+@dataclass(frozen=True)
+class ControllerSeen:
+    """The controller has looked at this LB's state: it is there, though it has called for nothing."""
 
 
 @dataclass(frozen=True)
@@ -388,6 +393,7 @@ KeeperEvent = (
     | NatLooked
     | SeenRead
     | MemberSeen
+    | ControllerSeen
     | RecordsPut
     | LeaveWanted
     | EffectsFailed

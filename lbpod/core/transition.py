@@ -234,6 +234,18 @@ class Slots:
             track.agreed[slots] = False
         return self._changed(before)
 
+    def track_all(self, now_ns: int) -> U32:
+        """Track what is steady: this LB has been out of touch, and others may have gone on without it. Each keeps its
+        backend as base, and its live flows may have any other one."""
+        before = self.words.copy()
+        fresh = ~self.tracking & (current_of(before) != 0)
+        if fresh.any():
+            track = self._tracked()
+            self.words[fresh] |= _TRACKING
+            track.changed_at_ns[fresh] = now_ns
+            track.unknown[fresh] = True
+        return self._changed(before)
+
     def count_anew(self, now_ns: int) -> None:
         """Count the quiet time of all tracking slots from now: what was written may have come late."""
         if self.track is not None:

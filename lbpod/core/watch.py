@@ -1,11 +1,321 @@
-"""Who is there: beats between LBs."""
+"""Which LBs are believed to be down, and when this one no longer trusts itself: failover without the controller.
 
-from lbpod.core.keeper_state import Effects, State
-from lbpod.core.messages import BeatAnswer, BeatCall, Reply
+Decided here: whom an LB asks whether it is there (*beats*), what it believes from the answers, what it makes of others'
+beliefs, and when it fences itself. The fast path reads a belief as one bit of the members array: while an owner is
+believed to be down, what would be relayed to it goes to the backup (DESIGN: section 2). **A wrong belief is harmless**,
+so all of this is as quick and as simple as it can be, and nothing here is ever agreed upon with anybody.
+
+**Whom.** All others of the ring, where they are WATCH_MAX or fewer. In a larger ring: the next one by member id (so
+nobody goes unwatched) and those with which this LB shares most slots, which it asks and tells most. During a ring
+change the members of both rings are watched by both: a joiner watches before it serves, a leaver until it is out.
+
+**Belief.** A member is heard when it answers that it serves, or when it calls. It is down once it has not been heard
+for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
+not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
+
+**What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
+anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,
+and is down by the same rule, but for its having been heard long ago. So a rumour is checked before it is believed and
+before it is passed on; one that is wrong dies where it meets an answer. Suspects, and members that are believed down
+and not watched anyway, take turns where there are more than WATCH_MAX of them.
+
+**Fence.** An LB that has heard neither the controller nor a peer for FENCE_NS may have been left out: others may have
+formed a ring without it and changed the backends. The same holds for one that hears of a generation newer than it has
+prepared while the controller has not spoken to it for as long. It tracks all of its slots then, so that the owners
+decide about its packets, and settles none; it never stops forwarding. Silence is measured before what breaks it is
+noted, so an LB that wakes up after a minute is fenced by the first word that it hears. The fence falls with the next
+tick after it was in touch, and the slots settle as those of an LB that has lost its maps do: by asking replicas that
+are steady (``settle``, LOOK). An LB that is alone in its ring is never fenced: nobody could know better.
+
+What a fence cannot help: slots that this LB takes itself to own. It decides those from what it knows.
+
+Tried and dropped: believing a refused connection at once (an agent that restarts is back within half a second, and
+nothing is lost by waiting for three beats); counting beats as the questions to a node that they are (a node that is
+down has as many of those open as it may have, so nobody would have found it to be down).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lbpod.core.keeper_state import Answer, Effects, Question, State, Watch
+from lbpod.core.limits import (
+    BEAT_DOWN_NS,
+    BEAT_NS,
+    BEATS_MAX,
+    BEATS_OPEN_MAX,
+    FENCE_NS,
+    MARGIN_NS,
+    MEMBER_NONE,
+    MEMBERS_MAX,
+    TICK_NS,
+    WATCH_MAX,
+)
+from lbpod.core.messages import (
+    Ask,
+    BeatAnswer,
+    BeatCall,
+    ControlCall,
+    MemberSeen,
+    PeerCall,
+    Refuse,
+    Reply,
+    RingStep,
+    Trace,
+)
+
+NOT_NOW: Final = 503
+
+
+@dataclass(frozen=True, slots=True)
+class Beliefs:
+    """What people may want to know about all this. Members ascend."""
+
+    others: tuple[int, ...] = ()
+    """Of the ring (of both, during a ring change), without this one."""
+    watched: tuple[int, ...] = ()
+    """Those that are always asked."""
+    down: tuple[int, ...] = ()
+    fenced_why: str = ""
+    """One sentence, or empty where this LB is not fenced."""
+    fenced_count: int = 0
+
+
+def beliefs(state: State) -> Beliefs:
+    """As of now."""
+    others = _others(state)
+    return Beliefs(
+        others=tuple(sorted(others)),
+        watched=_watched(state, others),
+        down=tuple(sorted(state.down & others)),
+        fenced_why=state.watch.fenced_why,
+        fenced_count=state.watch.fenced_count,
+    )
+
+
+# --- Events -----------------------------------------------------------------------------------------------------------
+def tick(state: State, now_ns: int) -> Effects:
+    """Send the beats that are due, believe what has become clear, fence."""
+    watch, others = state.watch, _others(state)
+    _forget(state, others)
+    effects = _fence(state, now_ns)
+    _skip_gap(watch, now_ns)
+    if now_ns + TICK_NS // 2 >= watch.beat_at_ns:
+        watch.beat_at_ns = now_ns + BEAT_NS
+        always = _watched(state, others)
+        for member in always:
+            watch.heard_ns.setdefault(member, now_ns)
+        for member in (*always, *_by_turns(state, always)):
+            effects += _ask(state, member, now_ns)
+    silent = [
+        member
+        for member, asked_ns in sorted(watch.asked_ns.items())
+        if member not in state.down
+        and asked_ns + 2 * BEAT_NS <= now_ns
+        and watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns
+    ]
+    return [*effects, *_believe(state, silent, up=False)]
 
 
 def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
-    """POST /v1/beat: where this LB stands."""
-    epoch = state.newest.snapshot.ring.epoch if state.newest is not None else 0
-    answer = BeatAnswer(state.member, state.generation, epoch, state.is_serving, tuple(sorted(state.down)))
-    return [Reply(request, answer)]
+    """POST /v1/beat: answer, and learn from the question."""
+    if state.member == MEMBER_NONE:
+        return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
+    effects = _heard(state, call, True, now_ns)
+    answer = BeatAnswer(state.member, state.generation, _ring_epoch(state), state.is_serving, tuple(sorted(state.down)))
+    return [Reply(request, answer), *effects]
+
+
+def called(state: State, body: ControlCall | PeerCall, now_ns: int) -> Effects:
+    """Somebody calls: is it the controller?"""
+    return controller_heard(state, now_ns) if isinstance(body, ControlCall) else []
+
+
+def controller_heard(state: State, now_ns: int) -> Effects:
+    """The controller is there."""
+    effects = _fence(state, now_ns)
+    state.watch.controller_ns = now_ns
+    return effects
+
+
+def member_seen(state: State, event: MemberSeen, now_ns: int) -> Effects:
+    """The shell knows better, until beats say otherwise."""
+    if event.member in {state.member, MEMBER_NONE} or event.up == (event.member not in state.down):
+        return []
+    if event.up:
+        _note_heard(state.watch, event.member, now_ns)
+    return _believe(state, [event.member], event.up)
+
+
+# --- Whom -------------------------------------------------------------------------------------------------------------
+def _others(state: State) -> set[int]:
+    """Who is in the ring (in either, during a ring change) with this LB; nobody, where it is in none."""
+    members: set[int] = set()
+    for plan in state.plans():
+        members.update(plan.snapshot.ring.members)
+        if plan is state.prepared or state.ring_step is RingStep.SWITCHED:
+            members.update(plan.snapshot.ring.before)
+    return members - {state.member} if state.member in members else set()
+
+
+def _watched(state: State, others: set[int]) -> tuple[int, ...]:
+    """Those that are always asked."""
+    if len(others) <= WATCH_MAX:
+        return tuple(sorted(others))
+    follower = min((member for member in others if member > state.member), default=min(others))
+    shared = np.zeros(MEMBERS_MAX, dtype=np.int64)
+    for mine, theirs in ((state.owner, state.backup), (state.backup, state.owner)):
+        partners = theirs[mine == state.member]
+        shared += np.bincount(partners[partners != MEMBER_NONE], minlength=MEMBERS_MAX)
+    rest = sorted(others - {follower}, key=lambda member: (-int(shared[member]), member))
+    return tuple(sorted([follower, *rest[: WATCH_MAX - 1]]))
+
+
+def _by_turns(state: State, always: tuple[int, ...]) -> list[int]:
+    """Those that are asked because of what is said or believed of them: WATCH_MAX at a time."""
+    watch = state.watch
+    others = sorted((watch.suspects | state.down) - set(always))
+    if len(others) <= WATCH_MAX:
+        return others
+    watch.turn %= len(others)
+    chosen = (others[watch.turn :] + others[: watch.turn])[:WATCH_MAX]
+    watch.turn += WATCH_MAX
+    return chosen
+
+
+def _forget(state: State, others: set[int]) -> None:
+    """Drop what is known of LBs that are no members any more."""
+    watch = state.watch
+    state.down &= others
+    watch.suspects &= others
+    for known in (watch.heard_ns, watch.asked_ns):
+        for member in known.keys() - others:
+            del known[member]
+
+
+# --- Beats ------------------------------------------------------------------------------------------------------------
+def _ask(state: State, member: int, now_ns: int) -> Effects:
+    watch, node = state.watch, state.node_of_member.get(member, 0)
+    count = watch.open.get(member, 0)
+    if not node or count >= BEATS_OPEN_MAX or sum(watch.open.values()) >= BEATS_MAX:
+        return []
+    watch.asked_ns.setdefault(member, now_ns)
+    watch.open[member] = count + 1
+    # Of no node: a node that is down has no room for one question more.
+    call = BeatCall(state.member, state.generation, _ring_epoch(state), tuple(sorted(state.down)))
+    return [Ask(state.open(_Beat(member), now_ns), node, call)]
+
+
+def _ring_epoch(state: State) -> int:
+    return state.newest.snapshot.ring.epoch if state.newest is not None else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Beat(Question):
+    """A member was asked whether it is there."""
+
+    member: int
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        self._close(state.watch)
+        if not isinstance(answer, BeatAnswer) or answer.member != self.member:
+            return []
+        return _heard(state, answer, answer.serving, now_ns)
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        # Time tells: one lost beat says nothing.
+        self._close(state.watch)
+        return []
+
+    def _close(self, watch: Watch) -> None:
+        watch.open[self.member] -= 1
+        if not watch.open[self.member]:
+            del watch.open[self.member]
+
+
+def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) -> Effects:
+    """Another LB has spoken."""
+    watch, others = state.watch, _others(state)
+    if said.member not in others:
+        return []
+    effects = _fence(state, now_ns)
+    watch.peer_ns, watch.ahead = now_ns, max(watch.ahead, said.generation)
+    if is_up:
+        _note_heard(watch, said.member, now_ns)
+        effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
+    always = _watched(state, others)
+    rumours = set(said.down) & others - set(always) - state.down - watch.suspects
+    for member in sorted(rumours)[:WATCH_MAX]:
+        if watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns:
+            watch.suspects.add(member)
+            effects += _ask(state, member, now_ns)
+    return effects
+
+
+def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
+    watch.heard_ns[member] = now_ns
+    watch.asked_ns.pop(member, None)
+    watch.suspects.discard(member)
+
+
+def _believe(state: State, members: list[int], up: bool) -> Effects:
+    """These have gone down, or come up: into the fast path with it."""
+    if not members:
+        return []
+    if up:
+        state.down -= set(members)
+    else:
+        state.down |= set(members)
+    what = "believed up" if up else "believed down"
+    return [state.configure(), *(Trace(what, detail=f"member {member}") for member in members)]
+
+
+def _skip_gap(watch: Watch, now_ns: int) -> None:
+    """Time in which this LB did not run is nobody's silence; and no stamp is ahead of a clock that was set back."""
+    gap_ns = max(now_ns - watch.ticked_ns - BEAT_NS, 0) if watch.ticked_ns else 0
+    if gap_ns or now_ns < watch.ticked_ns:
+        for stamps in (watch.heard_ns, watch.asked_ns):
+            for member in stamps:
+                stamps[member] = min(stamps[member] + gap_ns, now_ns)
+        watch.beat_at_ns = min(watch.beat_at_ns, now_ns)
+    watch.ticked_ns = now_ns
+
+
+# --- Fence ------------------------------------------------------------------------------------------------------------
+def _fence(state: State, now_ns: int) -> Effects:
+    """Fence this LB or end it, by what has been heard until now."""
+    watch = state.watch
+    if not watch.ticked_ns:
+        # It has just begun to listen.
+        watch.peer_ns = watch.controller_ns = now_ns
+    why = _why_fenced(state, now_ns) if state.own is not None and _others(state) else ""
+    was_fenced = bool(watch.fenced_why)
+    watch.fenced_why = why
+    if bool(why) == was_fenced:
+        return []
+    if not why:
+        for vs in state.vips.values():
+            vs.look_at_ns = now_ns + MARGIN_NS
+        return [Trace("fence ended")]
+    watch.fenced_count += 1
+    state.records_quiet = False
+    effects: Effects = []
+    count = 0
+    for _, vs in sorted(state.vips.items()):
+        slots = vs.slots.track_all(now_ns)
+        count += len(slots)
+        effects += state.write(vs, slots)
+    return [*effects, Trace("fenced", slots=count, detail=why)]
+
+
+def _why_fenced(state: State, now_ns: int) -> str:
+    watch, newest = state.watch, state.newest
+    if watch.controller_ns + FENCE_NS > now_ns:
+        return ""
+    if watch.peer_ns + FENCE_NS <= now_ns:
+        return "neither the controller nor another LB has been heard for long, so all slots track"
+    generation = newest.generation if newest is not None else 0
+    if watch.ahead > generation:
+        return f"generation {watch.ahead} is in force elsewhere and the controller is silent, so all slots track"
+    return ""

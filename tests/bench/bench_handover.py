@@ -135,10 +135,11 @@ async def _measure(folder: Path, maps: KernelDatapath, count: int, rounds: int) 
             assert count == maps.flows_put(FlowMap.RECORDS, flows, records)
             for pid in ("self", remote.pid):
                 forget_peak(pid)
-            before = [resident_bytes(pid, "VmRSS") for pid in ("self", remote.pid)]
+            pids: tuple[int | str, int | str] = ("self", remote.pid)
+            before = [resident_bytes(pid, "VmRSS") for pid in pids]
             snapshot = _ring(snapshot, world, [OWNER, JOINER])
             steps = await _change(controller, agents, snapshot)
-            grown = [resident_bytes(pid) - had for pid, had in zip(("self", remote.pid), before, strict=True)]
+            grown = [resident_bytes(pid) - had for pid, had in zip(pids, before, strict=True)]
             found.append({**steps, "sender_mib": grown[0] / 2**20, "receiver_mib": grown[1] / 2**20})
             if len(found) < rounds:
                 snapshot = _ring(snapshot, world, [OWNER])

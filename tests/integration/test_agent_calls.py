@@ -5,8 +5,10 @@ refused call has changed nothing.
 """
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
+from lbpod.agent.settings import Endpoint
 from lbpod.certs import files_in, mint
 from lbpod.core import wire
+from lbpod.core.layout import MEMBER_UP
 from lbpod.core.limits import PEER_BODY_BYTES_MAX
 from lbpod.core.messages import CommitCall, PrepareCall, QuietCall, ResolveAnswer, ResolveCall
 from lbpod.core.model import Snapshot, format_address, parse_address
@@ -240,7 +244,7 @@ async def test_health_readiness_and_metrics(pair: Pair) -> None:
         assert ["prepared", "committed"] == [line["what"] for line in msgspec.json.decode(data)]
 
 
-async def test_a_member_that_is_silent_is_believed_down_and_asked_until_it_is_back(pair: Pair) -> None:
+async def test_a_member_that_is_silent_is_believed_down_and_its_backup_is_asked(pair: Pair) -> None:
     """n3 does not run: questions about its slots fail, and the backup is asked from then on."""
     keys, values = relayed_flows(300, asker=0, owner=2)
     async with Caller(pair.folder, "controller") as controller:
@@ -251,9 +255,37 @@ async def test_a_member_that_is_silent_is_believed_down_and_asked_until_it_is_ba
         while len(pair.maps_one.maps.cache) == 0:
             pair.maps_one.flows_put(FlowMap.PENDING, keys, values)
             await asyncio.sleep(0.05)
-    assert 1 <= pair.one.driver.events["MemberSeen"]
-    assert 3 <= pair.one.peers.failed["ResolveCall"]
-    assert 0 == pair.maps_one.maps.members["flags"][2] & 2
+    assert 3 <= pair.one.peers.failed["BeatCall"]
+    assert (0, MEMBER_UP) == tuple(pair.maps_one.maps.members["flags"][[2, 1]] & MEMBER_UP)
+    async with Caller(pair.folder, "viewer") as viewer:
+        assert {"n2": "up", "n3": "down"} == (await _json(viewer, pair.one))["others"]
+
+
+async def test_an_agent_that_dies_is_down_within_a_second_and_up_with_its_first_word(pair: Pair) -> None:
+    """The third agent has a control port that stays the same, so that it can come back."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = Endpoint("127.0.0.1", free.getsockname()[1])
+    parts = replace(make_parts("n3", pair.folder, MemoryDatapath(), address=parse_address("10.0.0.3")), listen=listen)
+    async with Caller(pair.folder, "controller") as controller:
+        async with running(parts) as three:
+            agents = {"n1": pair.one, "n2": pair.two, "n3": three}
+            await roll_out(controller, list(agents.values()), follow(world(agents, 3), None))
+            await asyncio.sleep(1)
+            assert pair.maps_one.maps.members["flags"][2] & MEMBER_UP
+        died = time.monotonic()
+        await _until(lambda: not pair.maps_one.maps.members["flags"][2] & MEMBER_UP)
+        assert time.monotonic() - died < 5
+        async with running(replace(parts, datapath=three.view._datapath)):
+            await _until(lambda: bool(pair.maps_one.maps.members["flags"][2] & MEMBER_UP))
+    said = [line.trace.what for line in pair.one.driver.trace if line.trace.what.startswith("believed")]
+    assert ["believed down", "believed up"] == said[-2:]
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110  (maps in memory tell nobody)
+            await asyncio.sleep(0.01)
 
 
 async def test_a_restarted_agent_takes_up_where_the_earlier_one_was(folder: Path) -> None:

@@ -92,6 +92,7 @@ class AgentCluster:
 
     def start_agent(self, node: Node) -> Program:
         argv = python("-m", "lbpod.cli", "agent", "--node", node.name, "--interface", "eth0")
+        argv += ["--on-term", "stay"]
         argv += ["--listen", f"0.0.0.0:{CONTROL_PORT}", "--metrics-listen", f"127.0.0.1:{METRICS_PORT}"]
         argv += ["--tls", str(self.folder / "tls"), "--state", str(self.folder / f"state-{node.name}")]
         argv += ["--pins", str(self.lab.pin_dir(node)), "--map-sizes", MAP_SIZES]

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from lbpod.core.messages import (
     CommitCall,
     KeeperEffect,
-    MemberSeen,
     PrepareCall,
     Refuse,
     Remember,
@@ -69,7 +68,7 @@ class Run:
             case "wait", int() as seconds:
                 self.cluster.run(seconds * SECOND_NS)
             case (("down" | "up"), (str() as who, int() as member)):
-                self.cluster.feed(who, MemberSeen(member, up=name == "up"))
+                self.cluster.believe(who, member, up=name == "up")
             case "restart", str() as who:
                 self.cluster[who].restart(self.cluster.now_ns)
             case "fail", (str() as who, int() as count):
@@ -157,7 +156,7 @@ def test_promises_hold_whatever_happens(seed: int, protocol: Protocol, drawn: li
     for node in run.cluster.nodes.values():
         node.fails = never
         for member in range(3):
-            node.feed(MemberSeen(member, up=True), run.cluster.now_ns)
+            run.cluster.believe(node.name, member, up=True)
     run.cluster.loss = 0
     run.step("change", ({1, 2, 3}, set()))
     run.cluster.run(45 * SECOND_NS)

@@ -23,11 +23,14 @@ from lbpod.core.messages import (
     Ask,
     AskFailed,
     AskStatus,
+    BeatCall,
     CommitCall,
+    ControllerSeen,
     ForgetCall,
     LbAnswered,
     LbFailed,
     LbStatus,
+    MemberSeen,
     Persist,
     Persisted,
     PersistFailed,
@@ -125,6 +128,8 @@ def kind_of(body: Any) -> str:
             return "commit"
         case ResolveCall():
             return "resolve"
+        case BeatCall():
+            return "beat"
         case ForgetCall():
             return "forget"
         case QuietCall():
@@ -273,7 +278,7 @@ class Cluster:
         return len(held)
 
     def _note(self, call: Call, remark: str) -> None:
-        if call.kind != "status" or call.with_snapshot:
+        if call.kind != "beat" and (call.kind != "status" or call.with_snapshot):
             self.log.append(f"{call.sender} -> {call.receiver}: {describe(call)}{remark}")
 
     def _give_up(self, call: Call) -> None:
@@ -286,6 +291,7 @@ class Cluster:
         if not node.up:
             self.later(LATENCY_NS, lambda: self._fail(call, False, "connection refused"))
         elif call.body is None:
+            self.feed(call.receiver, ControllerSeen())
             self._answer(call, Reply(0, node.keeper.status(call.with_snapshot)))
         else:
             body = wire.decode(type(call.body), wire.encode(call.body))
@@ -294,7 +300,8 @@ class Cluster:
 
     def _answer(self, call: Call, answer: Reply | Refuse) -> None:
         if isinstance(answer, Refuse):
-            self.log.append(f"{call.receiver} refuses {call.kind}: {answer.sentence}")
+            if call.kind != "beat":
+                self.log.append(f"{call.receiver} refuses {call.kind}: {answer.sentence}")
             refused = 400 <= answer.status < 500
             self.later(LATENCY_NS, lambda: self._fail(call, refused, answer.sentence))
         elif not call.answer_lost:
@@ -378,6 +385,14 @@ class Cluster:
         node = self.nodes[name]
         node.feed(event, self.now_ns)
         self._collect(node)
+
+    def believe(self, name: str, other: str, member: int, up: bool) -> None:
+        """A belief that lasts until the opposite one: no beat arrives between the two."""
+        pairs = {(name, other), (other, name)}
+        self.rules = [rule for rule in self.rules if rule.kind != "beat" or (rule.sender, rule.receiver) not in pairs]
+        if not up:
+            self.rules += [Rule("beat", sender, receiver, Fate.LOST) for sender, receiver in sorted(pairs)]
+        self.feed(name, MemberSeen(member, up))
 
     def start(self, name: str) -> None:
         """A node's agent starts."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lbpod.core.hashing import flow_hash, slot_of
 from lbpod.core.maps import mapped
-from lbpod.core.messages import CommitCall, MemberSeen, PrepareCall, Refuse
+from lbpod.core.messages import CommitCall, PrepareCall, Refuse
 from lbpod.core.model import Affinity, Protocol, Snapshot, WorldVip
 from lbpod.core.snapshot import digest_of
 from lbpod.core.transition import is_tracking
@@ -162,7 +162,7 @@ class Stage:
     def do_believe(self, bare: list[str], options: dict[str, str], more: str) -> str:
         other = options.get("down") or options["up"]
         member = self.cluster.nodes[other].keeper.status().member
-        self.cluster.feed(bare[0], MemberSeen(member, up="up" in options))
+        self.cluster.believe(bare[0], other, member, up="up" in options)
         return ""
 
     def do_kill(self, bare: list[str], options: dict[str, str], more: str) -> str:

@@ -16,7 +16,6 @@ import pytest
 
 from lbpod.core import oracle
 from lbpod.core.limits import TICK_NS
-from lbpod.core.messages import MemberSeen
 from lbpod.core.model import Protocol, Snapshot, WorldVip
 from tests.bpf.frames import ACK, FIN, RST, SYN, frame, ipv4, tcp, udp
 from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, vip
@@ -135,9 +134,9 @@ class World:
             return
         # One at a time: an LB that believes both replicas to be down decides alone, and counts it.
         for member in range(3):
-            self.cluster.feed(node.name, MemberSeen(member, up=True))
+            self.cluster.believe(node.name, member, up=True)
         if self.random.random() < 0.4:
-            self.cluster.feed(node.name, MemberSeen(self.random.randrange(3), up=False))
+            self.cluster.believe(node.name, self.random.randrange(3), up=False)
 
     # --- Clients ------------------------------------------------------------------------------------------------------
     def speak(self) -> None:

@@ -18,6 +18,7 @@ from lbpod.agent.run import serve
 from lbpod.certs import mint
 from lbpod.core.messages import KeeperEffect, KeeperEvent, LbStatus, QuietCall, Tick
 from lbpod.core.model import parse_address
+from lbpod.core.watch import Beliefs
 from lbpod.datapath.memory import MemoryDatapath
 from tests.agents import Caller, Hops, follow, make_parts, roll_out, running, world
 
@@ -57,6 +58,9 @@ class BrokenBrain:
 
     def status(self, with_snapshot: bool = False) -> LbStatus:
         return LbStatus("n1", 0, 0, 0, 0, b"", 0, 0)
+
+    def beliefs(self) -> Beliefs:
+        return Beliefs()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The loop: effects in their order, failures as events, nobody left waiting. The brain is a script here."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from lbpod.agent.remembered import Memory
 from lbpod.core.layout import FLOW, PENDING
 from lbpod.core.limits import BATCH_MAX, MEMBER_NONE, QUEUE_MAX
 from lbpod.core.messages import (
+    Answered,
+    BeatAnswer,
+    BeatCall,
     Called,
     CreateVip,
     DeleteVip,
@@ -38,12 +42,14 @@ from lbpod.core.messages import (
     Trace,
     WriteSlots,
 )
+from lbpod.core.watch import Beliefs
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import FlowMap
 from tests.agents import UPLINK, Hops, flows, snapshot
 
 QUIET = QuietCall(5, b"", b"")
 ANSWER = QuietAnswer(True, b"")
+BEAT = BeatAnswer(0, 1, 1, serving=True)
 
 
 class Script:
@@ -61,6 +67,9 @@ class Script:
 
     def status(self, with_snapshot: bool = False) -> LbStatus:
         return LbStatus("n1", MEMBER_NONE, 0, 0, 0, b"", 0, 0)
+
+    def beliefs(self) -> Beliefs:
+        return Beliefs()
 
 
 def driver_of(script: Script, datapath: MemoryDatapath, folder: Path) -> Driver:
@@ -136,6 +145,65 @@ async def test_a_call_that_has_waited_too_long_never_reaches_the_keeper(tmp_path
     assert isinstance(soon, Reply)
     assert 1 == sum(isinstance(event, Called) for event in script.seen)
     await finish(driver, running)
+
+
+async def test_beats_overtake_whatever_waits_and_get_in_where_nothing_else_does(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called(body=BeatCall()):
+                return [Reply(event.request, BEAT)]
+            case Called():
+                return [Reply(event.request, ANSWER)]
+        return []
+
+    script = Script(reply)
+    driver = driver_of(script, MemoryDatapath(), tmp_path)
+    waiting = [asyncio.create_task(driver.call(QUIET)) for _ in range(QUEUE_MAX)]
+    await asyncio.sleep(0)
+    beat = asyncio.create_task(driver.call(BeatCall(1, 1, 1)))
+    await asyncio.sleep(0)
+    driver.post(Answered(7, BEAT))
+    running = asyncio.create_task(driver.run(None))
+    assert BEAT == _body(await asyncio.wait_for(beat, 20))
+    await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    assert [Answered(7, BEAT), BeatCall(1, 1, 1)] == [script.seen[0], _called(script.seen[1])]
+    assert (QUEUE_MAX + 2, 1) == (len(script.seen), driver.beats_answered)
+    await finish(driver, running)
+
+
+async def test_beats_are_answered_while_the_keeper_thinks(tmp_path: Path) -> None:
+    """With what it said last. Its thread thinks until the second beat has been answered."""
+    thinking, answered = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called(body=BeatCall()):
+                return [Reply(event.request, BEAT)]
+            case Called(body=PrepareCall()):
+                loop.call_soon_threadsafe(thinking.set)
+                assert answered.wait(20)
+                return [Refuse(event.request, 409, "not now")]
+        return []
+
+    driver = driver_of(Script(reply), MemoryDatapath(), tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    assert BEAT == _body(await asyncio.wait_for(driver.call(BeatCall(1, 1, 1)), 20))
+    prepare = asyncio.create_task(driver.call(PrepareCall(1, b"")))
+    await asyncio.wait_for(thinking.wait(), 20)
+    assert BEAT == _body(await asyncio.wait_for(driver.call(BeatCall(1, 1, 1)), 20))
+    assert not prepare.done()
+    answered.set()
+    assert isinstance(await asyncio.wait_for(prepare, 20), Refuse)
+    await finish(driver, running)
+
+
+def _body(answer: Reply | Refuse) -> object:
+    return answer.body if isinstance(answer, Reply) else answer
+
+
+def _called(event: KeeperEvent) -> object:
+    return event.body if isinstance(event, Called) else event
 
 
 async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:

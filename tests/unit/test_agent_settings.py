@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lbpod.agent.remembered import FILE_NAME, Memory
-from lbpod.agent.settings import Endpoint, Settings, SettingsError, read_settings
+from lbpod.agent.settings import Endpoint, OnTerm, Settings, SettingsError, read_settings
 from lbpod.core.messages import Remember
 from lbpod.core.model import Cluster, Node, Ring, Snapshot, parse_address
 
@@ -36,6 +36,10 @@ def test_defaults() -> None:
         ("map_sizes", "nat=99999999999", "a map has room for 67108864 entries at most"),
         ("map_sizes", f"nat={'9' * 5_000}", "it must be a list like"),
         ("detach_on_exit", "perhaps", "yes or no"),
+        ("on_term", "die", "--on-term is 'die'; it must be leave or stay"),
+        ("withdraw_seconds", "soon", "a number of seconds from 0 to 120"),
+        ("withdraw_seconds", "121", "a number of seconds from 0 to 120"),
+        ("withdraw_seconds", "-1", "a number of seconds from 0 to 120"),
         ("log_level", "loud", "debug, info, warning, error"),
         ("node", "", "1 to 253 bytes"),
         ("tls", "", "empty"),
@@ -46,6 +50,12 @@ def test_what_cannot_be_is_said_in_one_sentence(name: str, value: str, said: str
         read_settings({name: value}, {})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_sigterm_means() -> None:
+    assert (OnTerm.LEAVE, 1.0) == (read_settings({}, {}).on_term, read_settings({}, {}).withdraw_seconds)
+    settings = read_settings({"withdraw_seconds": "0.25"}, {"HOLDFAST_ON_TERM": "stay"})
+    assert (OnTerm.STAY, 0.25) == (settings.on_term, settings.withdraw_seconds)
 
 
 def test_map_sizes() -> None:

@@ -9,7 +9,6 @@ from lbpod.core.messages import (
     DumpRecords,
     ForgetAnswer,
     ForgetCall,
-    MemberSeen,
     PeerCall,
     QuietCall,
     Reply,
@@ -105,7 +104,7 @@ def test_no_answer_and_no_backup_that_seems_up_mean_nothing_is_forgotten() -> No
     cluster.run(WINDOW_NS + 2 * FORGET_SCAN_NS)
     assert len(flows) == known(cluster["lb1"])
     cluster.blocked = no_settling
-    cluster.feed("lb1", MemberSeen(1, up=False))
+    cluster.believe("lb1", 1, up=False)
     cluster.run(2 * FORGET_SCAN_NS)
     assert len(flows) == known(cluster["lb1"])
 

@@ -10,7 +10,6 @@ from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.messages import (
     Ask,
     LookSeen,
-    MemberSeen,
     PeerCall,
     QuietCall,
     Reply,
@@ -354,12 +353,12 @@ def test_whoever_looks_hears_what_is_steady_and_nothing_changes_by_it() -> None:
 def test_nothing_settles_with_a_backup_that_seems_down_and_all_does_once_it_is_back() -> None:
     cluster = replaced()
     for name in ("lb1", "lb3"):
-        cluster.feed(name, MemberSeen(1, up=False))
+        cluster.believe(name, 1, up=False)
     cluster.run(5 * SECOND_NS)
     backed = cluster["lb2"].backed()
     assert cluster["lb1"].tracking()[backed].all()
     for name in ("lb1", "lb3"):
-        cluster.feed(name, MemberSeen(1, up=True))
+        cluster.believe(name, 1, up=True)
     cluster.run(5 * SECOND_NS)
     assert [0, 0, 0] == tracking(cluster)
 

@@ -98,6 +98,7 @@ class Stage:
     def _start_agent(self, node: Node, bpf_object: Path | None) -> None:
         argv = python("-m", "lbpod.cli", "agent", "--node", node.name, "--node-address", node.address)
         argv += ["--interface", "eth0", "--listen", f"0.0.0.0:{CONTROL_PORT}", "--detach-on-exit"]
+        argv += ["--on-term", "stay"]  # the lab takes all of it away
         argv += ["--metrics-listen", f"127.0.0.1:{METRICS_PORT}", "--tls", str(self.folder / "tls")]
         argv += ["--state", str(self.folder / f"state-{node.name}-{time.monotonic_ns()}")]
         argv += ["--pins", str(self.lab.pin_dir(node)), "--map-sizes", "records=65536,nat=65536,cache=65536"]
