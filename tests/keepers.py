@@ -55,6 +55,7 @@ from lbpod.core.model import (
     Affinity,
     Backend,
     BackendState,
+    Cluster as ClusterOf,
     Protocol,
     Snapshot,
     World,
@@ -63,7 +64,6 @@ from lbpod.core.model import (
     WorldVip,
     parse_address,
 )
-from lbpod.core.model import Cluster as ClusterOf
 from lbpod.core.ownership import backups, owners
 from lbpod.core.snapshot import Tables, VipKey, digest_of, eligible, next_snapshot
 from lbpod.core.table import Table

@@ -14,8 +14,7 @@ The event loop starts last: netlink's synchronous calls and libbpf come before i
 
 import asyncio
 import signal
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as distribution_version
+from importlib.metadata import PackageNotFoundError, version as distribution_version
 from types import MappingProxyType
 from typing import Final
 

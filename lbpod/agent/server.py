@@ -18,8 +18,7 @@ from aiohttp import hdrs, web
 
 from lbpod.agent.age import HEADER_CLOCK, read_clock
 from lbpod.agent.clock import now_ns
-from lbpod.agent.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from lbpod.agent.metrics import Metrics
+from lbpod.agent.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics
 from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
 from lbpod.core import wire

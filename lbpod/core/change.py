@@ -327,7 +327,7 @@ def let_ids_rest(state: State, now_ns: int) -> None:
     over = [
         number
         for number, (_, died_at_ns) in state.resting.items()
-        if died_at_ns + LEASE_NS_MAX + MARGIN_NS < now_ns and died_at_ns < state.dump_done_ns
+        if died_at_ns + LEASE_NS_MAX + MARGIN_NS < now_ns and died_at_ns < state.dumps.done_ns
     ]
     for number in over:
         del state.resting[number]

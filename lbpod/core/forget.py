@@ -63,17 +63,17 @@ def note_settled(state: State, vip: int, slots: U32, now_ns: int) -> None:
 
 def tick(state: State, now_ns: int) -> Effects:
     """Ask for a list of all records where one is due."""
-    if state.dump_open or not state.has_room():
+    if state.dumps.is_open or not state.has_room():
         return []
-    unrested = bool(state.resting) and state.died_at_ns >= state.dump_done_ns
-    forget = now_ns >= state.forget_at_ns and (not state.records_quiet or unrested)
-    purge = now_ns >= state.dump_at_ns and bool(state.purge)
+    unrested = bool(state.resting) and state.died_at_ns >= state.dumps.done_ns
+    forget = now_ns >= state.dumps.forget_at_ns and (not state.records_quiet or unrested)
+    purge = now_ns >= state.dumps.at_ns and bool(state.purge)
     if not forget and not purge:
         return []
     if forget:
-        state.forget_at_ns = now_ns + FORGET_SCAN_NS
-    state.dump_at_ns = now_ns + PURGE_NS
-    state.dump_open = True
+        state.dumps.forget_at_ns = now_ns + FORGET_SCAN_NS
+    state.dumps.at_ns = now_ns + PURGE_NS
+    state.dumps.is_open = True
     return [DumpRecords(state.open(_Dumped(now_ns, forget), now_ns))]
 
 
@@ -82,7 +82,7 @@ def drop_failed(state: State) -> None:
     for vip, settled in state.purging.items():
         state.purge[vip] = np.maximum(settled, state.purge.get(vip, settled))
     state.purging = {}
-    state.dump_done_ns = 0
+    state.dumps.done_ns = 0
     state.foreign_due = True
 
 
@@ -97,8 +97,8 @@ class _Dumped(Question):
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, RecordsDumped) or len(answer.flows) != len(answer.records):
             return self.failed(state, "the list is not one of records", now_ns)
-        state.dump_open = False
-        state.dump_done_ns = self.asked_at_ns
+        state.dumps.is_open = False
+        state.dumps.done_ns = self.asked_at_ns
         state.records_quiet = not len(answer.flows) and not any(vs.slots.track for vs in state.vips.values())
         flows, records = answer.flows, answer.records
         vips, seen = flows["vip"], records["seen_ns"].astype(np.uint64)
@@ -127,7 +127,7 @@ class _Dumped(Question):
                 del state.purge[vip]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
-        state.dump_open = False
+        state.dumps.is_open = False
         return []
 
 

@@ -167,7 +167,7 @@ class NatList:
     asked_at_ns: int
     """No entry was looked at before."""
     facts: Facts
-    """VIPs and slots are as these say. Invariant of State.nat: of use only while they are the State's."""
+    """VIPs and slots are as these say. Invariant of HostState.nat: of use only while they are the State's."""
     parts: list[LiveFlows] = field(default_factory=list)
     count: int = 0
     """Entries looked at, live or not."""
@@ -184,6 +184,39 @@ class Sweep:
     """Entries looked at so far."""
     dropped: int = 0
     """Those that were over."""
+
+
+@dataclass(slots=True)
+class HostState:
+    """What this node remembers as host agent (``quiet``, ``sweep``)."""
+
+    nat: NatList | None = None
+    """The last list that was made whole, where it is fresh."""
+    nat_looking: bool = False
+    """A list is being made."""
+    nat_waiting: list[tuple[int, QuietCall, int]] = field(default_factory=list)
+    """Requests that wait for a list, and since when. Invariant: not empty only while one is being made."""
+    nat_full_ns: int = 0
+    """When the map of translated flows last may have evicted; 0: never."""
+    sweep: Sweep | None = None
+    sweep_at_ns: int = 0
+    """When the next sweep begins; 0: no tick has come yet."""
+    swept_count: int = 0
+    """Entries that the last sweep wanted dropped: there may have been so many more at one time than were seen."""
+
+
+@dataclass(slots=True)
+class Dumps:
+    """Lists of all records that are asked for (``forget``)."""
+
+    is_open: bool = False
+    """One has been asked for."""
+    done_ns: int = 0
+    """When the last one was asked for that has been worked through."""
+    at_ns: int = 0
+    """When the next one may be asked for."""
+    forget_at_ns: int = 0
+    """When the next one is due to find what may be forgotten."""
 
 
 @dataclass(slots=True, eq=False)
@@ -314,29 +347,11 @@ class State:
         """VIP -> (SLOT_COUNT,) when slots settled whose records are still to be dropped (0: none)."""
         self.purging: dict[int, U64] = {}
         """What the last DropRecords stands for, in case it fails."""
-        self.dump_open = False
-        self.dump_done_ns = 0
-        """When the last list of records was asked for that has been worked through."""
-        self.dump_at_ns = 0
-        self.forget_at_ns = 0
+        self.dumps = Dumps()
         self.records_quiet = True
         """No slot has been tracking since a list of records came back empty."""
 
-        self.nat: NatList | None = None
-        """The last list that was made whole, where it is fresh."""
-        self.nat_looking = False
-        """A list is being made."""
-        self.nat_waiting: list[tuple[int, QuietCall, int]] = []
-        """Requests that wait for a list, and since when. Invariant: not empty only while one is being made."""
-
-        self.nat_full_ns = 0
-        """When the map of translated flows last may have evicted; 0: never."""
-        self.sweep: Sweep | None = None
-        self.sweep_at_ns = 0
-        """When the next sweep begins; 0: no tick has come yet."""
-        self.swept_count = 0
-        """Entries that the last sweep wanted dropped: there may have been so many more at one time than were seen."""
-
+        self.host = HostState()
         self.unwritten = Unwritten()
         self.confirmed = (0, 0, RingStep.NONE)
         """(committed, prepared, ring_step) as last written; reported while something is unwritten."""

@@ -32,18 +32,18 @@ _CANNOT_TELL = QuietAnswer(can_tell=False, quiet=b"")
 
 def asked(state: State, request: int, call: QuietCall, now_ns: int) -> Effects:
     """POST /v1/slots/quiet: answered from the last list of translated flows where that is fresh, else from the next."""
-    if state.nat is not None and _may_use(state, state.nat, now_ns):
-        return [Reply(request, _answer(state, call, state.nat, now_ns))]
-    if len(state.nat_waiting) >= QUEUE_MAX or not state.has_room():
+    if state.host.nat is not None and _may_use(state, state.host.nat, now_ns):
+        return [Reply(request, _answer(state, call, state.host.nat, now_ns))]
+    if len(state.host.nat_waiting) >= QUEUE_MAX or not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
-    state.nat_waiting.append((request, call, now_ns))
-    return [] if state.nat_looking else _begin(state, now_ns)
+    state.host.nat_waiting.append((request, call, now_ns))
+    return [] if state.host.nat_looking else _begin(state, now_ns)
 
 
 def let_go(state: State, now_ns: int) -> None:
     """A list that is too old to answer from is not kept: it may be large."""
-    if state.nat is not None and not _may_use(state, state.nat, now_ns):
-        state.nat = None
+    if state.host.nat is not None and not _may_use(state, state.host.nat, now_ns):
+        state.host.nat = None
 
 
 def _may_use(state: State, nat: NatList, asked_ns: int) -> bool:
@@ -52,7 +52,7 @@ def _may_use(state: State, nat: NatList, asked_ns: int) -> bool:
 
 
 def _begin(state: State, now_ns: int) -> Effects:
-    state.nat_looking = True
+    state.host.nat_looking = True
     return [LookNat(state.open(_Looked(NatList(now_ns, state.facts)), now_ns), None)]
 
 
@@ -70,22 +70,22 @@ class _Looked(Question):
         nat.parts.append(LiveFlows.among(nat.facts, answer.keys, answer.values, now_ns))
         if answer.cursor is not None:
             return [LookNat(state.open(self, now_ns), answer.cursor)]
-        dropped_now = state.sweep.dropped if state.sweep is not None else 0
+        dropped_now = state.host.sweep.dropped if state.host.sweep is not None else 0
         stamp = sweep.counted(state, nat.count + dropped_now, answer, now_ns)
-        state.nat, state.nat_looking = nat, False
-        waiting, state.nat_waiting = state.nat_waiting, []
+        state.host.nat, state.host.nat_looking = nat, False
+        waiting, state.host.nat_waiting = state.host.nat_waiting, []
         effects: Effects = []
         for request, call, asked_ns in waiting:
             if _may_use(state, nat, asked_ns):
                 effects.append(Reply(request, _answer(state, call, nat, now_ns)))
             else:
-                state.nat_waiting.append((request, call, asked_ns))
+                state.host.nat_waiting.append((request, call, asked_ns))
         # The stamp last: no answer depends on its being written.
-        return [*effects, *(_begin(state, now_ns) if state.nat_waiting else []), *stamp]
+        return [*effects, *(_begin(state, now_ns) if state.host.nat_waiting else []), *stamp]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
-        state.nat_looking = False
-        waiting, state.nat_waiting = state.nat_waiting, []
+        state.host.nat_looking = False
+        waiting, state.host.nat_waiting = state.host.nat_waiting, []
         return [Reply(request, _CANNOT_TELL) for request, _, _ in waiting]
 
 

@@ -47,16 +47,16 @@ Bools = npt.NDArray[np.bool_]
 
 def tick(state: State, now_ns: int) -> Effects:
     """Go on with the sweep at hand, or begin the next one."""
-    if not state.sweep_at_ns:
-        state.sweep_at_ns = now_ns + NAT_SWEEP_NS
-    if state.sweep is None:
-        if now_ns < state.sweep_at_ns:
+    if not state.host.sweep_at_ns:
+        state.host.sweep_at_ns = now_ns + NAT_SWEEP_NS
+    if state.host.sweep is None:
+        if now_ns < state.host.sweep_at_ns:
             return []
-        state.sweep = Sweep()
-    if state.sweep.waiting or not state.has_room():
+        state.host.sweep = Sweep()
+    if state.host.sweep.waiting or not state.has_room():
         return []
-    state.sweep.waiting = True
-    return [LookNat(state.open(_Looked(), now_ns), state.sweep.cursor)]
+    state.host.sweep.waiting = True
+    return [LookNat(state.open(_Looked(), now_ns), state.host.sweep.cursor)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class _Looked(Question):
     """One slice of the sweep at hand."""
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        sweep = state.sweep
+        sweep = state.host.sweep
         if not isinstance(answer, NatLooked) or sweep is None:
             return self.failed(state, "the list is not one of flows", now_ns)
         gone = are_over(state.facts, answer.keys, answer.values, now_ns)
@@ -76,15 +76,15 @@ class _Looked(Question):
             effects.append(DropNat(answer.keys[gone], answer.values["seen_ns"][gone].astype(np.uint64)))
         if answer.cursor is None:
             effects += counted(state, sweep.count, answer, now_ns)
-            state.sweep, state.swept_count = None, sweep.dropped
-            state.sweep_at_ns = now_ns + _pause_ns(sweep, answer.room)
+            state.host.sweep, state.host.swept_count = None, sweep.dropped
+            state.host.sweep_at_ns = now_ns + _pause_ns(sweep, answer.room)
         return effects
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         """Begin anew, soon. What was dropped may have made room that no count has seen."""
-        if state.sweep is not None:
-            state.swept_count += state.sweep.dropped
-        state.sweep, state.sweep_at_ns = None, now_ns + NAT_SWEEP_NS_MIN
+        if state.host.sweep is not None:
+            state.host.swept_count += state.host.sweep.dropped
+        state.host.sweep, state.host.sweep_at_ns = None, now_ns + NAT_SWEEP_NS_MIN
         return []
 
 
@@ -109,12 +109,12 @@ def are_over(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> Bools:
 # --- Evictions --------------------------------------------------------------------------------------------------------
 def counted(state: State, count: int, last: NatLooked, now_ns: int) -> Effects:
     """All entries have been looked at, there were so many. Note whether some may have been evicted before."""
-    is_full = count + state.swept_count >= last.room
-    state.nat_full_ns = now_ns if is_full else max(state.nat_full_ns, last.full_ns)
+    is_full = count + state.host.swept_count >= last.room
+    state.host.nat_full_ns = now_ns if is_full else max(state.host.nat_full_ns, last.full_ns)
     # Also where an earlier stamp could not be written.
-    return [StampNatFull(state.nat_full_ns)] if state.nat_full_ns > last.full_ns else []
+    return [StampNatFull(state.host.nat_full_ns)] if state.host.nat_full_ns > last.full_ns else []
 
 
 def may_have_evicted(state: State, wait_ns: int, now_ns: int) -> bool:
     """May a flow that was seen within this time be missing from the map?"""
-    return state.nat_full_ns != 0 and now_ns <= state.nat_full_ns + wait_ns
+    return state.host.nat_full_ns != 0 and now_ns <= state.host.nat_full_ns + wait_ns

@@ -30,6 +30,7 @@ from lbpod.core.messages import (
     Persist,
     Persisted,
     PersistFailed,
+    Phase as PlannerPhase,
     PlannerEffect,
     PlannerEvent,
     PlannerStatus,
@@ -38,7 +39,6 @@ from lbpod.core.messages import (
     Tick,
     WorldSeen,
 )
-from lbpod.core.messages import Phase as PlannerPhase
 from lbpod.core.model import World
 from lbpod.core.planner import Planner
 from lbpod.standalone.config import Settings, load

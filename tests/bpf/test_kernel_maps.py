@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lbpod.core import layout
 from lbpod.core.limits import BATCH_MAX, LOOKUP_BATCH_MAX, SLOT_COUNT, VIPS_MAX

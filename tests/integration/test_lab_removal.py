@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lbpod.lab import Lab, Program, registry
-from lbpod.lab import kernel as lab_kernel
+from lbpod.lab import Lab, Program, kernel as lab_kernel, registry
 
 pytestmark = [
     pytest.mark.root,

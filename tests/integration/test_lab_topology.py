@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lbpod.lab import Capture, Client, Lab, LabError, Node, clean_leftovers, start_nginx
-from lbpod.lab import kernel as lab_kernel
+from lbpod.lab import Capture, Client, Lab, LabError, Node, clean_leftovers, kernel as lab_kernel, start_nginx
 from lbpod.lab.checksums import frame_faults, frame_payload
 
 pytestmark = [

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from random import Random
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lbpod.core.messages import (
     CommitCall,

@@ -10,8 +10,7 @@ import struct
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lbpod.core import limits, oracle
 from lbpod.core.maps import mapped

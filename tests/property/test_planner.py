@@ -5,8 +5,7 @@ everything must come to rest at one generation that says what is wanted."""
 
 from random import Random
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.property.planner_cluster import ToyCluster
 

@@ -10,8 +10,7 @@ import heapq
 from random import Random
 
 import numpy as np
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from lbpod.core.hashing import MAPPED_PREFIX, SLOT_WORDS, identity_words, pair_costs
 from lbpod.core.limits import SLOT_COUNT, TABLE_CANDIDATES_MAX, TABLE_INCREMENTAL_MIN, WEIGHT_MAX

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lbpod.core.limits import BACKEND_IDS_MAX, SLOT_COUNT
 from lbpod.core.transition import Slots, base_of, current_of, is_settling, is_tracking

@@ -52,8 +52,7 @@ from lbpod.core.messages import (
     Tick,
     WorldSeen,
 )
-from lbpod.core.model import Cluster as ClusterOf
-from lbpod.core.model import Snapshot, World, WorldNode, WorldVip, parse_address
+from lbpod.core.model import Cluster as ClusterOf, Snapshot, World, WorldNode, WorldVip, parse_address
 from lbpod.core.planner import Planner
 from tests.scenarios.node import Node
 from tests.scenarios.tables import shared_tables

@@ -1,8 +1,7 @@
 """The age of a question: never told younger than it is, whatever the two clocks show."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lbpod.agent.age import HEADER_CLOCK, Clocks, read_clock
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lbpod.agent.vip_index import Entry, Key, VipIndex, entries_of
 from lbpod.core.layout import PROTOCOL_ICMP, PROTOCOL_TCP, VIP, vip_index

@@ -4,8 +4,7 @@ import contextlib
 import struct
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lbpod.datapath.layout import Btf, differences, prove
 from lbpod.datapath.port import DatapathError

@@ -13,8 +13,7 @@ from typing import Any
 import mmh3
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lbpod.core import hashing
 from lbpod.core.limits import SLOT_COUNT

@@ -23,8 +23,7 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
-from lbpod.core.model import Affinity, Ring, Snapshot
-from lbpod.core.model import Cluster as ClusterOf
+from lbpod.core.model import Affinity, Cluster as ClusterOf, Ring, Snapshot
 from lbpod.core.snapshot import digest_of
 from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, vip
 

@@ -106,7 +106,7 @@ def test_questions_that_come_together_share_one_list_that_does_not_grow_old() ->
     assert [1] == quiet(node, call([7]), cluster.now_ns + NAT_DUMP_AGE_NS + 1)
     assert 2 == sum(isinstance(effect, LookNat) for effect in node.effects)
     node.feed(Tick(), cluster.now_ns + 3 * NAT_DUMP_AGE_NS)
-    assert node.keeper._state.nat is None
+    assert node.keeper._state.host.nat is None
 
 
 def test_all_that_wait_for_a_list_are_answered_and_not_too_many_may_wait() -> None:

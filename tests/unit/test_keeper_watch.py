@@ -1,4 +1,4 @@
-"""Beats between LBs, what is believed from them, and the fence."""
+"""Beats between LBs, what is believed from them, and the fence: one Keeper, and a clock that the test turns."""
 
 from collections.abc import Callable, Iterator
 
@@ -37,8 +37,7 @@ from lbpod.core.messages import (
     Reply,
     Tick,
 )
-from lbpod.core.model import Node as ClusterNode
-from lbpod.core.model import Ring, Snapshot, parse_address
+from lbpod.core.model import Node as ClusterNode, Ring, Snapshot, parse_address
 from lbpod.core.snapshot import digest_of
 from tests.keepers import CLUSTER, SECOND_NS, START_NS, Cluster, vip
 

@@ -7,8 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lbpod.core import hashing
 from lbpod.core.limits import MEMBER_NONE, MEMBERS_MAX, REPLICAS_MAX, SLOT_COUNT
