@@ -2,9 +2,9 @@
 sentence.
 
 Decided here: the order. Certificates and features are looked at before anything is loaded; programs are attached
-(those of an earlier agent replaced in place) once their maps are there. What fails after that, say a port in use,
-leaves an earlier agent's forwarding as it was, or on a fresh node programs that pass everything on. Nothing is taken
-off on the way out, unless that was asked for.
+(those of an earlier agent replaced in place) last, once we know that we can work with them and with every map that
+they use: what is refused has moved no packet. What fails after that, say a port in use, leaves forwarding as it was, or
+on a fresh node programs that pass everything on. Nothing is taken off on the way out, unless that was asked for.
 
 SIGTERM leaves the ring first (``leave``), unless it is set to stay; a second one ends at once. SIGINT always ends at
 once and leaves everything as it is: so a restart of one agent needs no other setting, and Ctrl-C does not wait.
@@ -60,12 +60,12 @@ def run_agent(settings: Settings) -> None:
         credentials = Credentials(files_in(settings.tls, settings.node))
         uplink = find_uplink(settings.interface, settings.node_address)
         _probe(settings, uplink)
-        fast_path = load(LoadSettings(settings.pins, settings.bpf_object, settings.map_sizes))
+        fast_path = load(LoadSettings(settings.pins, settings.bpf_object, settings.map_sizes, complete=True))
     except (CertsError, UplinkError, DatapathError) as error:
         raise StartError(str(error)) from error
     try:
-        attached = _attach(fast_path, uplink)
         datapath = KernelDatapath(fast_path)
+        attached = _attach(fast_path, uplink)
         hops = Neighbours(uplink.address)
         parts = Parts(
             brain=Keeper(settings.node),

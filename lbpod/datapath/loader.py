@@ -6,8 +6,9 @@ first (nothing is pinned if the verifier refuses), ``config`` with its version i
 before anything is attached. What it leaves to others: where pins lie (``pins``), attaching (``attach``), what goes into
 the maps (``kernel``).
 
-A pinned map keeps its size even where another one is asked for: its content is worth more, and a resize would have to
-stop forwarding. ``counters`` and the look-up desk hold nothing that is missed, so they are made anew when they change.
+A pinned hash map keeps its size even where another one is asked for: its content is worth more, and a resize would
+have to stop forwarding. ``counters`` and the look-up desk hold nothing that is missed, so they are made anew when they
+change. Every other array has an index with a meaning, so that another size is another layout, and refused like one.
 """
 
 import os
@@ -21,7 +22,7 @@ import numpy as np
 
 from lbpod.core.layout import CONFIG, LAYOUT_VERSION
 from lbpod.datapath import layout, libbpf
-from lbpod.datapath.libbpf import BpfObject, MapInfo
+from lbpod.datapath.libbpf import BpfObject, MapInfo, MapType
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import DatapathError
 
@@ -30,6 +31,9 @@ PIN_FOLDER: Final = Path("/sys/fs/bpf/holdfast")
 
 _REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values", "stale_keys", "stale_stamps"})
 """Maps that are made anew when their size changes. No verdict may go uncounted because an older agent had fewer."""
+
+_HASHES: Final = frozenset({MapType.HASH, MapType.LRU_HASH})
+"""Maps whose size is a matter of room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,10 @@ class LoadSettings:
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Entries of maps that are to be larger or smaller than in the source. Only for maps that are made new."""
+
+    complete: bool = False
+    """Refuse an object that lacks one of the maps that this package knows. An agent asks for that: what it cannot work
+    with must not come as far as an interface. Smaller programs may use fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ def load(settings: LoadSettings) -> FastPath:
         image = settings.object_file.read_bytes()
     except OSError as error:
         raise DatapathError(f"cannot read {settings.object_file} ({error.strerror}): run `make objects`") from error
-    layout.prove(image, str(settings.object_file))
+    layout.prove(image, str(settings.object_file), complete=settings.complete)
     pins = PinFolder(settings.pin_folder)
     opened: BpfObject | None = None
     found: dict[str, int] = {}
@@ -149,6 +157,12 @@ def _reuse(opened: BpfObject, found: Mapping[str, int], settings: LoadSettings) 
             raise DatapathError(
                 f"the pinned map {name} in {settings.pin_folder} has another shape (type, key, value, flags"
                 f" {_shape(there)}) than the programs need {_shape(wanted)}: detach and unpin to start anew"
+            )
+        if not same_size and there.type not in _HASHES:
+            raise DatapathError(
+                f"the pinned map {name} in {settings.pin_folder} has {there.max_entries} entries and the programs need"
+                f" {wanted.max_entries}, which is another layout: it goes on forwarding untouched; run the agent that"
+                " made it, or detach and unpin to start anew"
             )
         opened.reuse(name, found[name])
         reused.add(name)

@@ -172,6 +172,29 @@ def test_a_pinned_map_keeps_its_size_but_counters_grow_with_the_verdicts(folder:
     fast_path.close()
 
 
+def test_an_array_of_another_size_is_another_layout(folder: Path) -> None:
+    """Its indices have a meaning, and a part of it would be somebody else's: both ways, and before anything changes."""
+    load(settings(folder)).close()
+    before = everything(folder)
+    with pytest.raises(DatapathError, match=r"map nodes in .* has 4096 entries and the programs need 8192.*untouched"):
+        load(settings(folder, built("resized")))
+    assert before == everything(folder)
+    fast_path = load(replace(settings(folder, built("resized")), pin_folder=folder / "larger"))
+    fast_path.close()
+    with pytest.raises(DatapathError, match=r"map nodes in .* has 8192 entries and the programs need 4096"):
+        load(replace(settings(folder), pin_folder=folder / "larger"))
+
+
+@pytest.mark.parametrize("name", ["foreign", "other_layout"])
+def test_an_object_without_all_our_maps_is_refused_where_all_are_asked_for(folder: Path, name: str) -> None:
+    load(settings(folder)).close()
+    before = everything(folder)
+    with pytest.raises(DatapathError, match=rf"{name}.bpf.o was built from other headers than this package's"):
+        load(replace(settings(folder, built(name)), complete=True))
+    assert before == everything(folder)
+    load(replace(settings(folder), complete=True)).close()
+
+
 def test_two_agents_never_share_a_folder(folder: Path) -> None:
     fast_path = load(settings(folder))
     with pytest.raises(DatapathError, match="another process is using the maps"):
