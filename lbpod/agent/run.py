@@ -31,7 +31,7 @@ from lbpod.agent.view import Facts
 from lbpod.certs import CertsError, Credentials, files_in
 from lbpod.core.keeper import Keeper
 from lbpod.core.model import format_address
-from lbpod.datapath.attach import XdpAttachment, attach_tc, attach_xdp, detach, forget_old_programs
+from lbpod.datapath.attach import XdpAttachment, attach_tc, attach_xdp, detach, forget_old_maps, forget_old_programs
 from lbpod.datapath.features import Need, probe
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import FastPath, LoadSettings, load
@@ -111,6 +111,7 @@ def _attach(fast_path: FastPath, uplink: Uplink) -> XdpAttachment:
         why=attached.reason,
         replaced=attached.replaced and tc.replaced,
         old_programs=forget_old_programs(fast_path),
+        old_maps=forget_old_maps(fast_path),
     )
     return attached
 

@@ -184,6 +184,17 @@ def forget_old_programs(fast_path: FastPath) -> int:
     return len(old)
 
 
+def forget_old_maps(fast_path: FastPath) -> tuple[str, ...]:
+    """Unpins maps that these programs do not have, once they have replaced a later release's; their names.
+
+    Nobody keeps such a map current from now on: the next upgrade must make it anew, not take it for the truth.
+    """
+    old = [name for name in fast_path.pins.map_names() if name not in fast_path.maps]
+    for name in old:
+        fast_path.pins.unpin_map(name)
+    return tuple(old)
+
+
 def detach(pins: PinFolder) -> tuple[str, ...]:
     """Takes our programs off every interface of this network namespace; the interfaces that had one.
 

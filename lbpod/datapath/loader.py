@@ -9,6 +9,8 @@ the maps (``kernel``).
 A pinned hash map keeps its size even where another one is asked for: its content is worth more, and a resize would
 have to stop forwarding. ``counters`` and the look-up desk hold nothing that is missed, so they are made anew when they
 change. Every other array has an index with a meaning, so that another size is another layout, and refused like one.
+
+A map that only a later release knows stays pinned until its programs are replaced (``attach.forget_old_maps``).
 """
 
 import os

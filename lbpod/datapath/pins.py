@@ -121,6 +121,14 @@ class PinFolder:
         libbpf.pin(fd, str(fresh))
         os.rename(fresh, path)
 
+    def map_names(self) -> list[str]:
+        """Names of the pinned maps, ascending."""
+        return self._names("maps")
+
+    def unpin_map(self, name: str) -> None:
+        """Removes a map's pin. Programs that use it go on using it."""
+        (self.folder / "maps" / name).unlink(missing_ok=True)
+
     # --- Inner arrays ---------------------------------------------------------------------------------------------
 
     def vip_ids(self, outer: str) -> list[int]:

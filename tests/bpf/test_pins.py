@@ -16,6 +16,7 @@ from lbpod.core import layout
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath import libbpf, loader
+from lbpod.datapath.attach import forget_old_maps
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
 from lbpod.datapath.loader import FastPath, LoadSettings, load
@@ -185,6 +186,31 @@ def test_an_array_of_another_size_is_another_layout(folder: Path) -> None:
         load(replace(settings(folder), pin_folder=folder / "larger"))
 
 
+def test_an_upgrade_and_a_downgrade_keep_every_map_that_both_know(folder: Path) -> None:
+    """The newer programs have one verdict and one map more."""
+    with closing(KernelDatapath(load(settings(folder)))) as older:
+        older.vip_create(7)
+        older.flows_put(FlowMap.RECORDS, flows(3), np.ones(3, layout.RECORD))
+    fast_path = load(settings(folder, built("newer")))
+    assert {"counters", "newer_packets"} == {name for name, each in fast_path.maps.items() if not each.taken_over}
+    assert len(Verdict) + 1 == fast_path.map("counters").info.max_entries
+    assert () == forget_old_maps(fast_path)
+    fast_path.test_run("hf_xdp", FRAME, repeat=5)
+    with closing(KernelDatapath(fast_path)) as newer:
+        assert 5 == newer.counters()[Verdict.PASS_OTHER][0], "a verdict that this package does not know is nobody's"
+        assert (newer.records_lookup(flows(3))["backend"] == 1).all()
+        newer.flows_put(FlowMap.RECORDS, flows(1, first=9), np.ones(1, layout.RECORD))
+    fast_path = load(settings(folder))
+    assert {"counters"} == {name for name, each in fast_path.maps.items() if not each.taken_over}
+    assert ("newer_packets",) == forget_old_maps(fast_path)
+    with closing(KernelDatapath(fast_path)) as older:
+        assert [7] == list(older.vip_ids())
+        assert (older.records_lookup(flows(1, first=9))["backend"] == 1).all()
+    fast_path = load(settings(folder, built("newer")))
+    assert not fast_path.map("newer_packets").taken_over, "nobody has kept it current"
+    fast_path.close()
+
+
 @pytest.mark.parametrize("name", ["foreign", "other_layout"])
 def test_an_object_without_all_our_maps_is_refused_where_all_are_asked_for(folder: Path, name: str) -> None:
     load(settings(folder)).close()
@@ -192,7 +218,7 @@ def test_an_object_without_all_our_maps_is_refused_where_all_are_asked_for(folde
     with pytest.raises(DatapathError, match=rf"{name}.bpf.o was built from other headers than this package's"):
         load(replace(settings(folder, built(name)), complete=True))
     assert before == everything(folder)
-    load(replace(settings(folder), complete=True)).close()
+    load(replace(settings(folder, built("newer")), complete=True)).close()
 
 
 def test_two_agents_never_share_a_folder(folder: Path) -> None:
