@@ -5,17 +5,14 @@ file. While it does, ECMP is reshuffled three times a second, so that establishe
 """
 
 import os
-import random
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from lbpod.lab import CheckerRun, Lab, Node
-from tests.integration.traffic_cluster import PREFIX, VIP, AgentCluster, Service, wait_for
+from tests.integration.traffic_cluster import VIP, AgentCluster, Service, reshuffling, wait_for
 from tests.integration.traffic_hosts import fetch
 
 pytestmark = [
@@ -23,8 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="missing feature: root"),
 ]
-
-RESHUFFLE_S = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +40,6 @@ def cluster() -> Iterator[AgentCluster]:
             yield cluster
         finally:
             cluster.stop()
-
-
-@contextmanager
-def reshuffling(cluster: AgentCluster, seed: int) -> Iterator[None]:
-    """Inside the block the router moves flows to other LBs, again and again."""
-    ending, rng = threading.Event(), random.Random(seed)
-
-    def run() -> None:
-        while not ending.wait(RESHUFFLE_S):
-            cluster.lab.router.reshuffle(PREFIX, rng, weight_max=3)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
 
 
 def _start(cluster: AgentCluster, service: Service, client: int, long_count: int, short_rate: int) -> CheckerRun:

@@ -6,16 +6,19 @@ answers of real servers. Nothing reaches past the commands into their insides.
 
 import http.client
 import os
+import random
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
 
-from lbpod.lab import Lab, Node, Program, python, start_nginx, start_udp_echo
+from lbpod.lab import Lab, Node, Pod, Program, python, start_nginx, start_udp_echo
 from lbpod.lab.host import Host
 from lbpod.lab.workload import Backend
 
@@ -26,6 +29,7 @@ CONTROLLER_PORT: Final = 9901
 METRICS_PORT: Final = 9902
 MAP_SIZES: Final = "records=65536,nat=65536,cache=65536,pending=16384,embryonic=16384"
 WAIT_S: Final = 30
+RESHUFFLE_S: Final = 0.3
 NAMESPACE: Final = "tests"
 
 
@@ -90,13 +94,15 @@ class AgentCluster:
         self.lab.router.run(python("-m", "lbpod.cli", "certs", str(self.folder / "tls"), *names))
         self.lab.router.set_ecmp(PREFIX, self.lbs)
 
-    def start_agent(self, node: Node) -> Program:
+    def agent_argv(self, node: Node, *more: str) -> list[str]:
         argv = python("-m", "lbpod.cli", "agent", "--node", node.name, "--interface", "eth0")
         argv += ["--on-term", "stay"]
         argv += ["--listen", f"0.0.0.0:{CONTROL_PORT}", "--metrics-listen", f"127.0.0.1:{METRICS_PORT}"]
         argv += ["--tls", str(self.folder / "tls"), "--state", str(self.folder / f"state-{node.name}")]
-        argv += ["--pins", str(self.lab.pin_dir(node)), "--map-sizes", MAP_SIZES]
-        self.agents[node.name] = node.popen(argv, name="agent")
+        return [*argv, "--pins", str(self.lab.pin_dir(node)), "--map-sizes", MAP_SIZES, *more]
+
+    def start_agent(self, node: Node, *more: str) -> Program:
+        self.agents[node.name] = node.popen(self.agent_argv(node, *more), name="agent")
         return self.agents[node.name]
 
     def start_controller(self) -> Program:
@@ -140,12 +146,16 @@ class AgentCluster:
 
     def add_backend(self, service: Service) -> Backend:
         """A new pod with a server, on the hosts in turn; in the file with the next `write_config`."""
-        host = self.hosts[self._placed % len(self.hosts)]
-        self._placed += 1
-        pod = self.lab.add_pod(host)
+        pod = self.next_pod()
         started = start_nginx(self.lab, pod) if service.protocol == "TCP" else start_udp_echo(pod, port=8080)
         service.backends.append(started)
         return started
+
+    def next_pod(self) -> Pod:
+        """A new pod, on the hosts in turn."""
+        host = self.hosts[self._placed % len(self.hosts)]
+        self._placed += 1
+        return self.lab.add_pod(host)
 
     def take_out(self, service: Service, backend: Backend) -> None:
         """Out of the list; its pod goes on. In the file with the next `write_config`."""
@@ -215,6 +225,24 @@ class AgentCluster:
             program.signal(signal.SIGTERM)
         for program in [*([self.controller] if self.controller else []), *self.agents.values()]:
             program.stop()
+
+
+@contextmanager
+def reshuffling(cluster: AgentCluster, seed: int) -> Iterator[None]:
+    """Inside the block the router moves flows to other LBs, again and again."""
+    ending, rng = threading.Event(), random.Random(seed)
+
+    def run() -> None:
+        while not ending.wait(RESHUFFLE_S):
+            cluster.lab.router.reshuffle(PREFIX, rng, weight_max=3)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
 
 
 def wait_for(holds: Callable[[], bool], what: str, told: Callable[[], str] = str, *, seconds: float = WAIT_S) -> None:
