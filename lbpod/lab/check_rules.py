@@ -62,6 +62,8 @@ class FlowError(Exception):
 class Failure:
     at_ns: int
     """Monotonic."""
+    opened_ns: int
+    """When the flow was begun."""
     reason: Reason
     backend: str | None
     """Who had served the flow; ``None``: it never got an answer."""
@@ -118,9 +120,12 @@ class Judge:
         self._last_gone_ns: int | None = None
         self._waiting: deque[Failure] = deque()  # in order of at_ns
 
-    def gone(self, name: str, now_ns: int) -> None:
+    def gone(self, name: str, now_ns: int, *, drained: bool = False) -> None:
+        """``drained``: no new flow has been sent to it for longer than a flow waits for its first answer, so that its
+        removal excuses none that never got one."""
         self._gone[name] = now_ns
-        self._last_gone_ns = now_ns
+        if not drained:
+            self._last_gone_ns = now_ns
 
     def alive(self, name: str) -> None:
         self._gone.pop(name, None)

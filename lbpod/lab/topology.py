@@ -74,7 +74,7 @@ class Node(Host):
 
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(run, f"node{number}")
-        self.number = number
+        self.number: int = number
         self.address = f"10.77.{number}.2"
         self.gateway = f"10.77.{number}.1"
         self.pod_network = f"10.78.{number}.0/24"
@@ -425,7 +425,8 @@ class Lab:
         """Numbers go up until they run out, so that a name and an address are not given to the next node at once."""
         used = {node.number for node in self.nodes}
         last = self._last_node_number
-        for number in [*range(last + 1, NODES_MAX + 1), *range(1, last + 1)]:
+        order: list[int] = [*range(last + 1, NODES_MAX + 1), *range(1, last + 1)]
+        for number in order:
             if number not in used:
                 return number
         raise LabError(f"the lab has {NODES_MAX} nodes already; remove some")
