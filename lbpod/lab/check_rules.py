@@ -118,6 +118,7 @@ class Judge:
         """How long after a removal a failure without a backend may be due to it."""
         self._gone: dict[str, int] = {}  # name -> when we were told
         self._last_gone_ns: int | None = None
+        self._haunting: set[str] = set()  # gone, and new flows may still be sent there
         self._waiting: deque[Failure] = deque()  # in order of at_ns
 
     def gone(self, name: str, now_ns: int, *, drained: bool = False) -> None:
@@ -126,6 +127,15 @@ class Judge:
         self._gone[name] = now_ns
         if not drained:
             self._last_gone_ns = now_ns
+
+    def haunts(self, name: str) -> None:
+        """It is gone, and new flows are sent to it until ``forgotten``: nobody has told all load balancers."""
+        self._haunting.add(name)
+
+    def forgotten(self, name: str, now_ns: int) -> None:
+        """From now on no new flow is sent to it."""
+        self._haunting.discard(name)
+        self._last_gone_ns = now_ns
 
     def alive(self, name: str) -> None:
         self._gone.pop(name, None)
@@ -142,6 +152,8 @@ class Judge:
     def _verdict(self, failure: Failure) -> Verdict:
         if failure.backend is not None:
             return Verdict.BACKEND_GONE if failure.backend in self._gone else Verdict.BROKEN
+        if self._haunting:
+            return Verdict.UNATTRIBUTED
         if self._last_gone_ns is not None and failure.at_ns - self._last_gone_ns <= self._blame_window_ns:
             return Verdict.UNATTRIBUTED
         return Verdict.BROKEN

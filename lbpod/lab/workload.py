@@ -177,6 +177,14 @@ class CheckerRun:
         """
         self._tell(f"gone {name} drained" if drained else f"gone {name}")
 
+    def haunts(self, name: str) -> None:
+        """It is gone, and new flows are sent to it until ``forgotten``."""
+        self._tell(f"haunts {name}")
+
+    def forgotten(self, name: str) -> None:
+        """No load balancer sends new flows to ``name`` any more."""
+        self._tell(f"forgotten {name}")
+
     def mark(self, number: int, at_ns: int) -> None:
         """Something was lost at ``at_ns`` (monotonic); ``marks`` will say whom it held up."""
         self._tell(f"mark {number} {at_ns}")

@@ -99,6 +99,19 @@ def test_a_drained_backend_that_goes_excuses_its_own_flows_only() -> None:
     assert [Verdict.BACKEND_GONE, Verdict.BROKEN] == _verdicts(judge, SECOND_NS)
 
 
+def test_while_new_flows_go_to_a_dead_backend_nobody_can_tell_of_those_without_one() -> None:
+    judge = Judge(blame_window_ns=SECOND_NS)
+    judge.gone("web1", 0)
+    judge.haunts("web1")
+    judge.failed(_failure(5 * SECOND_NS, None))
+    judge.failed(_failure(5 * SECOND_NS, "web2"))
+    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 6 * SECOND_NS)
+    judge.forgotten("web1", 6 * SECOND_NS)
+    judge.failed(_failure(7 * SECOND_NS, None))
+    judge.failed(_failure(7 * SECOND_NS + 1, None))
+    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 8 * SECOND_NS)
+
+
 def test_a_backend_that_is_back_can_be_blamed_again() -> None:
     judge = Judge(blame_window_ns=SECOND_NS)
     judge.gone("web1", 0)
