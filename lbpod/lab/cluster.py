@@ -84,6 +84,7 @@ class Cluster:
         self.served: list[Served] = []  # oldest first
         self.agents: dict[str, Program] = {}  # node name -> its agent, alive or not
         self.controller: Program | None = None
+        self.controllers: list[Program] = []  # all that were ever started, one after the other
         self.folder = lab.run_dir / "cluster"
         self.config = self.folder / "holdfast.yaml"
         self.lb_object: Path | None = None
@@ -110,6 +111,7 @@ class Cluster:
         argv = python("-m", "lbpod.cli", "controller", "--config", str(self.config))
         argv += ["--listen", f"127.0.0.1:{CONTROLLER_PORT}"]
         self.controller = self.lab.router.popen(argv, name=CONTROLLER)
+        self.controllers.append(self.controller)
 
     def start_agent(self, node: Node) -> None:
         """The agent of a node on which none has run."""
