@@ -17,7 +17,7 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter 
 LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench soak objects setup lint clean
+.PHONY: help demo chaos test check bench soak objects setup lint clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]'
@@ -31,6 +31,10 @@ test: setup lint objects ## check, then every test, cheapest first
 
 check: setup lint objects ## format, lint, types, contracts, BPF warnings, tidy tests: seconds
 	@$(PY) -m pytest -q tests/tidy $(ARGS)
+
+chaos: setup objects ## the same while load balancers die and come: ten minutes, a JSON file and a report with plots
+	@mkdir -p build
+	@.venv/bin/holdfast chaos --json build/chaos.json --html build/chaos.html $(ARGS)
 
 bench: setup objects ## what a packet, a table, a commit cost on this machine
 	@$(PY) -m tests.bench $(ARGS)

@@ -164,7 +164,7 @@ install_python_packages() {
 	key=$({ pwd -P; .venv/bin/python --version; cat pyproject.toml; } | sha256sum)
 	[ "$(cat $stamp 2>/dev/null)" != "$key" ] || return 0
 	step "installing the Python packages of pyproject.toml into .venv (a minute)" \
-		.venv/bin/python -m pip install --disable-pip-version-check --prefer-binary -e '.[test,dev]'
+		.venv/bin/python -m pip install --disable-pip-version-check --prefer-binary -e '.[lab,test,dev]'
 	echo "$key" >$stamp
 }
 

@@ -156,7 +156,7 @@ def status(
 
 def _register_others() -> None:
     """Commands that bring their options with them: modules with `register(app)`."""
-    for module in ("lbpod.cli.standalone", "lbpod.cli.demo"):
+    for module in ("lbpod.cli.standalone", "lbpod.cli.demo", "lbpod.cli.chaos"):
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).register(app)
 

@@ -7,12 +7,14 @@ the same for both, so it exists once. What a failure *means* is decided in ``che
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from lbpod.lab.check_holdups import Holdups, Marks
 from lbpod.lab.check_rules import (
     Failure,
     FlowError,
@@ -40,10 +42,26 @@ class Line(Protocol):
 
     local_port: int
 
+    def retransmit_evenly(self) -> None:
+        """From now on wait for each retransmission as long as for the first, instead of twice as long every time."""
+
     async def ask(self, token: str) -> str:
         """Send ``token``, check the answer byte by byte, return the backend's name, or raise ``FlowError``."""
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Long-lived flows that live alike."""
+
+    name: str
+    count: int
+    interval_ns: int
+    """Between two requests of one flow."""
+    evenly: bool
+    """Even retransmissions: what the flow feels of an outage is then its length, not that of TCP's doubling pauses."""
+    holdups: Holdups = field(default_factory=Holdups)
 
 
 @dataclass
@@ -52,7 +70,6 @@ class World:
 
     host: str
     port: int
-    interval_ns: int
     timeout_ns: int
     nonce: str
     """Makes tokens unique among checkers."""
@@ -60,6 +77,7 @@ class World:
     losses_max: int
     """Unanswered requests in a row that make a flow broken."""
     judge: Judge
+    marks: Marks
     tally: Tally = field(default_factory=Tally)
     latency: Histogram = field(default_factory=Histogram)
     """Of the current second."""
@@ -89,9 +107,10 @@ class World:
         self.tally.requests += 1
         return backend
 
-    def failed(self, error: FlowError, backend: str | None, line: Line | None, answers: int) -> None:
+    def failed(self, error: FlowError, opened_ns: int, backend: str | None, line: Line | None, answers: int) -> None:
         port = line.local_port if line is not None else 0
-        self.judge.failed(Failure(time.monotonic_ns(), error.reason, backend, port, answers, error.detail))
+        now_ns = time.monotonic_ns()
+        self.judge.failed(Failure(now_ns, opened_ns, error.reason, backend, port, answers, error.detail))
 
 
 def _reason(error: BaseException | None) -> Reason:
@@ -146,6 +165,10 @@ class HttpLine(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(FlowError(_reason(exc), str(exc or "the other side closed")))
+
+    def retransmit_evenly(self) -> None:
+        assert self._transport is not None
+        self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1)
 
     def _fail(self, error: FlowError) -> None:
         self._failure = self._failure or error
@@ -203,6 +226,9 @@ class UdpLine(asyncio.DatagramProtocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(self._failure)
 
+    def retransmit_evenly(self) -> None:
+        """UDP retransmits nothing."""
+
     async def ask(self, token: str) -> str:
         if self._failure is not None:
             raise self._failure
@@ -227,34 +253,41 @@ async def open_udp(world: World) -> Line:
     return line
 
 
+TCP_THIN_LINEAR_TIMEOUTS = 16
+"""From <linux/tcp.h>; Python's socket module does not name it."""
+
 LOSSES_MAX_HTTP = 1
 LOSSES_MAX_UDP = CHECK_UDP_LOSSES_MAX
 
 # ------------------------------------------------------------------------------------------------------------ flows
 
 
-async def long_flow(world: World, number: int, start_after_ns: int) -> None:
+async def long_flow(world: World, group: Group, number: int, start_after_ns: int) -> None:
     """A flow that lives until it is cancelled: opened again whenever it breaks."""
     await asyncio.sleep(start_after_ns / SECOND_NS)
     pause_ns = CHECK_REOPEN_NS
     generation = 0
     while True:
         generation += 1
-        answers = await _one_life(world, f"{world.nonce}-{number}-{generation}")
+        answers = await _one_life(world, group, number, f"{world.nonce}-{group.name}{number}-{generation}")
         pause_ns = CHECK_REOPEN_NS if answers else min(2 * pause_ns, CHECK_REOPEN_MAX_NS)
         await asyncio.sleep(pause_ns / SECOND_NS)
 
 
-async def _one_life(world: World, name: str) -> int:
+async def _one_life(world: World, group: Group, number: int, name: str) -> int:
     """From opening to breaking; returns how many right answers it got."""
     line: Line | None = None
     backend: str | None = None
     answers = losses = 0
     tally = world.tally
+    opened_ns = time.monotonic_ns()
     try:
         line = await world.open()
+        if group.evenly:
+            line.retransmit_evenly()
         due_ns = time.monotonic_ns()
         while True:
+            group.holdups.sent(number, time.monotonic_ns())
             try:
                 answered_by = await world.ask(line, f"{name}-{answers + losses}")
                 losses = 0
@@ -264,6 +297,7 @@ async def _one_life(world: World, name: str) -> int:
                     raise
                 tally.lost += 1
                 continue
+            group.holdups.answered(number, time.monotonic_ns())
             if backend is None:
                 backend = answered_by
                 tally.long_lived += 1
@@ -271,12 +305,13 @@ async def _one_life(world: World, name: str) -> int:
             if answered_by != backend:
                 raise FlowError(Reason.OTHER_BACKEND, f"{backend} has served it, now {answered_by} answers")
             answers += 1
-            due_ns = max(due_ns + world.interval_ns, time.monotonic_ns())
+            due_ns = max(due_ns + group.interval_ns, time.monotonic_ns())
             await asyncio.sleep((due_ns - time.monotonic_ns()) / SECOND_NS)
     except FlowError as error:
-        world.failed(error, backend, line, answers)
+        world.failed(error, opened_ns, backend, line, answers)
         return answers
     finally:
+        group.holdups.over(number)
         if line is not None:
             line.close()
         if backend is not None:
@@ -287,6 +322,7 @@ async def _one_life(world: World, name: str) -> int:
 async def short_flow(world: World, number: int) -> None:
     """One connection, one request. Whoever starts it has counted it as in flight."""
     line: Line | None = None
+    opened_ns = time.monotonic_ns()
     try:
         line = await world.open()
         for attempt in range(world.losses_max):
@@ -299,7 +335,7 @@ async def short_flow(world: World, number: int) -> None:
                 world.tally.lost += 1
         world.tally.short_done += 1
     except FlowError as error:
-        world.failed(error, None, line, 0)
+        world.failed(error, opened_ns, None, line, 0)
     finally:
         world.tally.short_in_flight -= 1
         if line is not None:

@@ -62,6 +62,8 @@ class FlowError(Exception):
 class Failure:
     at_ns: int
     """Monotonic."""
+    opened_ns: int
+    """When the flow was begun."""
     reason: Reason
     backend: str | None
     """Who had served the flow; ``None``: it never got an answer."""
@@ -116,10 +118,23 @@ class Judge:
         """How long after a removal a failure without a backend may be due to it."""
         self._gone: dict[str, int] = {}  # name -> when we were told
         self._last_gone_ns: int | None = None
+        self._haunting: set[str] = set()  # gone, and new flows may still be sent there
         self._waiting: deque[Failure] = deque()  # in order of at_ns
 
-    def gone(self, name: str, now_ns: int) -> None:
+    def gone(self, name: str, now_ns: int, *, drained: bool = False) -> None:
+        """``drained``: no new flow has been sent to it for longer than a flow waits for its first answer, so that its
+        removal excuses none that never got one."""
         self._gone[name] = now_ns
+        if not drained:
+            self._last_gone_ns = now_ns
+
+    def haunts(self, name: str) -> None:
+        """It is gone, and new flows are sent to it until ``forgotten``: nobody has told all load balancers."""
+        self._haunting.add(name)
+
+    def forgotten(self, name: str, now_ns: int) -> None:
+        """From now on no new flow is sent to it."""
+        self._haunting.discard(name)
         self._last_gone_ns = now_ns
 
     def alive(self, name: str) -> None:
@@ -137,6 +152,8 @@ class Judge:
     def _verdict(self, failure: Failure) -> Verdict:
         if failure.backend is not None:
             return Verdict.BACKEND_GONE if failure.backend in self._gone else Verdict.BROKEN
+        if self._haunting:
+            return Verdict.UNATTRIBUTED
         if self._last_gone_ns is not None and failure.at_ns - self._last_gone_ns <= self._blame_window_ns:
             return Verdict.UNATTRIBUTED
         return Verdict.BROKEN

@@ -6,7 +6,10 @@ A program of its own, so that it can run inside the client's namespace and its p
 
 It writes one JSON line a second (``"kind": "tick"``), one for each of the first failures (``"failure"``), and a last
 one (``"final"``) when it is told to stop: by SIGTERM, SIGINT or the line ``stop`` on its input. Other lines it takes:
-``gone NAME`` (say it *before* the backend is removed) and ``alive NAME``. ``check_rules`` says what counts as broken.
+``gone NAME`` (say it *before* the backend is removed; ``gone NAME drained`` if it has had no new flows for longer
+than the timeout), ``haunts NAME`` and ``forgotten NAME`` (in between, new flows go to a backend that is gone),
+``alive NAME``, and ``mark NUMBER NS`` (something was lost at this time of the monotonic clock: a line ``"mark"`` says
+later whom it held up for how long, see ``check_holdups``). ``check_rules`` says what counts as broken.
 
 Ticks and the final line carry the counters of ``check_rules.Tally``, ``t_ns`` (since start), and ``latency_ns``
 (percentiles of the last second; in the final line, of the whole run).
@@ -16,26 +19,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
+import resource
 import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import IO
 
 from lbpod.lab.check_flows import (
     LOSSES_MAX_HTTP,
     LOSSES_MAX_UDP,
+    Group,
     World,
     long_flow,
     open_http,
     open_udp,
     short_stream,
 )
-from lbpod.lab.check_rules import Histogram, Judge
+from lbpod.lab.check_holdups import HELD_NS, Mark, Marks
+from lbpod.lab.check_rules import Histogram, Judge, Verdict
 from lbpod.lab.limits import (
     CHECK_FAILURES_TOLD_MAX,
     CHECK_GRACE_NS,
@@ -57,11 +65,13 @@ class Stop(Exception):  # noqa: N818 - not an error: the way out of the task gro
 class Reporter:
     """Judges failures and writes lines."""
 
-    def __init__(self, world: World, out: IO[str]) -> None:
+    def __init__(self, world: World, groups: Sequence[Group], told_max: int, out: IO[str]) -> None:
         self._world = world
+        self._holdups = {group.name: group.holdups for group in groups}
+        self._told_max = told_max
         self._out = out
         self._start_ns = time.monotonic_ns()
-        self._told = 0
+        self._told: Counter[Verdict] = Counter()
 
     async def run(self) -> None:
         """One line a second until cancelled; a late second is not made up for."""
@@ -74,18 +84,21 @@ class Reporter:
 
     def report(self, kind: str, latency: Histogram, counters: Callable[[], dict[str, object]]) -> None:
         self.judge(final=kind == "final")
+        self.reckon(final=kind == "final")
         self._write({"kind": kind, "t_ns": self._age_ns(), **counters(), "latency_ns": latency.summary()})
 
     def judge(self, *, final: bool) -> None:
         tally = self._world.tally
         for verdict, failure in self._world.judge.verdicts(time.monotonic_ns(), final=final):
             tally.judged(verdict, failure)
-            if self._told < CHECK_FAILURES_TOLD_MAX:
-                self._told += 1
+            if self._told[verdict] < self._told_max:
+                self._told[verdict] += 1
                 self._write(
                     {
                         "kind": "failure",
+                        "at_ns": failure.at_ns,
                         "t_ns": failure.at_ns - self._start_ns,
+                        "age_ns": failure.at_ns - failure.opened_ns,
                         "verdict": verdict,
                         "reason": failure.reason,
                         "backend": failure.backend,
@@ -94,6 +107,12 @@ class Reporter:
                         "detail": failure.detail,
                     }
                 )
+
+    def reckon(self, *, final: bool) -> None:
+        for mark in self._world.marks.due(self._holdups, time.monotonic_ns(), final=final):
+            figures = {name: holdups.figures(mark) for name, holdups in self._holdups.items()}
+            groups = {name: dataclasses.asdict(one) for name, one in figures.items()}
+            self._write({"kind": "mark", "mark": mark.number, "at_ns": mark.at_ns, "groups": groups})
 
     def _age_ns(self) -> int:
         return time.monotonic_ns() - self._start_ns
@@ -110,13 +129,21 @@ def _listen(world: World, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) 
     """
 
     def obey(line: str) -> None:
-        word, _, name = line.strip().partition(" ")
-        if word == "gone":
-            world.judge.gone(name, time.monotonic_ns())
-        elif word == "alive":
-            world.judge.alive(name)
-        elif word == "stop":
-            stop.set()
+        match line.split():
+            case ["gone", name]:
+                world.judge.gone(name, time.monotonic_ns())
+            case ["gone", name, "drained"]:
+                world.judge.gone(name, time.monotonic_ns(), drained=True)
+            case ["haunts", name]:
+                world.judge.haunts(name)
+            case ["forgotten", name]:
+                world.judge.forgotten(name, time.monotonic_ns())
+            case ["alive", name]:
+                world.judge.alive(name)
+            case ["mark", number, at_ns]:
+                world.marks.add(Mark(int(number), int(at_ns)))
+            case ["stop"]:
+                stop.set()
 
     def read() -> None:
         for line in sys.stdin:
@@ -128,23 +155,24 @@ def _listen(world: World, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) 
     threading.Thread(target=read, name="orders", daemon=True).start()
 
 
-async def check(world: World, out: IO[str], *, long_count: int, short_rate: int) -> None:
+async def check(world: World, groups: Sequence[Group], out: IO[str], *, short_rate: int, told_max: int) -> None:
     """Run until told to stop, then write the last line."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for ending in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(ending, stop.set)
     _listen(world, stop, loop)
-    reporter = Reporter(world, out)
-    ramp_ns = max(world.interval_ns, long_count * SECOND_NS // RAMP_PER_SECOND)
+    reporter = Reporter(world, groups, told_max, out)
     counters: dict[str, object] = {}
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(reporter.run())
-            for number in range(long_count):
-                group.create_task(long_flow(world, number, ramp_ns * number // long_count))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reporter.run())
+            for kind in groups:
+                ramp_ns = max(kind.interval_ns, kind.count * SECOND_NS // RAMP_PER_SECOND)
+                for number in range(kind.count):
+                    tasks.create_task(long_flow(world, kind, number, ramp_ns * number // kind.count))
             if short_rate:
-                group.create_task(short_stream(world, short_rate, group))
+                tasks.create_task(short_stream(world, short_rate, tasks))
             await stop.wait()
             reporter.judge(final=True)
             counters = world.tally.as_dict()  # now: ending the flows takes them out of the gauges
@@ -161,6 +189,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=100, help="long-lived flows")
     parser.add_argument("--short-rate", type=int, default=0, help="short flows a second")
     parser.add_argument("--interval-ms", type=int, default=300, help="between two requests of a long-lived flow")
+    parser.add_argument("--probes", type=int, default=0, help="more long-lived flows, that ask often and resend evenly")
+    parser.add_argument("--probe-interval-ms", type=int, default=100, help="between two requests of a probe")
+    parser.add_argument(
+        "--failures-told", type=int, default=CHECK_FAILURES_TOLD_MAX, help="failures of a verdict written one by one"
+    )
     parser.add_argument("--timeout-ms", type=int, help="an answer later than this is none (5000; UDP: 1000)")
     parser.add_argument("--stats-file", help="write the lines there instead of to the standard output")
     parser.add_argument("--stats-fd", type=int, help="write the lines to this descriptor")
@@ -169,30 +202,44 @@ def _options() -> argparse.Namespace:
     if not host or not port.isdigit() or not 0 < int(port) < 65_536:
         parser.error(f"--target {options.target}: want address:port, like 203.0.113.10:80")
     options.host, options.port = host, int(port)
+    if not 0 <= options.probes <= CHECK_LONG_MAX:
+        parser.error(f"--probes {options.probes}: want 0 to {CHECK_LONG_MAX}")
     if not 0 <= options.long <= CHECK_LONG_MAX:
         parser.error(f"--long {options.long}: want 0 to {CHECK_LONG_MAX}")
     if not 0 <= options.short_rate <= CHECK_SHORT_RATE_MAX:
         parser.error(f"--short-rate {options.short_rate}: want 0 to {CHECK_SHORT_RATE_MAX}")
-    if options.interval_ms < 1 or (options.timeout_ms is not None and options.timeout_ms < 1):
-        parser.error("--interval-ms and --timeout-ms: want 1 or more")
+    times_ms = (options.interval_ms, options.probe_interval_ms, 1 if options.timeout_ms is None else options.timeout_ms)
+    if min(times_ms) < 1:
+        parser.error("--interval-ms, --probe-interval-ms and --timeout-ms: want 1 or more")
     return options
+
+
+def _open_more_files() -> None:
+    """A socket is a file, and the usual soft limit of 1,024 is there for programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:
     options = _options()
+    _open_more_files()
     default_ns = SECOND_NS if options.udp else CHECK_TIMEOUT_NS
     timeout_ns = options.timeout_ms * MS_NS if options.timeout_ms else default_ns
     losses_max = LOSSES_MAX_UDP if options.udp else LOSSES_MAX_HTTP
     world = World(
         host=options.host,
         port=options.port,
-        interval_ns=options.interval_ms * MS_NS,
         timeout_ns=timeout_ns,
         nonce=secrets.token_hex(3),
         open_line=open_udp if options.udp else open_http,
         losses_max=losses_max,
         judge=Judge(blame_window_ns=(losses_max + 1) * timeout_ns + CHECK_GRACE_NS),
+        marks=Marks(wait_ns=timeout_ns + HELD_NS),
     )
+    groups = [
+        Group("long", options.long, options.interval_ms * MS_NS, evenly=False),
+        Group("probe", options.probes, options.probe_interval_ms * MS_NS, evenly=True),
+    ]
     out: IO[str]
     if options.stats_file:
         out = open(options.stats_file, "w", encoding="utf-8")  # noqa: SIM115 - closed with the process
@@ -200,7 +247,7 @@ def main() -> None:
         out = os.fdopen(options.stats_fd, "w", encoding="utf-8")
     else:
         out = sys.stdout
-    asyncio.run(check(world, out, long_count=options.long, short_rate=options.short_rate))
+    asyncio.run(check(world, groups, out, short_rate=options.short_rate, told_max=options.failures_told))
 
 
 if __name__ == "__main__":

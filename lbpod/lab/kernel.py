@@ -40,6 +40,7 @@ ETHTOOL_STSO: Final = 0x1F
 ETHTOOL_SGSO: Final = 0x24
 ETHTOOL_SGRO: Final = 0x2C
 
+XDP_DROP: Final = 1
 XDP_PASS: Final = 2
 XDP_TX: Final = 3
 

@@ -67,7 +67,13 @@ CHECK_SHORT_IN_FLIGHT_MAX: Final = 2_000
 """Short connections not yet answered; above it new ones are skipped and counted."""
 
 CHECK_FAILURES_TOLD_MAX: Final = 200
-"""Failures reported one by one; later ones are only counted."""
+"""Failures of each verdict reported one by one, unless told otherwise; later ones are only counted."""
+
+CHECK_HELD_MAX: Final = 65_536
+"""Requests that were held up, kept for the next marks."""
+
+CHECK_MARKS_MAX: Final = 64
+"""Marks that wait to be reckoned."""
 
 CHECK_REOPEN_NS: Final = 100 * MS_NS
 CHECK_REOPEN_MAX_NS: Final = 2 * SECOND_NS

@@ -22,6 +22,7 @@ import atexit
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Node(Host):
 
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(run, f"node{number}")
-        self.number = number
+        self.number: int = number
         self.address = f"10.77.{number}.2"
         self.gateway = f"10.77.{number}.1"
         self.pod_network = f"10.78.{number}.0/24"
@@ -145,6 +146,13 @@ class Router(Host):
                 hop.node.blackhole(prefix)
 
         self.run_context.worker.call(job)
+
+    def believe_dead_links(self) -> None:
+        """From now on a path stays until ``set_ecmp`` takes it out, whatever its carrier says.
+
+        As behind a switch, where a router learns of a dead neighbour from BFD or BGP, some time later.
+        """
+        self.set_switches({"ipv4/conf/all/ignore_routes_with_linkdown": 0})
 
     def clear_ecmp(self, prefix: str) -> None:
         """Take the route away; packets to it draw "network unreachable"."""
@@ -218,6 +226,8 @@ class Lab:
         self._worker = Worker("new")
         self._signals = ExitOnSignal()
         self._pass_fd = -1
+        self._drop_fd = -1
+        self._last_node_number = 0
 
     # ------------------------------------------------------------------------------------------- coming and going
 
@@ -250,6 +260,7 @@ class Lab:
         registry.run_dir(self.prefix).mkdir(parents=True, exist_ok=True)
         self.run = Run(self.prefix, self._worker, log_dir)
         self._pass_fd = kernel.xdp_return_load(kernel.XDP_PASS, f"{self.prefix}_pass")
+        self._drop_fd = kernel.xdp_return_load(kernel.XDP_DROP, f"{self.prefix}_drop")
         self.router = Router(self.run)
         self.router.create(ROUTER_SWITCHES)
         for _ in range(self.options.clients):
@@ -281,9 +292,10 @@ class Lab:
         hosts: list[Host] = [*self.clients, *self.nodes, *(pod for node in self.nodes for pod in node.pods.values())]
         for host in [*hosts, self.router] if hasattr(self, "router") else hosts:
             host.close()
-        if self._pass_fd >= 0:
-            os.close(self._pass_fd)
-            self._pass_fd = -1
+        for fd in (self._pass_fd, self._drop_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._pass_fd = self._drop_fd = -1
         registry.unregister(self.prefix)
         self.clients.clear()
         self.nodes.clear()
@@ -317,6 +329,13 @@ class Lab:
     def add_node(self) -> Node:
         """One more node, joined to the router."""
         return self._worker.call(self._add_node)
+
+    def remove_node(self, node: Node) -> None:
+        """As when a machine burns: cable and processes go at once, its pods, its pins and its namespace after them.
+
+        Take it out of every ECMP route before: the kernel drops its paths with the link, the lab's own list keeps them.
+        """
+        self._worker.call(lambda: self._discard_node(node))
 
     def add_pod(self, node: Node, number: int | None = None) -> Pod:
         """A pod behind ``node`` at 10.78.<node>.<number>; by default the next number not used yet."""
@@ -361,6 +380,26 @@ class Lab:
 
         self._worker.call(job)
 
+    def sever(self, node: Node) -> None:
+        """Lose every packet from and to the node while all links stay up, as a broken switch in between does.
+
+        Nobody is told: neither end sees its carrier go. From the node: dropped by XDP at the router. To the node: the
+        router forgets its link address, and what could bring it back is dropped.
+        """
+
+        def job() -> None:
+            self.router.attach_xdp(node.router_interface, self._drop_fd)
+            with self.router.netlink() as ip:
+                index = index_of(ip, node.router_interface)
+                for _ in ip.get_neighbours(dst=node.address, ifindex=index):
+                    ip.neigh("del", dst=node.address, ifindex=index)
+
+        self._worker.call(job)
+
+    def mend(self, node: Node) -> None:
+        """The end of ``sever``."""
+        self._worker.call(lambda: self.router.attach_xdp(node.router_interface, self._pass_fd))
+
     # ---------------------------------------------------------------------------------- in the worker thread only
 
     def _add_client(self) -> Client:
@@ -371,9 +410,8 @@ class Lab:
         return client
 
     def _add_node(self) -> Node:
-        if len(self.nodes) >= NODES_MAX:
-            raise LabError(f"the lab has {NODES_MAX} nodes already")
-        node = Node(self.run, len(self.nodes) + 1)
+        node = Node(self.run, self._free_node_number())
+        self._last_node_number = node.number
         self.nodes.append(node)
         node.create(FORWARDER_SWITCHES)
         self._join_router(node, mtu=self.options.underlay_mtu, gro=True)
@@ -382,6 +420,31 @@ class Lab:
             ip.route("add", dst=node.pod_network, gateway=node.address)
         node.blackhole(node.pod_network)  # pods that are gone; those that are there have routes of their own
         return node
+
+    def _free_node_number(self) -> int:
+        """Numbers go up until they run out, so that a name and an address are not given to the next node at once."""
+        used = {node.number for node in self.nodes}
+        last = self._last_node_number
+        order: list[int] = [*range(last + 1, NODES_MAX + 1), *range(1, last + 1)]
+        for number in order:
+            if number not in used:
+                return number
+        raise LabError(f"the lab has {NODES_MAX} nodes already; remove some")
+
+    def _discard_node(self, node: Node) -> None:
+        if node not in self.nodes:
+            return
+        with self.router.netlink() as ip:
+            for index in ip.link_lookup(ifname=node.router_interface):
+                ip.link("del", index=index)
+        pods = [node.pods[number] for number in sorted(node.pods)]
+        registry.kill_inside({os.fstat(host.netns_fd).st_ino for host in (node, *pods)})
+        for pod in pods:
+            pod.discard()
+        node.pods.clear()
+        node.discard()
+        shutil.rmtree(registry.pin_root(self.prefix) / node.name, ignore_errors=True)
+        self.nodes.remove(node)
 
     def _join_router(self, host: Client | Node, *, mtu: int, gro: bool) -> None:
         join(self.router, host.router_interface, host, "eth0", mtu=mtu, gro=(gro, False))

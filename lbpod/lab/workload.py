@@ -18,7 +18,14 @@ from typing import Any, Final
 
 from lbpod.lab.errors import LabError
 from lbpod.lab.host import Host
-from lbpod.lab.limits import CHECK_BACKEND_NAME_MAX, LISTEN_WAIT_NS, POLL_NS, SECOND_NS, WRK_FILE_BYTES
+from lbpod.lab.limits import (
+    CHECK_BACKEND_NAME_MAX,
+    CHECK_FAILURES_TOLD_MAX,
+    LISTEN_WAIT_NS,
+    POLL_NS,
+    SECOND_NS,
+    WRK_FILE_BYTES,
+)
 from lbpod.lab.program import Program, python
 from lbpod.lab.topology import Lab, Pod
 
@@ -130,7 +137,8 @@ class CheckerRun:
     def __init__(self, program: Program, stats: Path) -> None:
         self.program = program
         self.ticks: list[dict[str, Any]] = []  # one a second
-        self.failures: list[dict[str, Any]] = []  # len <= CHECK_FAILURES_TOLD_MAX
+        self.failures: list[dict[str, Any]] = []  # len <= 3 * failures_told
+        self.marks: list[dict[str, Any]] = []  # one for each `mark`
         self.final: dict[str, Any] | None = None
         self._stats = stats
         self._read_to_bytes = 0
@@ -146,6 +154,9 @@ class CheckerRun:
         short_rate: int = 0,
         interval_ms: int = 300,
         timeout_ms: int | None = None,
+        probes: int = 0,
+        probe_interval_ms: int = 100,
+        failures_told: int = CHECK_FAILURES_TOLD_MAX,
         udp: bool = False,
     ) -> CheckerRun:
         """Start it in ``host`` (the lab's first client) against ``target`` ("203.0.113.10:80")."""
@@ -153,13 +164,30 @@ class CheckerRun:
         stats = host.run_context.next_log(host.name, "checker-stats").with_suffix(".jsonl")
         argv = python("-m", "lbpod.lab.checker", "--target", target, "--long", str(long_count))
         argv += ["--short-rate", str(short_rate), "--interval-ms", str(interval_ms), "--stats-file", str(stats)]
+        argv += ["--probes", str(probes), "--probe-interval-ms", str(probe_interval_ms)]
+        argv += ["--failures-told", str(failures_told)]
         argv += ["--timeout-ms", str(timeout_ms)] if timeout_ms is not None else []
         argv += ["--udp"] if udp else []
         return cls(host.popen(argv, name="checker", stdin=subprocess.PIPE), stats)
 
-    def gone(self, name: str) -> None:
-        """Tell it that backend ``name`` is about to be removed. Call it *before* the removal."""
-        self._tell(f"gone {name}")
+    def gone(self, name: str, *, drained: bool = False) -> None:
+        """Tell it that backend ``name`` is about to be removed. Call it *before* the removal.
+
+        ``drained``: no load balancer has sent it a new flow for longer than the timeout.
+        """
+        self._tell(f"gone {name} drained" if drained else f"gone {name}")
+
+    def haunts(self, name: str) -> None:
+        """It is gone, and new flows are sent to it until ``forgotten``."""
+        self._tell(f"haunts {name}")
+
+    def forgotten(self, name: str) -> None:
+        """No load balancer sends new flows to ``name`` any more."""
+        self._tell(f"forgotten {name}")
+
+    def mark(self, number: int, at_ns: int) -> None:
+        """Something was lost at ``at_ns`` (monotonic); ``marks`` will say whom it held up."""
+        self._tell(f"mark {number} {at_ns}")
 
     def alive(self, name: str) -> None:
         """Tell it that ``name`` is back."""
@@ -202,6 +230,8 @@ class CheckerRun:
                 self.ticks.append(line)
             case "failure":
                 self.failures.append(line)
+            case "mark":
+                self.marks.append(line)
             case "final":
                 self.final = line
             case other:

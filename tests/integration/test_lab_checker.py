@@ -1,6 +1,7 @@
 """The checking client counts what happens, and blames the right one: on a quiet target nothing, else who did it."""
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -83,3 +84,30 @@ def test_udp_flows_notice_another_backend(lab: Lab) -> None:
     final = checker.wait_until(lambda c: c["backends"] == {"after": LONG_COUNT}) and checker.stop()
     assert {"other_backend", "refused"} >= final["by_reason"]["broken"].keys()
     assert final["broken"] >= LONG_COUNT
+
+
+def test_a_mark_says_whom_the_loss_held_up(lab: Lab) -> None:
+    node = lab.add_node()
+    pod = lab.add_pod(node)
+    backend = start_nginx(lab, pod)
+    checker = CheckerRun.start(
+        lab, f"{pod.address}:{backend.port}", long_count=LONG_COUNT, interval_ms=50, probes=5, probe_interval_ms=20
+    )
+    checker.wait_until(lambda c: c["long_lived"] == LONG_COUNT + 5)
+    lost_ns = time.monotonic_ns()
+    lab.sever(node)
+    time.sleep(0.5)
+    lab.mend(node)
+    mended_ns = time.monotonic_ns()
+    checker.mark(7, lost_ns)
+    checker.wait_until(lambda _: bool(checker.marks))
+    final = checker.stop()
+    assert 0 == final["broken"]
+    (mark,) = checker.marks
+    assert 7 == mark["mark"]
+    for name, count in (("long", LONG_COUNT), ("probe", 5)):
+        felt = mark["groups"][name]
+        assert (count, 0) == (felt["flows"], felt["unanswered"])
+        assert count == len(felt["held_ns"]), "the loss was long enough for all of them to ask"
+        assert min(felt["held_ns"]) >= 500_000_000
+    assert mended_ns - lost_ns <= max(mark["groups"]["probe"]["held_ns"])

@@ -71,7 +71,7 @@ def _verdicts(judge: Judge, now_ns: int) -> list[Verdict]:
 
 
 def _failure(at_ns: int, backend: str | None) -> Failure:
-    return Failure(at_ns, Reason.RESET, backend, 1, 0, "")
+    return Failure(at_ns, 0, Reason.RESET, backend, 1, 0, "")
 
 
 def test_a_failure_is_judged_by_what_is_known_a_little_later() -> None:
@@ -89,6 +89,27 @@ def test_another_backend_that_went_is_no_excuse_but_for_flows_without_one() -> N
     judge.failed(_failure(2, None))
     judge.failed(_failure(SECOND_NS + 1, None))
     assert [Verdict.BROKEN, Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 3 * SECOND_NS)
+
+
+def test_a_drained_backend_that_goes_excuses_its_own_flows_only() -> None:
+    judge = Judge(blame_window_ns=SECOND_NS)
+    judge.gone("web1", 0, drained=True)
+    judge.failed(_failure(1, "web1"))
+    judge.failed(_failure(2, None))
+    assert [Verdict.BACKEND_GONE, Verdict.BROKEN] == _verdicts(judge, SECOND_NS)
+
+
+def test_while_new_flows_go_to_a_dead_backend_nobody_can_tell_of_those_without_one() -> None:
+    judge = Judge(blame_window_ns=SECOND_NS)
+    judge.gone("web1", 0)
+    judge.haunts("web1")
+    judge.failed(_failure(5 * SECOND_NS, None))
+    judge.failed(_failure(5 * SECOND_NS, "web2"))
+    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 6 * SECOND_NS)
+    judge.forgotten("web1", 6 * SECOND_NS)
+    judge.failed(_failure(7 * SECOND_NS, None))
+    judge.failed(_failure(7 * SECOND_NS + 1, None))
+    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 8 * SECOND_NS)
 
 
 def test_a_backend_that_is_back_can_be_blamed_again() -> None:

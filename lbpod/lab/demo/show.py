@@ -13,10 +13,11 @@ from typing import Final
 
 from rich.console import Console
 
-from lbpod.lab.demo.stage import PREFIX, VIP, VIP_PORT, Stage, on_stage
+from lbpod.lab.cluster import PREFIX, TITLES, VIP, VIP_PORT, bpf_object
+from lbpod.lab.demo.stage import Stage, on_stage
 from lbpod.lab.demo.tally import Figures, LbFigures, gather, take_clients
 from lbpod.lab.demo.timeline import SECOND_NS, Act, script
-from lbpod.lab.demo.view import TITLES, Screen, comparison, live
+from lbpod.lab.demo.view import Screen, comparison, live
 from lbpod.lab.topology import Lab
 from lbpod.lab.workload import CheckerRun
 
@@ -28,8 +29,8 @@ STEP_NS: Final = 50_000_000
 REST_NS_MAX: Final = 6 * SECOND_NS
 """How long the cluster gets to come to rest (no slot tracking) once the clients have left."""
 
-RUNS: Final[dict[str, str | None]] = {"holdfast": None, "hash_only": "hash_only", "local_table": "local_table"}
-"""Runs of the show: name in the JSON file -> object in lbpod/lab/bpf, None for Holdfast's own."""
+RUNS: Final = tuple(TITLES)
+"""Runs of the show, as named in the JSON file."""
 
 EXIT_FINE: Final = 0
 EXIT_BROKEN: Final = 1
@@ -48,14 +49,9 @@ class Options:
     seed: int = 1
     """Of the router's reshuffles: the same in all runs."""
     json_file: Path | None = None
-    runs: Sequence[str] = tuple(RUNS)
+    runs: Sequence[str] = RUNS
     log_dir: Path | None = None
     """Where the programs' logs stay; None: removed with the lab."""
-
-
-def bpf_object(name: str | None) -> Path | None:
-    """The compiled baseline of that name."""
-    return None if name is None else Path(__file__).resolve().parents[1] / "bpf" / f"{name}.bpf.o"
 
 
 class Run:
@@ -135,7 +131,7 @@ def show(options: Options, console: Console) -> int:
                 tell(f"{TITLES[name]}: starting agents and controller ...")
                 figures = Figures()
                 stage.reset(BACKEND_COUNT)
-                stage.start(bpf_object(RUNS[name]))
+                stage.start(bpf_object(name))
                 stage.wait_ready()
                 status.stop()
                 screen = Screen(console, TITLES[name], options.seconds, figures)

@@ -14,18 +14,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lbpod.lab.cluster import TITLES
 from lbpod.lab.demo.tally import Figures
 
 EVENTS_SHOWN_MAX: Final = 8
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 SPARKS_MAX: Final = 60
 LINE_EVERY_SECONDS: Final = 4
-
-TITLES: Final = {
-    "holdfast": "Holdfast",
-    "hash_only": "consistent hashing alone",
-    "local_table": "hashing + flow table at each LB",
-}
 
 
 @dataclass

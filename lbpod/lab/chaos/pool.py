@@ -1,0 +1,172 @@
+"""The backends: one change after the other, most of them edits of the config, some of them births and deaths.
+
+A change is, in this order of precedence: a new backend where one is missing, the removal of one that is doomed and
+drained, the doom of the next one, and else a random edit (drain, serve again, another weight). So the config changes
+as often as it is told to, and yet most connections live for minutes: what breaks because its backend is gone proves
+nothing.
+
+A doomed backend is removed only once every LB that is up has committed a few generations more than the newest there was
+when it began to drain (so it has long had no new flows), and a timeout has passed since. The checking client is told
+so, and then excuses no connection that never got an answer. A crash is different: a backend dies with its pod,
+silently, and the config says so half a second later. Until every LB that is up has committed that, new connections
+may be sent to the dead backend, which nobody but the control plane can help; those that never got an answer are
+counted apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from lbpod.lab.chaos.ledger import Kind, Ledger
+from lbpod.lab.chaos.options import Options
+from lbpod.lab.cluster import Cluster, Served
+from lbpod.lab.limits import MS_NS, SECOND_NS
+from lbpod.lab.topology import Pod
+from lbpod.lab.workload import CheckerRun
+
+HEALTH_CHECK_NS: Final = 500 * MS_NS
+"""How long after a backend's death somebody takes it out of the config."""
+GENERATIONS: Final = 4
+"""One may have been in the making when the config was written, and what was seen last may be a second old."""
+WEIGHT_MAX: Final = 3
+
+
+@dataclass
+class Ghost:
+    """A backend that has died. generation: the newest committed by any LB when the config said so."""
+
+    name: str
+    generation: int
+
+
+@dataclass(eq=False)
+class Doomed:
+    """A backend that drains for good. generation: the newest committed by any LB when it began to."""
+
+    served: Served
+    generation: int
+    clear_ns: int | None = None
+    """Since when no LB can have sent it a new flow."""
+
+
+class Pool:
+    """In the event loop's thread; changes one at a time."""
+
+    def __init__(
+        self, cluster: Cluster, options: Options, ledger: Ledger, rng: random.Random, checker: CheckerRun
+    ) -> None:
+        self._cluster = cluster
+        self._options = options
+        self._ledger = ledger
+        self._rng = rng
+        self._checker = checker
+        self._doomed: list[Doomed] = []
+        self._ghosts: list[Ghost] = []
+        self._generation = 0
+        self._next_doom_ns = time.monotonic_ns() + self._doom_period_ns // 2
+        self._busy = asyncio.Lock()
+
+    @property
+    def _doom_period_ns(self) -> int:
+        rate = self._options.removals_per_minute
+        return round(60 * SECOND_NS / rate) if rate > 0 else 1 << 62
+
+    def seen(self, generations: Iterable[int]) -> None:
+        """What the LBs that are up say they have committed."""
+        all_of_them = list(generations)
+        if not all_of_them:
+            return
+        self._generation = max(self._generation, *all_of_them)
+        for doomed in self._doomed:
+            if doomed.clear_ns is None and min(all_of_them) >= doomed.generation + GENERATIONS:
+                doomed.clear_ns = time.monotonic_ns() + self._options.timeout_ns
+        for ghost in [one for one in self._ghosts if min(all_of_them) >= one.generation + GENERATIONS]:
+            self._ghosts.remove(ghost)
+            self._checker.forgotten(ghost.name)
+
+    async def change(self) -> None:
+        """One change."""
+        async with self._busy:
+            what = await self._next_change()
+            self._cluster.write_config()
+            self._ledger.happened(time.monotonic_ns(), Kind.CHANGE, what)
+
+    async def crash(self) -> None:
+        """A backend dies; half a second later the config knows."""
+        async with self._busy:
+            victim = self._rng.choice(self._serving() or self._cluster.served)
+            self._checker.gone(victim.backend.name)
+            self._checker.haunts(victim.backend.name)
+            await asyncio.to_thread(self._remove_silently, victim.backend.pod)
+            await asyncio.sleep(HEALTH_CHECK_NS / SECOND_NS)
+            self._take_out(victim)
+            self._cluster.write_config()
+            self._ghosts.append(Ghost(victim.backend.name, self._generation))
+            self._ledger.happened(time.monotonic_ns(), Kind.CHANGE, f"{victim.backend.name} has died")
+
+    async def _next_change(self) -> str:
+        now_ns = time.monotonic_ns()
+        if len(self._cluster.served) - len(self._doomed) < self._options.backends:
+            return f"+ {(await self._add()).backend.name}"
+        for doomed in self._doomed:
+            if doomed.clear_ns is not None and now_ns >= doomed.clear_ns:
+                await self._remove(doomed.served)
+                return f"- {doomed.served.backend.name}"
+        if now_ns >= self._next_doom_ns and len(self._serving()) > self._serving_min:
+            self._next_doom_ns = now_ns + self._doom_period_ns
+            oldest = next(one for one in self._cluster.served if not self._is_doomed(one))
+            oldest.draining = True
+            self._doomed.append(Doomed(oldest, self._generation))
+            return f"{oldest.backend.name} drains for good"
+        return self._edit()
+
+    @property
+    def _serving_min(self) -> int:
+        return max(2, self._options.backends // 2)
+
+    def _edit(self) -> str:
+        """A random edit; each changes something."""
+        draining = [one for one in self._cluster.served if one.draining and not self._is_doomed(one)]
+        serving = self._serving()
+        draw = self._rng.random()
+        if draw < 0.35 and len(serving) > self._serving_min:
+            one = self._rng.choice(serving)
+            one.draining = True
+            return f"{one.backend.name} drains"
+        if draw < 0.7 and draining:
+            one = self._rng.choice(draining)
+            one.draining = False
+            return f"{one.backend.name} serves again"
+        one = self._rng.choice(serving)
+        one.weight = self._rng.choice([weight for weight in range(1, WEIGHT_MAX + 1) if weight != one.weight])
+        return f"{one.backend.name} weighs {one.weight}"
+
+    def _serving(self) -> list[Served]:
+        return [one for one in self._cluster.served if not one.draining]
+
+    def _is_doomed(self, served: Served) -> bool:
+        return any(one.served is served for one in self._doomed)
+
+    async def _add(self) -> Served:
+        served = Served(await asyncio.to_thread(self._cluster.new_backend))
+        self._cluster.served.append(served)
+        return served
+
+    async def _remove(self, served: Served) -> None:
+        """The config first, then the pod: as an orchestrator does."""
+        self._checker.gone(served.backend.name, drained=True)
+        self._take_out(served)
+        self._cluster.write_config()
+        await asyncio.to_thread(self._cluster.lab.remove_pod, served.backend.pod)
+
+    def _remove_silently(self, pod: Pod) -> None:
+        self._cluster.lab.remove_pod(pod, silent=True)
+
+    def _take_out(self, served: Served) -> None:
+        self._cluster.served.remove(served)
+        self._doomed = [one for one in self._doomed if one.served is not served]

@@ -1,0 +1,120 @@
+"""Looking on: once a second what the clients, the LBs and the controller say of themselves, into one sample.
+
+Only what anybody could read from outside: the checking client's lines, /metrics of the agents, /v1/state of the
+controller. Whoever does not answer (many are dead at any time here) is left out of the sample, and what it had
+counted before is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from lbpod.lab.chaos.fleet import Fleet, Standing
+from lbpod.lab.chaos.ledger import Ledger, Sample
+from lbpod.lab.chaos.ringlog import RING_PHASES
+from lbpod.lab.cluster import CONTROLLER_PORT, Cluster
+from lbpod.lab.errors import LabError
+from lbpod.lab.limits import SECOND_NS
+from lbpod.lab.workload import CheckerRun
+
+RELAYED: Final = 'holdfast_packets_total{verdict="relayed"}'
+RESOLVED: Final = "holdfast_resolved_flows_total"
+TRACKING: Final = "holdfast_tracking_slots"
+COMMITTED: Final = 'holdfast_generation{phase="committed"}'
+
+
+class Growth:
+    """How much a counter that many keep has grown, whoever of them dies, restarts from 0 or comes new."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def add(self, values: dict[str, float]) -> int:
+        grown = 0.0
+        for name in sorted(values):
+            before = self._last.get(name, 0.0)
+            grown += values[name] - before if values[name] >= before else values[name]
+            self._last[name] = values[name]
+        return int(grown)
+
+
+class Watch:
+    """In the event loop's thread; asks in others."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        fleet: Fleet,
+        ledger: Ledger,
+        checker: CheckerRun,
+        seen: Callable[[Iterable[int]], None],
+    ) -> None:
+        self._cluster = cluster
+        self._fleet = fleet
+        self._ledger = ledger
+        self._checker = checker
+        self._seen = seen
+        self._relayed = Growth()
+        self._resolved = Growth()
+
+    async def run(self, told: Callable[[Sample], None]) -> None:
+        """A sample a second, until cancelled; a late second is not made up for."""
+        due_ns = time.monotonic_ns()
+        while True:
+            due_ns = max(due_ns + SECOND_NS, time.monotonic_ns())
+            await asyncio.sleep((due_ns - time.monotonic_ns()) / SECOND_NS)
+            sample = await self._sample()
+            if sample is not None:
+                self._ledger.samples.append(sample)
+                told(sample)
+
+    async def _sample(self) -> Sample | None:
+        """None before the clients have said anything."""
+        lbs = [lb.node for lb in self._fleet.lbs]
+        up = {lb.node.name for lb in self._fleet.lbs if lb.standing is Standing.UP}
+        answers = await asyncio.gather(*(asyncio.to_thread(self._cluster.metrics, node) for node in lbs))
+        state = await asyncio.to_thread(self._controller_state)
+        if state is not None and state.get("ring") and state.get("phase") not in RING_PHASES:
+            self._note_settled(frozenset(state["ring"]))
+        said = {node.name: answer for node, answer in zip(lbs, answers, strict=True) if answer is not None}
+        if said.keys() >= up:
+            self._seen(int(said[name].get(COMMITTED, 0)) for name in sorted(up))
+        clients = self._checker.poll()
+        if clients is None:
+            return None
+        if not self._checker.program.alive:
+            raise LabError(f"the checking client has ended: {self._checker.program.log_text().strip()[-500:]}")
+        return Sample(
+            at_ns=time.monotonic_ns(),
+            connections=clients["connections"],
+            long_lived=clients["long_lived"],
+            broken=clients["broken"],
+            gone=clients["broken_backend_gone"],
+            unattributed=clients["broken_unattributed"],
+            p50_ns=clients["latency_ns"]["p50"],
+            p99_ns=clients["latency_ns"]["p99"],
+            tracking={name: int(said[name].get(TRACKING, 0)) for name in sorted(said)},
+            relayed=self._relayed.add({name: values.get(RELAYED, 0) for name, values in said.items()}),
+            resolved=self._resolved.add({name: values.get(RESOLVED, 0) for name, values in said.items()}),
+            paths=sum(lb.path for lb in self._fleet.lbs),
+            controller_up=state is not None,
+            ring_count=len(state.get("ring", ())) if state is not None else 0,
+        )
+
+    def _note_settled(self, ring: frozenset[str]) -> None:
+        """The ring is at rest: losses of LBs that are not in it are over."""
+        for loss in self._ledger.losses:
+            if loss.over_ns is None and loss.node not in ring:
+                loss.over_ns = time.monotonic_ns()
+
+    def _controller_state(self) -> dict[str, Any] | None:
+        try:
+            status, text = self._cluster.get(self._cluster.lab.router, CONTROLLER_PORT, "/v1/state")
+        except (OSError, LabError):
+            return None
+        state = json.loads(text) if status == 200 else None
+        return state if isinstance(state, dict) else None

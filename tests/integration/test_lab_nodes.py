@@ -1,0 +1,74 @@
+"""Nodes that are lost and others that come: what the chaos run does to machines, one thing at a time."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lbpod.lab import Lab, Node, kernel as lab_kernel, start_nginx
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="missing feature: root"),
+]
+
+VIP = "203.0.113.10"
+PREFIX = f"{VIP}/32"
+UDP = 17
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(nodes=3) as lab:
+        lab.router.set_ecmp(PREFIX, lab.nodes)
+        yield lab
+
+
+def _paths(lab: Lab) -> set[str]:
+    """Names of the nodes that flows to the VIP are sent to."""
+    hops = [lab.router.next_hop(lab.client, port, VIP, 80, UDP) for port in range(20_000, 20_040)]
+    return {hop.name for hop in hops if hop is not None}
+
+
+def _reaches(lab: Lab, node: Node) -> bool:
+    ping = ["ping", "-c", "1", "-W", "0.3", node.address]
+    return lab.client.run(ping, check=False).returncode == 0
+
+
+def test_a_router_that_believes_dead_links_sends_into_them_until_it_is_told(lab: Lab) -> None:
+    lab.router.believe_dead_links()
+    lab.cut(lab.nodes[1])
+    assert {"node1", "node2", "node3"} == _paths(lab)
+    lab.router.set_ecmp(PREFIX, [lab.nodes[0], lab.nodes[2]])
+    assert {"node1", "node3"} == _paths(lab)
+
+
+def test_a_severed_node_hears_and_says_nothing_with_all_links_up(lab: Lab) -> None:
+    node = lab.nodes[1]
+    assert _reaches(lab, node)
+    lab.sever(node)
+    assert not _reaches(lab, node)
+    assert "LOWER_UP" in node.run(["ip", "link", "show", "eth0"]).stdout
+    assert {"node1", "node2", "node3"} == _paths(lab), "the router notices nothing"
+    lab.mend(node)
+    assert _reaches(lab, node)
+
+
+def test_a_node_burns_and_another_comes_under_another_name(lab: Lab) -> None:
+    burned = lab.nodes[2]
+    pod = lab.add_pod(burned)
+    server = start_nginx(lab, pod)
+    pins = lab.pin_dir(burned)
+    lab.router.set_ecmp(PREFIX, lab.nodes[:2])
+    lab.remove_node(burned)
+    assert not server.program.alive
+    assert not pins.exists()
+    assert not (lab_kernel.NETNS_DIR / burned.netns).exists()
+    assert not (lab_kernel.NETNS_DIR / pod.netns).exists()
+    assert ["node1", "node2"] == [node.name for node in lab.nodes]
+    lab.remove_node(burned)  # once more does no harm
+    new = lab.add_node()
+    assert "node4" == new.name
+    assert _reaches(lab, new)
+    lab.router.set_ecmp(PREFIX, lab.nodes)
+    assert {"node1", "node2", "node4"} == _paths(lab)
