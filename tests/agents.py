@@ -236,6 +236,10 @@ def follow(wanted: World, previous: Snapshot | None) -> Snapshot:
     return made
 
 
+FENCE_NEVER_NS = 10**15
+"""For tests in which an agent that is starved of CPU, or the only one of its ring that runs, must not fence itself."""
+
+
 async def roll_out(controller: Caller, agents: Sequence[Reachable], snapshot: Snapshot) -> None:
     """Stage, prepare, commit, each at all agents before the next."""
     digest = digest_of(snapshot)

@@ -27,7 +27,7 @@ from lbpod.core.messages import (
 from lbpod.core.model import Snapshot, World, parse_address
 from lbpod.core.snapshot import digest_of, ring_snapshot
 from lbpod.datapath.memory import MemoryDatapath
-from tests.agents import Caller, follow, make_parts, roll_out, running, world
+from tests.agents import FENCE_NEVER_NS, Caller, follow, make_parts, roll_out, running, world
 
 WITHDRAW_NS = 500_000_000
 Logs = list[MutableMapping[str, Any]]
@@ -73,7 +73,8 @@ def logs() -> Iterator[Logs]:
 
 
 @pytest.fixture
-async def two(tmp_path: Path, logs: Logs) -> AsyncIterator[Two]:
+async def two(tmp_path: Path, logs: Logs, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
+    monkeypatch.setattr("lbpod.core.watch.FENCE_NS", FENCE_NEVER_NS)
     mint(tmp_path / "tls", ["n1", "n2"])
     maps = MemoryDatapath()
     parts = [
