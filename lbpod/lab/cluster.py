@@ -136,7 +136,7 @@ class Cluster:
         self.controller = None
         self.agents.clear()
         for program in programs:
-            program.signal(signal.SIGTERM)
+            program.signal(signal.SIGINT)  # nobody takes over: with SIGTERM an LB might hand over first
         for program in programs:
             program.finish(time.monotonic_ns() + STOP_WAIT_NS)
 
