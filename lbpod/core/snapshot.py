@@ -118,7 +118,7 @@ def next_snapshot(
     assert previous is None or previous.generation < generation, "generations only grow"
     check_world(world)
     ids = _Ids(previous, next_ids)
-    nodes = _nodes(world, previous, ids, first_ring)
+    nodes = _nodes(world, previous, ids)
     ring = _ring(world, previous, nodes, first_ring)
     vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
@@ -203,7 +203,7 @@ class _Ids:
         return NextIds(self.vip.at, self.node.at, self.member.at, self.backend.at)
 
 
-def _nodes(world: World, previous: Snapshot | None, ids: _Ids, first_ring: Collection[str] | None) -> tuple[Node, ...]:
+def _nodes(world: World, previous: Snapshot | None, ids: _Ids) -> tuple[Node, ...]:
     known = {node.name: node for node in previous.nodes} if previous is not None else {}
     members = previous.ring.members if previous is not None else ()
     nodes = []
@@ -214,7 +214,7 @@ def _nodes(world: World, previous: Snapshot | None, ids: _Ids, first_ring: Colle
             nodes.append(Node(number, one.name, had.address, one.control, had.member))
             continue
         member = _member_kept(had, one)
-        if not members and member == MEMBER_NONE and _is_first(one, first_ring):
+        if one.lb and member == MEMBER_NONE:  # by its number it knows that it is to wait for a ring
             member = ids.member.give()
         nodes.append(Node(number, one.name, one.address, one.control, member))
     listed = {node.name for node in nodes}

@@ -13,6 +13,12 @@ change the members of both rings are watched by both: a joiner watches before it
 for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
 not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
 
+*One at a time.* A wrong belief about one member is harmless, because the backup knows what the owner knows. To believe
+both replicas of a slot down is not: an LB that has nobody to relay to decides alone. Whoever finds several silent at
+the same time is more likely to be short of something itself; and two agents may be down whose fast paths are not. So
+while one is believed down, any other has to be silent for LOST_NS, after which the controller takes it out anyway.
+Until then its packets go to it: if it is really gone, they are lost and sent again, and nothing is broken.
+
 **What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
 anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,
 and is down by the same rule, but for its having been heard long ago. So a rumour is checked before it is believed and
@@ -46,6 +52,7 @@ from lbpod.core.limits import (
     BEATS_MAX,
     BEATS_OPEN_MAX,
     FENCE_NS,
+    LOST_NS,
     MARGIN_NS,
     MEMBER_NONE,
     MEMBERS_MAX,
@@ -108,14 +115,22 @@ def tick(state: State, now_ns: int) -> Effects:
             watch.heard_ns.setdefault(member, now_ns)
         for member in (*always, *_by_turns(state, always)):
             effects += _ask(state, member, now_ns)
-    silent = [
-        member
-        for member, asked_ns in sorted(watch.asked_ns.items())
-        if member not in state.down
-        and asked_ns + 2 * BEAT_NS <= now_ns
-        and watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns
-    ]
-    return [*effects, *_believe(state, silent, up=False)]
+    return [*effects, *_believe(state, _silent(state, now_ns), up=False)]
+
+
+def _silent(state: State, now_ns: int) -> list[int]:
+    """Who is down from now on: at most one at once."""
+    watch = state.watch
+    asked = {
+        member: asked_ns
+        for member, asked_ns in watch.asked_ns.items()
+        if member not in state.down and asked_ns + 2 * BEAT_NS <= now_ns
+    }
+    found = [member for member, asked_ns in sorted(asked.items()) if asked_ns + LOST_NS <= now_ns]
+    if not state.down and not found:
+        silent = sorted((watch.heard_ns.get(member, 0), member) for member in asked)
+        found = [member for heard_ns, member in silent[:1] if heard_ns + BEAT_DOWN_NS <= now_ns]
+    return found
 
 
 def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
