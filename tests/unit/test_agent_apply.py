@@ -115,6 +115,24 @@ def test_only_what_changed_is_written_again() -> None:
     assert [] == datapath.written, "a restarted agent finds what it wants in the maps"
 
 
+def test_a_belief_writes_one_row_and_a_failure_before_it_is_made_good_by_all_of_them() -> None:
+    datapath = Watched()
+    agent, known = applier(datapath), snapshot(1)
+    agent.apply(Configure(known, None, frozenset({10, 11}), frozenset({0, 1})))
+    datapath.written.clear()
+    agent.apply(Configure(known, None, frozenset({10, 11}), frozenset({0})))
+    assert [("members", 1)] == datapath.written
+    assert [MEMBER_UP, 0] == (datapath.maps.members["flags"][:2] & MEMBER_UP).tolist()
+    datapath.fails = ArrayName.BACKENDS
+    died = Configure(known, None, frozenset({10}), frozenset({0}))
+    with pytest.raises(DatapathError):
+        agent.apply(died)
+    datapath.fails = None
+    agent.apply(Configure(known, None, frozenset({10}), frozenset({0, 1})))
+    assert [BACKEND_ALIVE, 0] == (datapath.maps.backends["flags"][[10, 11]] & BACKEND_ALIVE).tolist()
+    assert MEMBER_UP == datapath.maps.members["flags"][1] & MEMBER_UP
+
+
 @pytest.mark.parametrize("fails", list(ArrayName))
 def test_what_failed_is_written_when_it_is_asked_for_again(fails: ArrayName) -> None:
     datapath, untroubled = Watched(), Watched()
