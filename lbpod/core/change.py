@@ -201,15 +201,13 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
         plan = to_prepare(state, call)
         if plan is None:
             return [Reply(request, state.status())]
-        if plan.changes_ring or state.ring_step is RingStep.SWITCHED:
-            raise Refused(
-                f"generation {plan.generation} is no change of backends, or comes in the middle of a ring change"
-            )
+        if plan.changes_ring:
+            raise Refused(f"generation {plan.generation} changes the ring, not its backends; prepare the ring")
         _check_index(state, plan.snapshot)
         tables = _tables(state, plan, (state.staged,))
     except Refused as refused:
         return [Refuse(request, CONFLICT, str(refused))]
-    effects = take_ring_back(state)
+    effects = leave_ring_change(state)
     begun = state.prepared.tables if state.prepared is not None else {}
     is_new_ring = state.committed is not None and not state.committed.snapshot.ring.members
     state.prepared = Plan(plan.snapshot, plan.digest, tables)
@@ -266,15 +264,16 @@ def _tracking(state: State) -> int:
     return sum(vs.slots.tracking_count for vs in state.vips.values())
 
 
-def take_ring_back(state: State) -> Effects:
-    """A ring change that is prepared, and that nobody has switched to, is replaced. The caller prepares what comes
-    instead."""
+def leave_ring_change(state: State) -> Effects:
+    """A newer generation is prepared: a ring change that was prepared, and that nobody has switched to, is taken back;
+    one that was switched to is done, for nothing follows before everybody has switched (a lost call, or an agent that
+    was away, or it would be known here)."""
     state.handover = None
-    if state.ring_step not in {RingStep.PREPARED, RingStep.HANDED}:
+    if state.ring_step is RingStep.NONE:
         return []
-    assert state.prepared is not None, "a ring change is under way once it is prepared"
+    what = "ring changed" if state.ring_step is RingStep.SWITCHED else "ring change taken back"
     state.ring_step, state.ring_round, state.records_quiet = RingStep.NONE, 0, False
-    return [Trace("ring change replaced", detail=f"generation {state.prepared.generation}")]
+    return [Trace(what, detail="a newer generation says so")]
 
 
 # --- Commit -----------------------------------------------------------------------------------------------------------

@@ -147,8 +147,8 @@ class Vip(msgspec.Struct, frozen=True):
 
 
 class Ring(msgspec.Struct, frozen=True):
-    """The LBs that take part, as member ids, ascending. epoch: the generation that changed the ring last (1: the first
-    ring, whatever its generation), so it only grows.
+    """The LBs that take part, as member ids, ascending. epoch: the generation that formed the ring or changed it last,
+    so it only grows.
 
     before: the members that this ring follows upon, where this very generation changes the ring; else empty. Such a
     generation changes nothing else: its VIPs are those of the generation in force. Members of either are nodes of the

@@ -48,8 +48,6 @@ steps and calls; to ``planner_ring``: who is alive, lost, wanted; to ``planner_w
 
 from typing import assert_never
 
-import msgspec
-
 from lbpod.core.limits import (
     CALL_LOST_NS,
     CHANGE_GATHER_NS,
@@ -67,6 +65,7 @@ from lbpod.core.limits import (
 )
 from lbpod.core.messages import (
     AskStatus,
+    ControlCall,
     LbAnswered,
     LbFailed,
     LbStatus,
@@ -83,12 +82,20 @@ from lbpod.core.messages import (
     VipStatus,
     WorldSeen,
 )
-from lbpod.core.model import BackendState, Cluster, Snapshot, World
-from lbpod.core.planner_make import Maker, is_first_ring, is_plain, is_ring_change_under_way, ring_base, ring_wanted
-from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Role, Step, has_moved, in_ring, may_take, newest_of
+from lbpod.core.model import Cluster, Snapshot, World
+from lbpod.core.planner_make import (
+    Maker,
+    is_first_ring,
+    is_plain,
+    is_ring_change_under_way,
+    ring_base,
+    ring_wanted,
+    vips_of,
+)
+from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, may_take, newest_of
 from lbpod.core.planner_ring import Where, members_of
 from lbpod.core.planner_roster import Roster
-from lbpod.core.planner_start import in_force_reported, newest_reported
+from lbpod.core.planner_start import in_force_reported, newest_host, newest_reported
 from lbpod.core.planner_wanted import Wanted
 from lbpod.core.snapshot import digest_of
 
@@ -226,18 +233,30 @@ class Planner:
             peer.next_ns = now_ns + TICK_NS  # a handover goes on, say; and nobody is called in circles
         self._highest = max(self._highest, newest)
         if self._phase is Phase.STARTING:
-            if status.snapshot is not None:
+            if status.serving and not peer.is_lb:
+                peer.heard = False  # the World does not list it as an LB any more: what does it know?
+            if status.snapshot is not None or not peer.heard:
                 self._meet()
         elif self._is_foreign(peer, status, newest):
-            if peer.ring:
+            # Where no ring is in force yet, any node may know one.
+            unheard_of = newest > self._maker.written[0] and is_first_ring(self._where(), self._roster)
+            if peer.ring or unheard_of:
                 self._restart(f"{node} has generation {newest} of another controller; going on from there", now_ns)
             elif self._next is None or newest >= self._next.generation:
                 self._force = True  # only a newer generation can replace what this node has
-        elif self._aim is not None and peer.ring and status.committed == self._aim.generation:
+        elif self._aim is not None and self._aim.step_of(status) >= Step.SWITCHED:
             self._judged &= self._in_force is self._aim
             self._in_force = self._aim
+        elif self._lacks_in_force() and (found := in_force_reported(self._roster.peers.values())) is not None:
+            self._in_force, self._judged = found, False
+        if self._phase is not Phase.STARTING:
+            peer.forget_snapshots()
         self._roster.note(peer, self._where(), now_ns)
         return peer
+
+    def _lacks_in_force(self) -> bool:
+        """Nobody has told what is in force, which a change may have to be made from."""
+        return self._in_force is None and self._phase in _REVOCABLE
 
     def _why_not(self, peer: Peer, status: LbStatus) -> str:
         """One sentence where this answer counts as a refusal; else empty."""
@@ -329,7 +348,7 @@ class Planner:
             return
         self._judged = True
         self._has_moved |= self._roster.judge(self._where(), now_ns)
-        base = ring_base(self._where(), self._roster) if self._phase is Phase.IDLE else None
+        base = ring_base(self._where()) if self._phase is Phase.IDLE else None
         if base is None or self._ring_wanted(base, now_ns) == members_of(base).keys():
             self._ring_dirty_ns = None
         elif self._ring_dirty_ns is None:
@@ -351,13 +370,23 @@ class Planner:
     def _try_start(self, now_ns: int) -> None:
         if self._wanted.world is None:
             return
-        found = newest_reported(self._roster.peers.values())
-        ring = [peer for peer in self._roster.lbs if peer.ring]
-        if any(not peer.heard for peer in ring):
-            if now_ns < self._since_ns + START_WAIT_NS or not any(peer.heard for peer in ring):
+        found = self._found()
+        if any(peer.ring and not peer.heard for peer in self._roster.lbs):
+            nobody = found is None and not any(peer.heard for peer in self._roster.lbs)
+            if nobody or now_ns < self._since_ns + START_WAIT_NS:
                 return
-        if found is None and not self._have_asked_hosts(now_ns):
-            return
+        if found is None:  # host agents may still know something of a former life
+            if self._roster.has_unheard_hosts() and now_ns < self._since_ns + HOST_WAIT_NS:
+                return
+            top = newest_host(self._roster.peers.values(), self._maker.written[0])
+            if top is not None and not isinstance(top, Snapshot):
+                top.heard, top.full_wanted = False, True
+                return
+            if top is not None and top.ring.members:
+                self._aim = Aim(top, digest_of(top))  # found in the next round, and whom it lists is asked before
+                self._meet()
+                return
+            self._maker.written = (top.generation, top.next_ids) if top is not None else self._maker.written
         self._dirty(now_ns)
         if found is None:
             self._aim = self._in_force = None
@@ -367,9 +396,18 @@ class Planner:
             self._adopt(*found, now_ns)
         for peer in self._roster.peers.values():
             peer.waited = True
-            if peer.said is not None:  # megabytes, and not needed any more
-                peer.said = msgspec.structs.replace(peer.said, snapshot=None, in_force=None)
-                peer.status = peer.said if peer.status is not None else None
+            peer.forget_snapshots()
+
+    def _found(self) -> tuple[Aim, bool] | None:
+        """The newest snapshot that is known, and whether another one has its generation."""
+        found, aim = newest_reported(self._roster.peers.values()), self._aim
+        if (
+            aim is None
+            or not aim.snapshot.ring.members
+            or (found is not None and found[0].generation >= aim.generation)
+        ):
+            return found
+        return aim, False  # who knows it is silent
 
     def _adopt(self, newest: Aim, conflict: bool, now_ns: int) -> None:
         """Go on with what was found."""
@@ -377,32 +415,14 @@ class Planner:
         self._in_force = None
         self._take(newest.snapshot, now_ns)
         self._force = conflict or self._highest > newest.generation
-        ring = [peer.status for peer in self._roster.peers.values() if peer.ring and peer.status is not None]
-        rounds = [status.ring_round for status in ring if status.prepared == newest.generation]
+        said = [(peer.ring, peer.status) for peer in self._roster.peers.values() if peer.status is not None]
+        rounds = [status.ring_round for is_ring, status in said if is_ring and status.prepared == newest.generation]
         self._handover = max(rounds, default=0)
-        if any(newest.step_of(status) >= Step.SWITCHED for status in ring):
+        if any(newest.step_of(status) >= Step.SWITCHED for _, status in said):
             self._make_irrevocable(now_ns)
         else:
             self._in_force = in_force_reported(self._roster.peers.values())
             self._enter(Phase.STAGING, now_ns)
-
-    def _have_asked_hosts(self, now_ns: int) -> bool:
-        """No LB knows anything. Host agents may still: of a former life, whose ids must not be given again. True if
-        there is nothing left to ask; at most one of them is asked for its snapshot, the one with the highest
-        generation."""
-        hosts = [peer for peer in self._roster.peers.values() if not peer.is_lb]
-        if any(not peer.heard and peer.failures == 0 for peer in hosts) and now_ns < self._since_ns + HOST_WAIT_NS:
-            return False
-        heard = [(newest_of(peer.status), peer.name) for peer in hosts if peer.status is not None]
-        newest, name = max(heard, default=(0, ""))
-        if newest <= self._maker.written[0]:
-            return True
-        top = self._roster.peers[name]
-        if top.status is not None and top.status.snapshot is not None:
-            self._maker.written = (newest, top.status.snapshot.next_ids)
-            return True
-        top.heard, top.full_wanted = False, True
-        return False
 
     def _try_revocable(self, now_ns: int) -> None:
         """Nothing of the change can be in force yet, so it may still be superseded."""
@@ -411,7 +431,8 @@ class Planner:
         if self._in_force is aim:  # another controller has gone further
             self._make_irrevocable(now_ns)
             return
-        if (self._roster.lacks_member() and not self._plain) or (aim.changes_ring and self._lacks_plain()):
+        passes_over = self._plain and self._roster.has_anybody()
+        if (self._roster.lacks_member() and not passes_over) or (aim.changes_ring and self._lacks_plain()):
             if self._begin(now_ns, lost=True) or aim.changes_ring:
                 return
         if self._give_way(now_ns):
@@ -443,7 +464,7 @@ class Planner:
                 return
         elif self._lacks_plain() and self._begin(now_ns):
             return
-        if self._roster.waiting or not self._roster.has_anybody():
+        if self._roster.waiting or not (self._roster.has_anybody() or self._has_successors(now_ns)):
             self._switched_ns = None
             return
         if self._phase is Phase.SWITCHING:
@@ -461,6 +482,11 @@ class Planner:
         self._ours = False
         self._foreign_problem = ""
         self._enter(Phase.IDLE, now_ns)
+
+    def _has_successors(self, now_ns: int) -> bool:
+        """Others can take over from a ring of which everybody is lost."""
+        base = ring_base(self._where())
+        return base is not None and self._ring_wanted(base, now_ns) != members_of(base).keys()
 
     def _give_way(self, now_ns: int) -> bool:
         """Replace a change that somebody refuses, now that something else is wanted, or that a node does not take
@@ -498,11 +524,13 @@ class Planner:
         is lost in the middle of another one."""
         if any(peer.ring and not peer.heard and not peer.is_gone for peer in self._roster.lbs):
             return False
-        if is_first_ring(self._where(), self._roster) and any(
-            peer.role.lb and not (peer.heard or peer.waited) for peer in self._roster.lbs
-        ):
-            self._restart("", now_ns)  # a ring is about to form: hear its members first
-            return True
+        if is_first_ring(self._where(), self._roster):
+            newcomers = [peer for peer in self._roster.lbs if peer.role.lb]
+            if any(not (peer.heard or peer.waited) for peer in newcomers):
+                self._restart("", now_ns)  # a ring is about to form: hear its members first
+                return True
+            if newcomers and not self._maker.first_members(self._wanted.world, self._roster):
+                return False
         if self._highest >= GENERATION_MAX:
             self._maker.problem = f"generation {GENERATION_MAX} is the last that there is"
             return False
@@ -523,22 +551,24 @@ class Planner:
         world, where, maker, roster = self._wanted.world, self._where(), self._maker, self._roster
         assert world is not None, "no change without a World"
         found: Snapshot | None = None
-        if self._in_force is not None and self._lacks_plain():
-            found = maker.once_more(self._in_force.snapshot, where, generation)
+        if self._lacks_plain():
+            found = maker.plain(where, generation)
         elif lost and is_first_ring(where, roster):
             found = maker.first_ring(world, where, roster, generation)
         elif lost or self._phase is Phase.IDLE or is_ring_change_under_way(where):
-            base = ring_base(where, roster)
+            base = ring_base(where)
             wanted = self._ring_wanted(base, now_ns) if base is not None else frozenset()
-            found = maker.ring(world, wanted, where, roster, generation)
+            found = maker.ring(world, wanted, where, generation)
         if found is None and lost:
             return None
         self._dirty_ns, self._overtaken = None, found is not None
         return found or maker.backends(world, where, roster, generation, force=self._force)
 
     def _lacks_plain(self) -> bool:
-        """Somebody is to be given what is in force, but that changes the ring: it takes the same without the change."""
-        return self._in_force is not None and self._in_force.changes_ring and bool(self._roster.judgement.revived)
+        """Somebody is to be given what is in force, but that changes the ring, or is not known while that changes: it
+        takes the same without the change."""
+        given = self._in_force or self._aim
+        return given is not None and given.changes_ring and bool(self._roster.judgement.revived)
 
     def _ring_wanted(self, base: Snapshot, now_ns: int) -> frozenset[str]:
         assert self._wanted.world is not None, "no ring without a World"
@@ -576,22 +606,8 @@ class Planner:
         lists, and what the newest snapshot that was found lists as its ring."""
         world, starting = self._wanted.world, self._phase is Phase.STARTING
         assert world is not None, "nobody is asked before a World was seen"
-        found = newest_reported(self._roster.peers.values()) if starting else None
-        aim = found[0] if found is not None else self._aim
-        forming = aim is None or not aim.snapshot.ring.members
-        listed = {node.name: node for node in world.nodes}
-        roles: dict[str, Role] = {}
-        for node in aim.snapshot.nodes if aim is not None else ():
-            old, new = node.member in aim.snapshot.ring.before, in_ring(node, aim.snapshot)  # type: ignore[union-attr]
-            there = listed.get(node.name)
-            lb = there is not None and there.lb
-            if not starting or old or new:
-                control = there.control if there is not None else node.control
-                roles[node.name] = Role(control, node.member, old, new or (forming and starting and lb), lb)
-        for one in world.nodes:
-            if one.name not in roles and (starting or one.lb or aim is None):
-                roles[one.name] = Role(one.control, new=forming and starting and one.lb, lb=one.lb, known=False)
-        self._roster.keep(roles)
+        found = self._found() if starting else None
+        self._roster.meet(world, found[0] if found is not None else self._aim, starting=starting)
         self._judged = False
 
     def _take(self, snapshot: Snapshot, now_ns: int) -> None:
@@ -605,15 +621,7 @@ class Planner:
         for peer in self._roster.peers.values():
             peer.next_ns = now_ns if peer.refused else peer.next_ns  # it may take this one
         self._ring = tuple(sorted(members_of(snapshot)))
-        self._vips = tuple(
-            VipStatus(
-                vip.name,
-                vip.epoch,
-                sum(one.state is BackendState.READY for one in vip.backends),
-                sum(one.state is BackendState.DRAINING for one in vip.backends),
-            )
-            for vip in snapshot.vips
-        )
+        self._vips = vips_of(snapshot)
 
     def _call(self, peer: Peer, now_ns: int) -> None:
         """Emit the one call that is next for this node, if there is one and nothing is under way."""
@@ -624,24 +632,33 @@ class Planner:
                 self._ask(peer, peer.is_lb or peer.full_wanted, now_ns)
             return
         if peer.status is None:
-            self._ask(peer, False, now_ns)
+            self._ask(peer, peer.ring and self._lacks_in_force(), now_ns)
+            return
+        if self._aim is not None and has_left_open(peer.status, self._aim):
+            if peer.left_open is None:
+                self._ask(peer, True, now_ns)
+            else:
+                self._push(peer, peer.left_open, peer.status.committed, now_ns)
             return
         aim, allowed = self._goal(peer, peer.status)
         if aim is not None:
             step = aim.step_of(peer.status, self._handover if allowed is Step.HANDED and peer.ring else 0)
             if step < allowed and (step > Step.NOTHING or may_take(peer.status, aim)):
-                peer.sent_ns = now_ns
-                peer.full = False
                 body = aim.call_after(step, max(self._handover, 1), self._lost_to(peer, aim))
-                self._effects.append(Push(peer.name, peer.role.control, aim.generation, body))
+                self._push(peer, body, aim.generation, now_ns)
                 return
         if peer.asked_ns + (PROBE_NS if peer.is_lb else HOST_PROBE_NS) <= now_ns:
-            self._ask(peer, False, now_ns)
+            self._ask(peer, peer.ring and self._lacks_in_force(), now_ns)
 
     def _ask(self, peer: Peer, with_snapshot: bool, now_ns: int) -> None:
         peer.sent_ns = now_ns
         peer.full = with_snapshot
         self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot))
+
+    def _push(self, peer: Peer, body: ControlCall, generation: int, now_ns: int) -> None:
+        peer.sent_ns = now_ns
+        peer.full = False
+        self._effects.append(Push(peer.name, peer.role.control, generation, body))
 
     def _goal(self, peer: Peer, status: LbStatus) -> tuple[Aim | None, Step]:
         """What this node should have, and how far it may go with it: nothing more where it is lost."""
@@ -650,8 +667,6 @@ class Planner:
             return None, Step.NOTHING
         if safe is not None and safe is not aim and peer.ring and not peer.refused:
             step = safe.step_of(status)
-            if step is Step.SWITCHED:
-                return safe, Step.COMMITTED  # one change after the other
             if aim.changes_ring and step is Step.PREPARED:
                 return safe, Step.COMMITTED
             # One that has nothing gets what is in force first: the change in flight may have to wait for somebody else.

@@ -8,7 +8,8 @@ that takes such a change back. Left to the Planner: when, and at which generatio
 import msgspec
 
 from lbpod.core.errors import SnapshotError
-from lbpod.core.model import Cluster, NextIds, Ring, Snapshot, World
+from lbpod.core.messages import VipStatus
+from lbpod.core.model import BackendState, Cluster, NextIds, Ring, Snapshot, World
 from lbpod.core.planner_ring import (
     Where,
     before_change,
@@ -36,11 +37,9 @@ class Maker:
         previous = where.aim.snapshot if where.aim is not None else None
         first: frozenset[str] | None = None
         if is_first_ring(where, roster):
-            first = first_ring(world, roster.peers, roster.judgement.lost)
-            if not first and any(node.lb for node in world.nodes):
-                return None
+            first = self.first_members(world, roster)
             if previous is not None and previous.ring.members:  # superseded before it was in force
-                previous = msgspec.structs.replace(previous, ring=Ring(previous.ring.epoch - 1))
+                previous = msgspec.structs.replace(previous, ring=Ring(0))
         found: Snapshot | None = None
         next_ids = self._next_ids(previous) if previous is None or self.written[0] > previous.generation else None
         try:
@@ -52,18 +51,20 @@ class Maker:
             return _once_more(previous, previous, generation)
         return found
 
+    def first_members(self, world: World | None, roster: Roster) -> frozenset[str]:
+        """Names of those that would form the first ring now."""
+        return first_ring(world, roster.peers, roster.judgement.lost) if world is not None else frozenset()
+
     def first_ring(self, world: World, where: Where, roster: Roster, generation: int) -> Snapshot | None:
         """The first ring lacks one of its members before it is in force: form it from those that are left."""
-        names = first_ring(world, roster.peers, roster.judgement.lost)
+        names = self.first_members(world, roster)
         if where.aim is None or not names or names == members_of(where.aim.snapshot).keys():
             return None
         return self.backends(world, where, roster, generation, force=False)
 
-    def ring(
-        self, world: World, wanted: frozenset[str], where: Where, roster: Roster, generation: int
-    ) -> Snapshot | None:
+    def ring(self, world: World, wanted: frozenset[str], where: Where, generation: int) -> Snapshot | None:
         """From the ring in force to this one; the old one again where a change of it is given up."""
-        base = ring_base(where, roster)
+        base = ring_base(where)
         if base is None or where.aim is None:
             return None
         newest = where.aim.snapshot
@@ -76,10 +77,10 @@ class Maker:
                 self.problem = str(error)
         return _once_more(base, newest, generation) if is_ring_change_under_way(where) else None
 
-    def once_more(self, snapshot: Snapshot, where: Where, generation: int) -> Snapshot:
-        """What is in force, without the change of the ring that it was."""
-        newest = where.aim.snapshot if where.aim is not None else snapshot
-        return _once_more(snapshot, newest, generation)
+    def plain(self, where: Where, generation: int) -> Snapshot | None:
+        """What is in force, without the change of the ring that it may have been."""
+        base = ring_base(where)
+        return _once_more(base, where.aim.snapshot, generation) if base is not None and where.aim is not None else None
 
     def _next_ids(self, newest: Snapshot | None) -> NextIds:
         if newest is None or self.written[0] > newest.generation:
@@ -100,12 +101,12 @@ def is_plain(snapshot: Snapshot, in_force: Snapshot) -> bool:
     return snapshot.vips == in_force.vips
 
 
-def ring_base(where: Where, roster: Roster) -> Snapshot | None:
+def ring_base(where: Where) -> Snapshot | None:
     """What a change of the ring follows upon; None: there is no ring yet, or nobody has told."""
     if where.in_force is not None:
         return where.in_force.snapshot if where.in_force.snapshot.ring.members else None
     if where.aim is not None and where.aim.changes_ring:
-        return before_change(where.aim.snapshot, roster.lbs)
+        return before_change(where.aim.snapshot)
     return None
 
 
@@ -130,3 +131,13 @@ def is_first_ring(where: Where, roster: Roster) -> bool:
         return not where.in_force.snapshot.ring.members
     ring = [peer.said for peer in roster.lbs if peer.ring and peer.said is not None]
     return not where.aim.changes_ring and all(said.committed == 0 for said in ring)
+
+
+def vips_of(snapshot: Snapshot) -> tuple[VipStatus, ...]:
+    """What people want to know about its VIPs."""
+    found = []
+    for vip in snapshot.vips:
+        ready = sum(one.state is BackendState.READY for one in vip.backends)
+        draining = sum(one.state is BackendState.DRAINING for one in vip.backends)
+        found.append(VipStatus(vip.name, vip.epoch, ready, draining))
+    return tuple(found)

@@ -9,6 +9,8 @@ asked. A controller that was itself stopped finds all its calls timed out at onc
 from dataclasses import dataclass
 from enum import IntEnum
 
+import msgspec
+
 from lbpod.core.limits import LOST_NS, MEMBER_NONE
 from lbpod.core.messages import (
     CommitCall,
@@ -23,6 +25,7 @@ from lbpod.core.messages import (
     RingSwitchCall,
 )
 from lbpod.core.model import Node, Snapshot
+from lbpod.core.snapshot import digest_of
 
 
 class Step(IntEnum):
@@ -138,6 +141,8 @@ class Peer:
     """Of the last failure; empty once it answers."""
     refused: str = ""
     """The sentence of the last refusal; empty once it takes a call."""
+    left_open: RingDoneCall | None = None
+    """What ends the ring change that it has switched to, where that is known."""
     barred_ns: int = 0
     """It does not join before this: it has refused to."""
 
@@ -158,8 +163,20 @@ class Peer:
 
     def answered(self, status: LbStatus, now_ns: int) -> None:
         self.status = self.said = status
+        if status.ring_step is not RingStep.SWITCHED:
+            self.left_open = None
+        elif status.staged == status.committed:
+            self.left_open = RingDoneCall(status.committed, status.digest)
+        elif status.in_force is not None:
+            self.left_open = RingDoneCall(status.committed, digest_of(status.in_force))
         self.sent_ns, self.asked_ns, self.next_ns = -1, now_ns, now_ns
         self.failures, self.reason = 0, ""
+
+    def forget_snapshots(self) -> None:
+        """They are megabytes, and have been looked at."""
+        if self.said is not None and (self.said.snapshot is not None or self.said.in_force is not None):
+            self.said = msgspec.structs.replace(self.said, snapshot=None, in_force=None)
+            self.status = self.said if self.status is not None else None
 
     def failed(self, reason: str, next_ns: int, now_ns: int, *, is_there: bool) -> None:
         """is_there: it has answered, if only to refuse."""
@@ -178,6 +195,11 @@ def newest_of(status: LbStatus) -> int:
 def may_take(status: LbStatus, aim: Aim) -> bool:
     """A node refuses what is older than what it has staged, or as old and not the same."""
     return status.staged < aim.generation or (status.staged == aim.generation and status.digest == aim.digest)
+
+
+def has_left_open(status: LbStatus, aim: Aim) -> bool:
+    """A change of the ring that is over has not been ended there: one change after the other."""
+    return status.ring_step is RingStep.SWITCHED and status.committed < aim.generation
 
 
 def has_moved(status: LbStatus, before: LbStatus | None) -> bool:

@@ -9,8 +9,8 @@ as a newcomer, whom the others hand over what they have.
 *revived*, that is, given what is in force as if nothing had happened. So does a ring begin: nobody serves yet.
 
 **Wanted** are the LBs that the World lists, at the address that it lists, that live and do not want to leave. Where
-that would be nobody, the ring's own living members stay, whatever the World says; and where there are none, the ring
-stays as it is. A ring is never empty.
+that would be nobody, those members stay that are told to go, with the least reason first: they want to leave; are not
+listed as LBs; have another address; are lost. A ring is never empty.
 """
 
 from collections.abc import Iterable, Mapping
@@ -100,20 +100,20 @@ def wanted_ring(
     """Names of those that should be in the ring."""
     members = members_of(in_force)
     taken = {node.address: node.name for node in in_force.nodes}
-    wanted = set()
+    alive = {name: node for name, node in members.items() if name not in lost}
+    listed = {node.name: node for node in world.nodes}
+    # Who has another address now leaves first, and joins with that.
+    here = {name for name, node in alive.items() if name not in listed or listed[name].address == node.address}
+    able = {name for name in here if name in listed and listed[name].lb}
+    wanted = {name for name in able if (peer := peers.get(name)) is None or peer.said is None or not peer.said.leaving}
     for node in world.nodes:
-        peer, had = peers.get(node.name), members.get(node.name)
-        if not node.lb or peer is None or (peer.said is not None and peer.said.leaving):
+        peer = peers.get(node.name)
+        if not node.lb or node.name in members or peer is None or peer.status is None or peer.status.leaving:
             continue
-        if had is not None:
-            stays = had.address == node.address and node.name not in lost
-        else:  # its address may still be another's, who has to leave the snapshot first
-            here = peer.status is not None and peer.barred_ns <= now_ns
-            stays = here and taken.get(node.address, node.name) == node.name
-        if stays:
+        # Its address may still be another's, who has to leave the snapshot first.
+        if peer.barred_ns <= now_ns and taken.get(node.address, node.name) == node.name:
             wanted.add(node.name)
-    alive = members.keys() - lost
-    return frozenset(wanted or alive or members)
+    return frozenset(wanted or able or here or alive or members)
 
 
 def without_joins(wanted: frozenset[str], in_force: Snapshot) -> frozenset[str]:
@@ -129,8 +129,7 @@ def first_ring(world: World, peers: Mapping[str, Peer], lost: frozenset[str]) ->
     return frozenset({name for name, status in here.items() if not status.leaving} or here)
 
 
-def before_change(change: Snapshot, peers: Iterable[Peer]) -> Snapshot:
-    """What was in force when this change of the ring began, where nobody has told: it changed nothing but the ring."""
-    epochs = [peer.said.ring_epoch for peer in peers if peer.role.old and peer.said is not None]
-    epoch = min(max(epochs, default=1), change.ring.epoch)
-    return msgspec.structs.replace(change, ring=Ring(epoch, change.ring.before))
+def before_change(change: Snapshot) -> Snapshot:
+    """What was in force when this change of the ring began, where nobody has told: it changed nothing but the ring. The
+    epoch of that ring is lost; that of the change is above it, and not in force anywhere."""
+    return msgspec.structs.replace(change, ring=Ring(change.ring.epoch, change.ring.before))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from lbpod.core.limits import HOST_WAIT_NS
 from lbpod.core.messages import Phase
-from lbpod.core.planner_peers import STEP_OF_PHASE, Peer, Role, Step
+from lbpod.core.model import World
+from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Role, Step, in_ring
 from lbpod.core.planner_ring import Judgement, Where, judge
 
 _BEFORE_PREPARED = (Phase.STAGING, Phase.PREPARING, Phase.RING_PREPARING)
@@ -26,6 +27,25 @@ class Roster:
         self.lagging: set[str] = set()
         self.at_generation: set[str] = set()  # ring members
         self._troubled: set[str] = set()  # those that say that something is wrong with them
+
+    def meet(self, world: World, aim: Aim | None, *, starting: bool) -> None:
+        """Who there is from now on: what the aim lists, and the LBs that might join. While starting, whom to ask: what
+        the World lists, and the ring of the newest snapshot that was found."""
+        forming = aim is None or not aim.snapshot.ring.members
+        listed = {node.name: node for node in world.nodes}
+        roles: dict[str, Role] = {}
+        for node in aim.snapshot.nodes if aim is not None else ():
+            old, new = node.member in aim.snapshot.ring.before, in_ring(node, aim.snapshot)  # type: ignore[union-attr]
+            there = listed.get(node.name)
+            if not starting or old or new:
+                control = there.control if there is not None else node.control
+                roles[node.name] = Role(control, node.member, old, new, there is not None and there.lb)
+        for one in world.nodes:
+            if one.name not in roles and (starting or one.lb or aim is None):
+                had = self.peers.get(one.name)
+                may = one.lb or (had is not None and had.said is not None and had.said.serving)
+                roles[one.name] = Role(one.control, new=forming and starting and may, lb=one.lb, known=False)
+        self.keep(roles)
 
     def keep(self, roles: Mapping[str, Role]) -> None:
         """These nodes there are from now on. One that is reached in another way is another one."""
@@ -61,6 +81,8 @@ class Roster:
 
     def note(self, peer: Peer, where: Where, now_ns: int) -> None:
         """Keep the sets in step with what this node has said."""
+        if self.peers.get(peer.name) is not peer:
+            return  # it was let go of meanwhile
         aim, phase = where.aim, where.phase
         step = aim.step_of(peer.status, where.handover if peer.ring else 0) if aim is not None else Step.NOTHING
         late = phase is Phase.STARTING and not peer.heard
@@ -76,6 +98,10 @@ class Roster:
         _keep(self.lagging, peer.name, behind and (failed or left))
         _keep(self._troubled, peer.name, peer.status is not None and peer.status.problem != "")
         _keep(self.at_generation, peer.name, peer.role.new and step is Step.COMMITTED)
+
+    def has_unheard_hosts(self) -> bool:
+        """Some have neither answered nor failed yet."""
+        return any(not peer.is_lb and not peer.heard and peer.failures == 0 for peer in self.peers.values())
 
     def has_anybody(self) -> bool:
         """Somebody is left to go on with, or there is no ring."""

@@ -1,4 +1,5 @@
-"""What the nodes' answers tell a Planner that starts: the newest snapshot of all, and what is in force. Pure functions.
+"""What the nodes' answers tell a Planner that starts: the newest snapshot of all, and what is in force. Functions that
+take nothing else into account.
 
 The two differ where a change was under way. Its successor may have to be made from what is in force (a ring change
 without somebody who was lost meanwhile), so LBs report both.
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 
 from lbpod.core.messages import LbStatus
 from lbpod.core.model import Snapshot
-from lbpod.core.planner_peers import Aim, Peer, Step
+from lbpod.core.planner_peers import Aim, Peer, Step, newest_of
 from lbpod.core.snapshot import digest_of
 
 
@@ -41,3 +42,13 @@ def in_force_reported(peers: Iterable[Peer]) -> Aim | None:
 def _committed_by(status: LbStatus) -> Snapshot | None:
     newest = status.snapshot
     return newest if newest is not None and newest.generation == status.committed else status.in_force
+
+
+def newest_host(peers: Iterable[Peer], written: int) -> Snapshot | Peer | None:
+    """The newest snapshot that a host agent knows, where it is not older than that which is written down (written: its
+    generation); a Peer: it has to be asked for it. At most one is, that with the highest generation."""
+    heard = [(newest_of(peer.status), peer.name, peer) for peer in peers if not peer.is_lb and peer.status is not None]
+    newest, _, top = max(heard, key=lambda one: one[:2], default=(0, "", None))
+    if top is None or top.status is None or newest < max(written, 1):
+        return None
+    return top.status.snapshot or top

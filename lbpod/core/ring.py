@@ -108,7 +108,7 @@ def prepare(state: State, request: int, call: RingPrepareCall, now_ns: int) -> E
         tables = _check_prepare(state, plan)
     except change.Refused as refused:
         return [Refuse(request, change.CONFLICT, str(refused))]
-    effects = change.take_ring_back(state)
+    effects = change.leave_ring_change(state)
     gone: list[int] = []
     if state.joins(plan.snapshot):
         gone = sorted(state.vips)
@@ -118,6 +118,8 @@ def prepare(state: State, request: int, call: RingPrepareCall, now_ns: int) -> E
     state.prepared, state.ring_step, state.ring_round = plan, RingStep.PREPARED, 0
     state.refresh()
     known = {vip.id for vip in plan.snapshot.vips}
+    if not any(state.in_ring(each.snapshot) for each in state.plans()):
+        known = set()  # the ring change before has taken it out
     gone += sorted(state.vips.keys() - known)
     effects += _leave_backends(state, known)
     written: Effects = []
@@ -136,8 +138,6 @@ def _check_prepare(state: State, plan: Plan) -> dict[int, change.U32]:
     """Tables of the VIPs that are new here. Raises Refused."""
     if not plan.changes_ring:
         raise change.Refused(f"generation {plan.generation} changes no ring; prepare its backends")
-    if state.ring_step is RingStep.SWITCHED:
-        raise change.Refused(f"{state.node_name} has not ended the ring change before; end that first")
     if state.joins(plan.snapshot):
         return change.build_all(state, plan)
     is_member = state.member_in(plan.snapshot) in plan.snapshot.ring.before

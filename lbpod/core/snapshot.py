@@ -119,7 +119,7 @@ def next_snapshot(
     check_world(world)
     ids = _Ids(previous, next_ids)
     nodes = _nodes(world, previous, ids)
-    ring = _ring(world, previous, nodes, first_ring)
+    ring = _ring(world, previous, generation, nodes, first_ring)
     vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
     if previous is not None:
@@ -231,13 +231,18 @@ def _is_first(one: WorldNode, first_ring: Collection[str] | None) -> bool:
     return one.lb and (first_ring is None or one.name in first_ring)
 
 
-def _ring(world: World, previous: Snapshot | None, nodes: Sequence[Node], first_ring: Collection[str] | None) -> Ring:
+def _ring(
+    world: World,
+    previous: Snapshot | None,
+    generation: int,
+    nodes: Sequence[Node],
+    first_ring: Collection[str] | None,
+) -> Ring:
     if previous is not None and previous.ring.members:
         return Ring(previous.ring.epoch, previous.ring.members)
     first = {one.name for one in world.nodes if _is_first(one, first_ring)}
     members = tuple(sorted(node.member for node in nodes if node.name in first))
-    epoch = previous.ring.epoch if previous is not None else 0
-    return Ring(epoch + 1, members) if members or previous is None else Ring(epoch)
+    return Ring(generation, members) if members or previous is None else previous.ring
 
 
 def _vips(

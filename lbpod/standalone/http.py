@@ -2,7 +2,8 @@
 
 Without TLS, hence on the loopback unless told otherwise: nothing can be changed here, and kubelet, Prometheus and
 people with curl have no certificates. Ready means: the file is good, and all that it once wanted has been in force
-since the start. An LB that lags does not make the *controller* unready: it is in the metrics and in /v1/state."""
+since the start. An LB that lags or is lost does not make the *controller* unready: it is in the metrics and in
+/v1/state, and so is who is in the ring."""
 
 from typing import Final, Protocol
 
@@ -42,6 +43,14 @@ class Metrics:
         self._at_generation = Gauge(
             "holdfast_controller_lbs_at_generation", "Ring members that have committed it", registry=self.registry
         )
+        self._lost = Gauge(
+            "holdfast_controller_lost_lbs",
+            "Ring members believed lost, which are being taken out",
+            registry=self.registry,
+        )
+        self._ring_changes = Gauge(
+            "holdfast_controller_ring_changes", "Changes of the ring finished since the start", registry=self.registry
+        )
         self._lagging = Gauge("holdfast_controller_lagging_nodes", "Nodes that are behind", registry=self.registry)
         self._problem = Gauge(
             "holdfast_controller_problem", "1: something is wrong, /v1/state says what", registry=self.registry
@@ -64,6 +73,8 @@ class Metrics:
             self._phase.labels(phase.value).set(1 if phase is status.phase else 0)
         self._lbs.set(status.lbs)
         self._at_generation.set(status.lbs_at_generation)
+        self._lost.set(len(status.lost))
+        self._ring_changes.set(status.ring_changes)
         self._lagging.set(len(status.lagging))
         self._problem.set(1 if status.problem else 0)
         self._changes.set(status.changes)

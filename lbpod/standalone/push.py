@@ -2,8 +2,10 @@
 exception.
 
 Decided here: which failures count as refusals (4xx: the agent has understood and says no) and which as silence (all
-else), how long a call may take, and that a snapshot is encoded once for all nodes. Mutual TLS: the connection is made
-only to the very node that is meant (``server_name``), whatever its address is. Connections are kept alive.
+else), how long a call may take, and that a snapshot is encoded once for all nodes. A question that costs an agent
+nothing has to be answered soon, for by it the lost are found. A call to hand over is held for HANDOVER_HOLD_NS by an
+agent that has not finished, which fits into the time that calls have. Mutual TLS: the connection is made only to the
+very node that is meant (``server_name``), whatever its address is. Connections are kept alive.
 """
 
 import asyncio
@@ -34,6 +36,7 @@ class PushClient:
             ),
             headers={"Content-Type": wire.CONTENT_TYPE, "Accept": wire.CONTENT_TYPE},
         )
+        self._soon = aiohttp.ClientTimeout(total=PEER_TIMEOUT_NS / _SECOND_NS)
         self._encoded: tuple[ControlCall, bytes] | None = None
 
     async def close(self) -> None:
@@ -57,16 +60,19 @@ class PushClient:
 
     async def _status(self, effect: AskStatus | Push) -> LbStatus:
         """Raises RemoteError where the agent refuses or answers nonsense, aiohttp's errors where it does not answer."""
+        timeout = self._session.timeout
         if isinstance(effect, Push):
             method, path = wire.ROUTES[type(effect.body)]
             data = self._bytes_of(effect.body)
         else:
             method, path, data = "GET", wire.PATH_STATE, None
+            timeout = self._soon if not effect.with_snapshot else timeout
             path += f"?{wire.QUERY_SNAPSHOT}=1" if effect.with_snapshot else ""
         async with self._session.request(
             method,
             f"https://{effect.control}{path}",
             data=data,
+            timeout=timeout,
             server_hostname=server_name(effect.node),
             allow_redirects=False,
         ) as response:

@@ -1,9 +1,11 @@
 """A toy cluster for the Planner's promises: LBs of a few lines, a network that may do anything, a store that says no.
 
-The LBs know only the rules of DESIGN section 5 (refuse what is lower, or equal with another digest; prepare what is
-staged; commit what is prepared). They check the one thing that all of Holdfast stands on: at every commit, all ring
-members have prepared that very snapshot. Calls and answers are lost, late or repeated, LBs restart with and without
-memory, controllers are cut off after any effect, and there may be two of them. Every die is thrown by one ``Random``.
+The LBs (``planner_lb``) know only the rules of the calls, and check what all of Holdfast stands on: at every commit,
+all ring members have prepared that very snapshot; at every switch, who switches has what the others had to hand over.
+Calls and answers are lost, late or repeated, LBs restart with and without memory, are cut off for a while, come, move
+and go, controllers are cut off after any effect, and there may be two of them. Every die is thrown by one ``Random``.
+
+The controller's own steps are checked where it takes them: the first switch and the first end of a ring change.
 """
 
 from collections.abc import Iterable
@@ -13,11 +15,8 @@ from random import Random
 from lbpod.core.limits import START_WAIT_NS, TICK_NS
 from lbpod.core.messages import (
     AskStatus,
-    CommitCall,
-    ControlCall,
     LbAnswered,
     LbFailed,
-    LbStatus,
     Persist,
     Persisted,
     PersistFailed,
@@ -25,9 +24,10 @@ from lbpod.core.messages import (
     PlannerEffect,
     PlannerEvent,
     PlannerStatus,
-    PrepareCall,
     Push,
     Report,
+    RingDoneCall,
+    RingSwitchCall,
     Tick,
     WorldSeen,
 )
@@ -45,20 +45,23 @@ from lbpod.core.model import (
     parse_address,
 )
 from lbpod.core.planner import Planner
-from lbpod.core.snapshot import digest_of
+from tests.property.planner_lb import BAD_PORT, Ledger, RefusedError, ToyLb, names_in_ring
 
 CLUSTER = Cluster(vni=7, seed=11)
-LBS = ("lb1", "lb2", "lb3")
+LBS = ("lb1", "lb2", "lb3", "lb4")
 HOSTS = ("host1", "host2")
-NODES = tuple(
-    WorldNode(name, parse_address(f"10.0.0.{i}"), f"10.0.0.{i}:9900", name in LBS)
-    for i, name in enumerate((*LBS, *HOSTS), start=1)
-)
-BAD_PORT = 666
-"""A backend with this port is one that some LBs refuse to prepare."""
 
 
-def world(picks: Iterable[tuple[int, int, BackendState]]) -> World:
+def node(name: str, *, lb: bool = True, moved: bool = False) -> WorldNode:
+    """The node of this name; moved: to another address."""
+    last = (*LBS, *HOSTS).index(name) + (101 if moved else 1)
+    return WorldNode(name, parse_address(f"10.0.0.{last}"), f"10.0.0.{last}:9900", lb and name in LBS)
+
+
+NODES = tuple(node(name) for name in ("lb1", "lb2", "lb3", *HOSTS))
+
+
+def world(picks: Iterable[tuple[int, int, BackendState]], nodes: tuple[WorldNode, ...] = NODES) -> World:
     """A World with two VIPs; each pick is (VIP, backend, state)."""
     vips = []
     chosen = sorted(set(picks))
@@ -73,82 +76,7 @@ def world(picks: Iterable[tuple[int, int, BackendState]]) -> World:
                 f"a/b/{number}", address, 80, Protocol.TCP, Affinity.NONE, 60_000_000_000, 86_400_000_000_000, backends
             )
         )
-    return World(NODES, tuple(vips))
-
-
-def _meaning(snapshot: Snapshot) -> dict[int, object]:
-    """What each backend's id stands for."""
-    return {one.id: (vip.id, one.address, one.port) for vip in snapshot.vips for one in vip.backends}
-
-
-class RefusedError(Exception):
-    """The toy's 4xx."""
-
-
-@dataclass
-class ToyLb:
-    """What a node remembers, and the rules by which it takes a call."""
-
-    name: str
-    picky: bool = False
-    staged: Snapshot | None = None
-    prepared: Snapshot | None = None
-    committed: Snapshot | None = None
-
-    def take(self, body: ControlCall | None, cluster: "ToyCluster") -> None:
-        match body:
-            case Snapshot():
-                if self.staged is not None and (
-                    body.generation < self.staged.generation
-                    or (body.generation == self.staged.generation and digest_of(body) != digest_of(self.staged))
-                ):
-                    raise RefusedError(f"generation {self.staged.generation} is staged here")
-                if cluster.strict_ids:
-                    self._check_ids(body)
-                self.staged = body
-            case PrepareCall():
-                self._prepare(body, cluster)
-            case CommitCall():
-                if self.committed is not None and self.committed.generation == body.generation:
-                    return
-                if self.prepared is None or self.prepared.generation != body.generation:
-                    raise RefusedError(f"generation {body.generation} is not prepared here")
-                cluster.check_commit(self, self.prepared)
-                self.committed, self.prepared = self.prepared, None
-
-    def _check_ids(self, new: Snapshot) -> None:
-        """As the Keeper does: an id must not change its meaning while it is known."""
-        meaning = _meaning(new)
-        for known in (self.committed, self.prepared):
-            for number, thing in _meaning(known).items() if known is not None else ():
-                if meaning.get(number, thing) != thing:
-                    raise RefusedError(f"id {number} means something else here")
-
-    def _prepare(self, call: PrepareCall, cluster: "ToyCluster") -> None:
-        if self.committed is not None and self.committed.generation == call.generation:
-            return
-        if self.staged is None or (self.staged.generation, digest_of(self.staged)) != (call.generation, call.digest):
-            raise RefusedError(f"generation {call.generation} is not staged here")
-        if self.picky and any(one.port == BAD_PORT for vip in self.staged.vips for one in vip.backends):
-            raise RefusedError("the table has another digest here")
-        self.prepared = self.staged
-        cluster.ever_prepared.add((self.name, call.generation, call.digest))
-
-    def status(self, with_snapshot: bool) -> LbStatus:
-        return LbStatus(
-            node=self.name,
-            member=0,
-            committed=self.committed.generation if self.committed else 0,
-            prepared=self.prepared.generation if self.prepared else 0,
-            staged=self.staged.generation if self.staged else 0,
-            digest=digest_of(self.staged) if self.staged else b"",
-            ring_epoch=1,
-            tracking_slots=0,
-            snapshot=self.staged if with_snapshot else None,
-        )
-
-    def forget(self) -> None:
-        self.staged = self.prepared = self.committed = None
+    return World(nodes, tuple(vips))
 
 
 @dataclass
@@ -159,6 +87,7 @@ class Controller:
     life: int = 0
     inbox: list[PlannerEvent] = field(default_factory=list)
     calls: list[tuple[int, AskStatus | Push]] = field(default_factory=list)
+    begun: set[tuple[int, int, type]] = field(default_factory=set)
     status: PlannerStatus | None = None
 
 
@@ -173,44 +102,38 @@ class ToyCluster:
         self.persisted = 0
         self.persisted_ids = NextIds()
         self.wanted = world([(1, 1, BackendState.READY)])
-        self.ever_prepared: set[tuple[str, int, bytes]] = set()
-        self.ever_committed: dict[int, bytes] = {}
+        self.ledger = Ledger(strict_ids=controllers == 1)
         self.trouble = True
-        self.strict_ids = controllers == 1  # with two, ids can collide in host agents, and somebody has to look
-
-    # --- Promises -----------------------------------------------------------------------------------------------------
-    def check_commit(self, lb: ToyLb, snapshot: Snapshot) -> None:
-        """Called by an LB that is about to commit."""
-        digest = digest_of(snapshot)
-        ring = [node.name for node in snapshot.nodes if node.member in snapshot.ring.members]
-        for name in ring:
-            assert (name, snapshot.generation, digest) in self.ever_prepared, (
-                f"{lb.name} commits {snapshot.generation}, which {name} has never prepared"
-            )
-        assert self.ever_committed.setdefault(snapshot.generation, digest) == digest, "two states of one generation"
-        assert lb.committed is None or lb.committed.generation < snapshot.generation, "a generation went back"
-
-    def check_ids(self) -> None:
-        """An id means the same in every snapshot in force at any LB. (Host agents are not asked for theirs when a
-        controller starts: 4,096 of them would send 16 GB. So if all LBs lose their memory at once, ids start anew.)"""
-        meaning: dict[tuple[str, int], object] = {}
-        for lb in (self.lbs[name] for name in LBS):
-            for vip in lb.committed.vips if lb.committed else ():
-                key = (vip.address, vip.port, vip.protocol)
-                assert meaning.setdefault(("vip", vip.id), key) == key, "a VIP's id was given twice"
-                for one in vip.backends:
-                    named = (key, one.address, one.port)
-                    assert meaning.setdefault(("backend", one.id), named) == named, "a backend's id was given twice"
 
     # --- The shell ----------------------------------------------------------------------------------------------------
     def feed(self, controller: Controller, event: PlannerEvent) -> None:
         """One step; its effects are carried out in order, up to where the controller is cut off."""
         effects = controller.planner.step(event, self.now_ns)
+        said = [effect.status for effect in effects if isinstance(effect, Report)]
+        controller.status = said[-1] if said else controller.status
+        if len(self.controllers) == 1:
+            for effect in effects:
+                if isinstance(effect, Push) and isinstance(effect.body, RingSwitchCall | RingDoneCall):
+                    self._check_step(controller, effect.body)
         cut = self.dice.randrange(len(effects) + 1) if self.trouble and self.dice.random() < 0.02 else None
         for effect in effects[:cut]:
             self._carry_out(controller, effect)
         if cut is not None:
             self.restart(controller)
+
+    def _check_step(self, controller: Controller, body: RingSwitchCall | RingDoneCall) -> None:
+        """The first call of its kind for this generation in this life of the controller."""
+        assert controller.status is not None, "who calls has said where it stands"
+        step = (controller.life, body.generation, type(body))
+        if step in controller.begun or body.generation < controller.status.generation:
+            return  # what is older was left open somewhere, and is over everywhere else
+        controller.begun.add(step)
+        peers = self.ledger.ring_peers(body.generation) - set(controller.status.lost)
+        assert peers, "a ring change goes on with nobody"
+        if isinstance(body, RingSwitchCall):
+            self.ledger.check_first_switch(body.generation, peers)
+        else:
+            self.ledger.check_first_end(body.generation, peers, self.now_ns)
 
     def _carry_out(self, controller: Controller, effect: PlannerEffect) -> None:
         match effect:
@@ -224,6 +147,9 @@ class ToyCluster:
                     )
                 else:
                     self.persisted, self.persisted_ids = generation, snapshot.next_ids
+                    serving = [lb.name for lb in self._listed_lbs() if lb.is_up and lb.serving]
+                    assert snapshot.ring.members or not serving, f"the ring of {serving} is given up"
+                    self.ledger.persisted(snapshot)
                     controller.inbox.append(Persisted(generation))
             case AskStatus() | Push():
                 controller.calls.append((controller.life, effect))
@@ -242,21 +168,25 @@ class ToyCluster:
         life, effect = controller.calls[at] if keep else controller.calls.pop(at)
         lb = self.lbs[effect.node]
         generation = effect.generation if isinstance(effect, Push) else 0
-        body = effect.body if isinstance(effect, Push) else None
+        lost = LbFailed(effect.node, generation, False, "timed out")
         event: PlannerEvent
         try:
-            lb.take(body, self)
-            wants = isinstance(effect, AskStatus) and effect.with_snapshot
-            event = LbAnswered(effect.node, generation, lb.status(wants))
+            if not lb.is_up:
+                event = lost
+            else:
+                lb.take(effect.body if isinstance(effect, Push) else None, self.lbs, self.ledger, self.now_ns)
+                wants = isinstance(effect, AskStatus) and effect.with_snapshot
+                event = LbAnswered(effect.node, generation, lb.status(wants))
         except RefusedError as error:
             event = LbFailed(effect.node, generation, True, str(error))
-        self.check_ids()
+        self.ledger.check_ids(self.lbs[name] for name in LBS)
         if life == controller.life and not keep:
-            lost = LbFailed(effect.node, generation, False, "timed out")
             controller.inbox.append(event if answer else lost)
 
     def tick(self, passed_ns: int = TICK_NS) -> None:
         self.now_ns += passed_ns
+        for lb in self.lbs.values():
+            lb.tick(self.lbs, self.ledger)
         for controller in self.controllers:
             self.feed(controller, Tick())
 
@@ -272,33 +202,59 @@ class ToyCluster:
         if die < 0.40 and controller.inbox:
             self.feed(controller, controller.inbox.pop(self.dice.randrange(len(controller.inbox))))
         elif die < 0.80 and controller.calls:
-            at = self.dice.randrange(len(controller.calls))
-            fate = self.dice.random()
-            if fate < 0.05:
-                life, effect = controller.calls[at]  # the caller gives up; the call stays under way and may arrive late
-                if life == controller.life:
-                    controller.calls[at] = (-1, effect)
-                    generation = effect.generation if isinstance(effect, Push) else 0
-                    controller.inbox.append(LbFailed(effect.node, generation, False, "timed out"))
-            else:
-                self.arrive(controller, at, keep=fate < 0.10, answer=fate > 0.15)
+            self._call_fares(controller, self.dice.randrange(len(controller.calls)))
         elif die < 0.90:
-            self.tick(self.dice.choice((TICK_NS, 5 * TICK_NS, START_WAIT_NS)))
-        elif die < 0.96:
-            picks = [(self.dice.choice((1, 2)), self.dice.randrange(1, 15), self.dice.choice(list(BackendState)))]
-            self.wanted = world([*self._picks(), *picks] if self.dice.random() < 0.6 else picks)
-            for one in self.controllers:
-                one.inbox.append(WorldSeen(self.wanted))
+            self.tick(self.dice.choice((TICK_NS, 5 * TICK_NS, 10 * TICK_NS, START_WAIT_NS)))
+        elif die < 0.95:
+            self._world_changes()
         elif die < 0.98:
-            lb = self.lbs[self.dice.choice(sorted(self.lbs))]
-            lb.picky = not lb.picky
-            if self.dice.random() < 0.3:
-                lb.forget()
+            self._lb_changes(self.lbs[self.dice.choice(sorted(self.lbs))])
         elif die < 0.99:
             self.restart(controller)
-        else:
-            if len(self.controllers) == 1:
-                self.persisted, self.persisted_ids = 0, NextIds()  # the store is lost
+        elif len(self.controllers) == 1 and all(lb.is_up for lb in self.lbs.values()):
+            self.persisted, self.persisted_ids = 0, NextIds()  # the store is lost
+
+    def _call_fares(self, controller: Controller, at: int) -> None:
+        fate = self.dice.random()
+        if fate >= 0.05:
+            self.arrive(controller, at, keep=fate < 0.10, answer=fate > 0.15)
+            return
+        life, effect = controller.calls[at]  # the caller gives up; the call stays under way and may arrive late
+        if life == controller.life:
+            controller.calls[at] = (-1, effect)
+            generation = effect.generation if isinstance(effect, Push) else 0
+            controller.inbox.append(LbFailed(effect.node, generation, False, "timed out"))
+
+    def _world_changes(self) -> None:
+        nodes = self.wanted.nodes
+        if self.dice.random() < 0.3:
+            name = self.dice.choice(LBS)
+            fate = self.dice.choice(("gone", "host", "lb", "moved"))
+            nodes = tuple(one for one in nodes if one.name != name)
+            if fate != "gone":
+                nodes = (*nodes, node(name, lb=fate != "host", moved=fate == "moved"))
+        picks = [(self.dice.choice((1, 2)), self.dice.randrange(1, 15), self.dice.choice(list(BackendState)))]
+        picks = [*self._picks(), *picks] if self.dice.random() < 0.6 else picks
+        self.wanted = world(picks, nodes)
+        for one in self.controllers:
+            one.inbox.append(WorldSeen(self.wanted))
+
+    def _lb_changes(self, lb: ToyLb) -> None:
+        fate = self.dice.random()
+        if fate < 0.2:
+            lb.picky = not lb.picky
+        elif fate < 0.6:
+            lb.is_up = not lb.is_up
+        elif fate < 0.7:
+            lb.leaving = not lb.leaving
+        else:  # its agent restarts; calls under way end with the connection that they came by
+            lb.restart(empty=fate > 0.8)
+            for controller in self.controllers:
+                for life, effect in [one for one in controller.calls if one[1].node == lb.name]:
+                    controller.calls.remove((life, effect))
+                    if life == controller.life:
+                        generation = effect.generation if isinstance(effect, Push) else 0
+                        controller.inbox.append(LbFailed(lb.name, generation, False, "connection reset"))
 
     def _picks(self) -> list[tuple[int, int, BackendState]]:
         return [
@@ -307,9 +263,13 @@ class ToyCluster:
             for one in vip.backends
         ]
 
-    def calm(self, rounds: int = 400) -> None:
-        """Trouble ends: everything arrives in order until nothing moves any more."""
+    def calm(self, rounds: int = 900) -> None:
+        """Trouble ends: everything arrives in order until nothing moves any more. Those that are down stay so, but for
+        one LB; and those that want to leave do."""
         self.trouble = False
+        if not any(lb.is_up for lb in self._listed_lbs()):
+            self.wanted = world(self._picks(), (*(one for one in self.wanted.nodes if one.name != "lb1"), node("lb1")))
+            self.lbs["lb1"].is_up = True
         for lb in self.lbs.values():
             lb.picky = False
         for controller in self.controllers:
@@ -324,9 +284,15 @@ class ToyCluster:
                 return
             self.tick()
 
+    def _listed_lbs(self) -> list[ToyLb]:
+        return [self.lbs[one.name] for one in self.wanted.nodes if one.lb]
+
     def settled(self) -> bool:
-        """Every controller is idle at one generation, and every node has committed it, and it is what is wanted."""
-        generations = {lb.committed.generation if lb.committed else 0 for lb in self.lbs.values()}
+        """Every controller is idle at one generation; every node that it can reach has committed it; it is what is
+        wanted, and so is its ring."""
+        listed = [lb for one in self.wanted.nodes if (lb := self.lbs[one.name]).is_up]
+        found = [lb.committed for lb in listed if lb.committed is not None]
+        generations = {snapshot.generation for snapshot in found}
         idle = all(
             one.status is not None
             and one.status.phase is Phase.IDLE
@@ -335,7 +301,14 @@ class ToyCluster:
             and not one.calls
             for one in self.controllers
         )
-        return idle and all(lb.committed is not None and self.is_wanted(lb.committed) for lb in self.lbs.values())
+        wanted = {lb.name for lb in self._listed_lbs() if lb.is_up and not lb.leaving}
+        return (
+            idle
+            and len(found) == len(listed)
+            and all(self.is_wanted(snapshot) for snapshot in found)
+            and (not wanted or wanted == names_in_ring(found[0]))
+            and all(lb.serving for lb in listed if lb.name in names_in_ring(found[0]))
+        )
 
     def is_wanted(self, snapshot: Snapshot) -> bool:
         have = {(vip.name, one.address, one.port, one.state) for vip in snapshot.vips for one in vip.backends}

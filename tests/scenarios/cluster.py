@@ -27,6 +27,7 @@ from lbpod.core.messages import (
     CommitCall,
     ControllerSeen,
     ForgetCall,
+    HandoverCall,
     LbAnswered,
     LbFailed,
     LbStatus,
@@ -45,9 +46,13 @@ from lbpod.core.messages import (
     Reply,
     Report,
     ResolveCall,
+    RingDoneCall,
+    RingPrepareCall,
+    RingSwitchCall,
     SettleCall,
     SettleKind,
     SettleStep,
+    StateCall,
     Tell,
     Tick,
     WorldSeen,
@@ -125,6 +130,16 @@ def kind_of(body: Any) -> str:
             return "prepare"
         case CommitCall():
             return "commit"
+        case RingPrepareCall():
+            return "ring-prepare"
+        case HandoverCall():
+            return "handover"
+        case RingSwitchCall():
+            return "ring-switch"
+        case RingDoneCall():
+            return "ring-done"
+        case StateCall():
+            return "page"
         case ResolveCall():
             return "resolve"
         case BeatCall():

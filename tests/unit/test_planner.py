@@ -248,17 +248,27 @@ def test_a_new_planner_makes_nothing_new_before_all_have_been_heard_or_are_lost(
     assert ([1, 2], Phase.IDLE) == (scene.persisted, scene.now().phase)
 
 
-def test_ids_of_a_former_life_are_learned_from_hosts_where_no_lb_knows_anything(scene: Scene) -> None:
-    """Otherwise a host agent would be told that an id which it knows means something else, and refuse."""
+def test_a_former_life_is_learned_from_hosts_where_no_lb_knows_anything(scene: Scene) -> None:
+    """They are asked for one snapshot; LBs that have lost everything get it first, so that ids keep their meaning and
+    flows the backend that they had."""
     scene.see(world(1, 2, hosts=2))
     for name in ("lb1", "lb2"):
         scene.empty(name)
     scene.restart()
     done = scene.see(world(3, hosts=2)) + scene.later(SECOND_NS)
     assert ["ask host2 all"] == [one for one in calls(done, "ask host") if one.endswith("all")]
+    assert "commit 1 lb1" in done
     assert [1, 2] == scene.persisted
-    assert (2, [3]) == (scene.staged["lb1"].vips[0].id, [one.id for one in scene.staged["lb1"].vips[0].backends])
+    assert (1, [3]) == (scene.staged["lb1"].vips[0].id, [one.id for one in scene.staged["lb1"].vips[0].backends])
     assert (2, 2) == (scene.nodes["lb1"].committed, scene.nodes["host1"].committed)
+
+
+def test_a_ring_of_a_former_life_is_asked_though_the_world_lists_no_lb(scene: Scene) -> None:
+    scene.see(world(1, hosts=1))
+    scene.restart()
+    scene.see(world(lbs=0, hosts=1))
+    scene.later(2 * SECOND_NS)
+    assert ["lb1", "lb2"] == scene.ring()
 
 
 def test_generations_go_on_from_the_highest_that_is_known_anywhere(scene: Scene) -> None:

@@ -182,7 +182,7 @@ def test_a_first_ring_that_is_formed_anew_keeps_its_numbers() -> None:
         World(NODES, (vip(backend(1)),)), forgotten, CLUSTER, 2, Tables(CLUSTER.seed), first_ring={"n2"}
     )
     assert found is not None
-    assert (1, (1,), first.vips) == (found.ring.epoch, found.ring.members, found.vips)
+    assert (2, (1,), first.vips) == (found.ring.epoch, found.ring.members, found.vips)
 
 
 def test_a_ring_change_changes_nothing_else() -> None:
