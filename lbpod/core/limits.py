@@ -310,6 +310,10 @@ REFUSED_RETRY_NS: Final = 5_000_000_000
 PROBE_NS: Final = 1_000_000_000
 """A ring member that has nothing to do is asked for its state this often: one that restarted empty is found by it."""
 
+FOREIGN_WAIT_NS: Final = 3_000_000_000
+"""Where a node that is no ring member has what another controller has made, members are listened to for so long first:
+if that controller lives, they will have it, too."""
+
 HOST_PROBE_NS: Final = 10_000_000_000
 """The same for a node that runs no LB."""
 
@@ -368,5 +372,6 @@ assert HANDOVER_HOLD_NS + PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS, "a handover is a
 assert 40 * HANDOVER_RECORDS_MAX + 12 * SLOT_COUNT + 4 * VIPS_MAX < PEER_BODY_BYTES_MAX, (
     "a page of a handover fits a body"
 )
+assert 2 * PROBE_NS < FOREIGN_WAIT_NS < HOST_PROBE_NS, "every member is asked twice, and a host only once"
 assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS
 assert RETRY_NS <= SETTLE_PAUSE_NS_MAX and EARLY_ASK_NS <= SETTLE_PAUSE_NS_MAX

@@ -51,6 +51,7 @@ from typing import assert_never
 from lbpod.core.limits import (
     CALL_LOST_NS,
     CHANGE_GATHER_NS,
+    FOREIGN_WAIT_NS,
     GENERATION_MAX,
     HOST_PROBE_NS,
     HOST_WAIT_NS,
@@ -65,7 +66,6 @@ from lbpod.core.limits import (
 )
 from lbpod.core.messages import (
     AskStatus,
-    ControlCall,
     LbAnswered,
     LbFailed,
     LbStatus,
@@ -86,13 +86,14 @@ from lbpod.core.model import Cluster, Snapshot, World
 from lbpod.core.planner_make import (
     Maker,
     is_first_ring,
+    is_misbuilt,
     is_plain,
     is_ring_change_under_way,
     ring_base,
     ring_wanted,
     vips_of,
 )
-from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, may_take, newest_of
+from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, newest_of
 from lbpod.core.planner_ring import Where, members_of
 from lbpod.core.planner_roster import Roster
 from lbpod.core.planner_start import in_force_reported, newest_host, newest_reported
@@ -238,21 +239,31 @@ class Planner:
             if status.snapshot is not None or not peer.heard:
                 self._meet()
         elif self._is_foreign(peer, status, newest):
-            # Where no ring is in force yet, any node may know one.
-            unheard_of = newest > self._maker.written[0] and is_first_ring(self._where(), self._roster)
-            if peer.ring or unheard_of:
-                self._restart(f"{node} has generation {newest} of another controller; going on from there", now_ns)
-            elif self._next is None or newest >= self._next.generation:
-                self._force = True  # only a newer generation can replace what this node has
-        elif self._aim is not None and self._aim.step_of(status) >= Step.SWITCHED:
-            self._judged &= self._in_force is self._aim
-            self._in_force = self._aim
-        elif self._lacks_in_force() and (found := in_force_reported(self._roster.peers.values())) is not None:
-            self._in_force, self._judged = found, False
+            self._meet_foreign(peer, newest, now_ns)
+        else:
+            peer.foreign_ns = None
+            self._see_in_force(status)
         if self._phase is not Phase.STARTING:
             peer.forget_snapshots()
         self._roster.note(peer, self._where(), now_ns)
         return peer
+
+    def _meet_foreign(self, peer: Peer, newest: int, now_ns: int) -> None:
+        """This node has what another controller has made. Where no ring is in force yet, any node may know one."""
+        unheard_of = newest > self._maker.written[0] and is_first_ring(self._where(), self._roster)
+        if peer.ring or unheard_of:
+            self._restart(f"{peer.name} has generation {newest} of another controller; going on from there", now_ns)
+        elif peer.foreign_ns is None:
+            peer.foreign_ns = now_ns  # members will say so, too, if anybody still pushes it
+        elif peer.foreign_ns + FOREIGN_WAIT_NS <= now_ns and (self._next is None or newest >= self._next.generation):
+            self._force = True  # only a newer generation can replace it
+
+    def _see_in_force(self, status: LbStatus) -> None:
+        if self._aim is not None and self._aim.step_of(status) >= Step.SWITCHED:
+            self._judged &= self._in_force is self._aim
+            self._in_force = self._aim
+        elif self._lacks_in_force() and (found := in_force_reported(self._roster.peers.values())) is not None:
+            self._in_force, self._judged = found, False
 
     def _lacks_in_force(self) -> bool:
         """Nobody has told what is in force, which a change may have to be made from."""
@@ -278,7 +289,8 @@ class Planner:
         another = status.staged == aim.generation and status.digest != aim.digest
         hands_over = aim.changes_ring and peer.ring and status.prepared == aim.generation
         round_of_another = hands_over and status.ring_round > self._handover
-        return newest > aim.generation or another or round_of_another
+        is_ahead = self._in_force is not None and self._in_force.generation < status.committed < aim.generation
+        return newest > aim.generation or another or round_of_another or (is_ahead and peer.ring)
 
     def _failed(self, peer: Peer, refused: bool, reason: str, now_ns: int) -> None:
         # The exponent is bounded for its own sake. Whoever may be lost is asked as often as those that are there.
@@ -355,7 +367,6 @@ class Planner:
             self._ring_dirty_ns = now_ns
 
     def _where(self) -> Where:
-        counts = self._handover if self._phase is Phase.HANDING_OVER else 0
         return Where(
             phase=self._phase,
             since_ns=self._since_ns,
@@ -363,7 +374,7 @@ class Planner:
             aim=self._aim,
             plain=self._plain,
             in_force=self._in_force,
-            handover=counts,
+            handover=self._handover,
             handover_lost=self._handover_lost,
         )
 
@@ -381,10 +392,6 @@ class Planner:
             top = newest_host(self._roster.peers.values(), self._maker.written[0])
             if top is not None and not isinstance(top, Snapshot):
                 top.heard, top.full_wanted = False, True
-                return
-            if top is not None and top.ring.members:
-                self._aim = Aim(top, digest_of(top))  # found in the next round, and whom it lists is asked before
-                self._meet()
                 return
             self._maker.written = (top.generation, top.next_ids) if top is not None else self._maker.written
         self._dirty(now_ns)
@@ -430,6 +437,9 @@ class Planner:
         assert aim is not None, "what is in flight is aimed at"
         if self._in_force is aim:  # another controller has gone further
             self._make_irrevocable(now_ns)
+            return
+        if is_misbuilt(self._where()):
+            self._begin(now_ns, lost=True)
             return
         passes_over = self._plain and self._roster.has_anybody()
         if (self._roster.lacks_member() and not passes_over) or (aim.changes_ring and self._lacks_plain()):
@@ -634,53 +644,20 @@ class Planner:
         if peer.status is None:
             self._ask(peer, peer.ring and self._lacks_in_force(), now_ns)
             return
-        if self._aim is not None and has_left_open(peer.status, self._aim):
-            if peer.left_open is None:
-                self._ask(peer, True, now_ns)
-            else:
-                self._push(peer, peer.left_open, peer.status.committed, now_ns)
+        pushed = self._roster.next_call(peer, peer.status, self._where())
+        if pushed is not None:
+            peer.sent_ns = now_ns
+            peer.full = False
+            self._effects.append(Push(peer.name, peer.role.control, *pushed))
             return
-        aim, allowed = self._goal(peer, peer.status)
-        if aim is not None:
-            step = aim.step_of(peer.status, self._handover if allowed is Step.HANDED and peer.ring else 0)
-            if step < allowed and (step > Step.NOTHING or may_take(peer.status, aim)):
-                body = aim.call_after(step, max(self._handover, 1), self._lost_to(peer, aim))
-                self._push(peer, body, aim.generation, now_ns)
-                return
-        if peer.asked_ns + (PROBE_NS if peer.is_lb else HOST_PROBE_NS) <= now_ns:
-            self._ask(peer, peer.ring and self._lacks_in_force(), now_ns)
+        is_open = self._aim is not None and has_left_open(peer.status, self._aim)
+        if peer.asked_ns + (PROBE_NS if peer.is_lb or is_open else HOST_PROBE_NS) <= now_ns:
+            self._ask(peer, is_open or (peer.ring and self._lacks_in_force()), now_ns)
 
     def _ask(self, peer: Peer, with_snapshot: bool, now_ns: int) -> None:
         peer.sent_ns = now_ns
         peer.full = with_snapshot
         self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot))
-
-    def _push(self, peer: Peer, body: ControlCall, generation: int, now_ns: int) -> None:
-        peer.sent_ns = now_ns
-        peer.full = False
-        self._effects.append(Push(peer.name, peer.role.control, generation, body))
-
-    def _goal(self, peer: Peer, status: LbStatus) -> tuple[Aim | None, Step]:
-        """What this node should have, and how far it may go with it: nothing more where it is lost."""
-        aim, safe = self._aim, self._in_force
-        if aim is None or not peer.role.known or peer.name in self._roster.judgement.lost:
-            return None, Step.NOTHING
-        if safe is not None and safe is not aim and peer.ring and not peer.refused:
-            step = safe.step_of(status)
-            if aim.changes_ring and step is Step.PREPARED:
-                return safe, Step.COMMITTED
-            # One that has nothing gets what is in force first: the change in flight may have to wait for somebody else.
-            lacks = peer.name in self._roster.judgement.revived and step < Step.COMMITTED and not safe.changes_ring
-            if lacks and may_take(status, safe):
-                return safe, Step.COMMITTED
-        return aim, self._allowed
-
-    def _lost_to(self, peer: Peer, aim: Aim) -> tuple[int, ...]:
-        """Whom this node is to hand over nothing: once somebody may have switched, everybody."""
-        if aim is self._aim and self._allowed < Step.SWITCHED:
-            return self._handover_lost
-        ring = aim.snapshot.ring
-        return tuple(sorted({*ring.before, *ring.members} - {peer.role.member}))
 
     # --- What is said -------------------------------------------------------------------------------------------------
     def _report(self) -> None:

@@ -63,7 +63,7 @@ class Maker:
         return self.backends(world, where, roster, generation, force=False)
 
     def ring(self, world: World, wanted: frozenset[str], where: Where, generation: int) -> Snapshot | None:
-        """From the ring in force to this one; the old one again where a change of it is given up."""
+        """From the ring in force to this one; the old one again where what is aimed at is given up."""
         base = ring_base(where)
         if base is None or where.aim is None:
             return None
@@ -75,7 +75,8 @@ class Maker:
                 return ring_snapshot(base, newest, world, names, generation, self._next_ids(newest))
             except SnapshotError as error:
                 self.problem = str(error)
-        return _once_more(base, newest, generation) if is_ring_change_under_way(where) else None
+        given_up = is_ring_change_under_way(where) or is_misbuilt(where)
+        return _once_more(base, newest, generation) if given_up else None
 
     def plain(self, where: Where, generation: int) -> Snapshot | None:
         """What is in force, without the change of the ring that it may have been."""
@@ -123,14 +124,23 @@ def is_ring_change_under_way(where: Where) -> bool:
     return where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim
 
 
+def is_misbuilt(where: Where) -> bool:
+    """The aim follows upon another ring than that in force: somebody else has changed it meanwhile."""
+    if where.aim is None or where.in_force is None or where.aim is where.in_force:
+        return False
+    ring, in_force = where.aim.snapshot.ring, where.in_force.snapshot.ring
+    return bool(in_force.members) and (ring.before or ring.members) != in_force.members
+
+
 def is_first_ring(where: Where, roster: Roster) -> bool:
     """No ring is in force."""
     if where.aim is None or not where.aim.snapshot.ring.members:
         return True
     if where.in_force is not None:
         return not where.in_force.snapshot.ring.members
-    ring = [peer.said for peer in roster.lbs if peer.ring and peer.said is not None]
-    return not where.aim.changes_ring and all(said.committed == 0 for said in ring)
+    # Nobody tells what is in force: then nothing is, as far as those that live know.
+    alive = [peer.said for peer in roster.lbs if peer.ring and peer.name not in roster.judgement.lost]
+    return not where.aim.changes_ring and all(said is None or said.committed == 0 for said in alive)
 
 
 def vips_of(snapshot: Snapshot) -> tuple[VipStatus, ...]:

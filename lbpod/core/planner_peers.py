@@ -143,6 +143,8 @@ class Peer:
     """The sentence of the last refusal; empty once it takes a call."""
     left_open: RingDoneCall | None = None
     """What ends the ring change that it has switched to, where that is known."""
+    foreign_ns: int | None = None
+    """Since when it has something newer than ours, though it is no member."""
     barred_ns: int = 0
     """It does not join before this: it has refused to."""
 

@@ -25,7 +25,7 @@ from lbpod.core.planner_peers import Aim, Peer, Step, in_ring
 
 @dataclass(frozen=True)
 class Where:
-    """Where the Planner stands: as its fields of these names. handover: the round that counts, while there is one."""
+    """Where the Planner stands: as its fields of these names."""
 
     phase: Phase
     since_ns: int
@@ -35,6 +35,10 @@ class Where:
     in_force: Aim | None
     handover: int
     handover_lost: tuple[int, ...]
+
+    def step_of(self, peer: Peer, aim: Aim) -> Step:
+        """How far this node has got; while something is handed over, in the round that counts."""
+        return aim.step_of(peer.status, self.handover if self.allowed is Step.HANDED and peer.ring else 0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who there is, and who is waited for: the Planner's nodes, with what follows from their answers kept beside them.
+"""Who there is, who is waited for, and what is next for each: the Planner's nodes, and what follows from their answers.
 
 An answer of one of 4,096 nodes must not cost a walk over all of them: ``note`` keeps the sets in step with that one
 node. Only who is lost is judged over all LBs together, and only when something has changed that it rests upon.
@@ -7,9 +7,9 @@ node. Only who is lost is judged over all LBs together, and only when something 
 from collections.abc import Mapping
 
 from lbpod.core.limits import HOST_WAIT_NS
-from lbpod.core.messages import Phase
+from lbpod.core.messages import ControlCall, LbStatus, Phase
 from lbpod.core.model import World
-from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Role, Step, in_ring
+from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Role, Step, has_left_open, in_ring, may_take
 from lbpod.core.planner_ring import Judgement, Where, judge
 
 _BEFORE_PREPARED = (Phase.STAGING, Phase.PREPARING, Phase.RING_PREPARING)
@@ -45,6 +45,9 @@ class Roster:
                 had = self.peers.get(one.name)
                 may = one.lb or (had is not None and had.said is not None and had.said.serving)
                 roles[one.name] = Role(one.control, new=forming and starting and may, lb=one.lb, known=False)
+        for name, peer in self.peers.items() if starting else ():
+            # Who has been asked because of what another one said is not forgotten when a third one knows better.
+            roles.setdefault(name, Role(peer.role.control, known=False))
         self.keep(roles)
 
     def keep(self, roles: Mapping[str, Role]) -> None:
@@ -84,7 +87,7 @@ class Roster:
         if self.peers.get(peer.name) is not peer:
             return  # it was let go of meanwhile
         aim, phase = where.aim, where.phase
-        step = aim.step_of(peer.status, where.handover if peer.ring else 0) if aim is not None else Step.NOTHING
+        step = where.step_of(peer, aim) if aim is not None else Step.NOTHING
         late = phase is Phase.STARTING and not peer.heard
         behind = late or (aim is not None and peer.role.known and step < where.allowed)
         failed = peer.failures > 0 or peer.refused != ""
@@ -115,6 +118,35 @@ class Roster:
     def lost_members(self) -> tuple[int, ...]:
         """Member ids of those that are lost."""
         return tuple(sorted(peer.role.member for peer in self.lbs if peer.ring and peer.name in self.judgement.lost))
+
+    def next_call(self, peer: Peer, status: LbStatus, where: Where) -> tuple[int, ControlCall] | None:
+        """Generation and body of what is next for this node, which has last said this; None: nothing."""
+        if where.aim is not None and has_left_open(status, where.aim):
+            return (status.committed, peer.left_open) if peer.left_open is not None else None
+        aim, allowed = self._goal(peer, status, where)
+        step = where.step_of(peer, aim) if aim is not None else Step.NOTHING
+        if aim is None or step >= allowed or (step is Step.NOTHING and not may_take(status, aim)):
+            return None
+        if aim is where.aim and where.allowed < Step.SWITCHED:
+            lost = where.handover_lost
+        else:  # somebody may have switched: there is nobody left to hand anything over to
+            lost = tuple(sorted({*aim.snapshot.ring.before, *aim.snapshot.ring.members} - {peer.role.member}))
+        return aim.generation, aim.call_after(step, max(where.handover, 1), lost)
+
+    def _goal(self, peer: Peer, status: LbStatus, where: Where) -> tuple[Aim | None, Step]:
+        """What this node should have, and how far it may go with it: nothing more where it is lost."""
+        aim, safe = where.aim, where.in_force
+        if aim is None or not peer.role.known or peer.name in self.judgement.lost:
+            return None, Step.NOTHING
+        if safe is not None and safe is not aim and peer.ring and not peer.refused:
+            step = safe.step_of(status)
+            if aim.changes_ring and step is Step.PREPARED:
+                return safe, Step.COMMITTED  # the ring changes on top of it
+            # One that has nothing gets what is in force first: the change in flight may have to wait for somebody else.
+            lacks = peer.name in self.judgement.revived and step < Step.COMMITTED and not safe.changes_ring
+            if lacks and may_take(status, safe):
+                return safe, Step.COMMITTED
+        return aim, where.allowed
 
     def problem(self, where: Where) -> str:
         """The most important thing that is wrong with a node, in one sentence."""

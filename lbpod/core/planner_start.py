@@ -14,11 +14,13 @@ from lbpod.core.snapshot import digest_of
 
 
 def newest_reported(peers: Iterable[Peer]) -> tuple[Aim, bool] | None:
-    """The newest snapshot that an LB reports, and whether others hold another one of its generation. Of two of the same
-    generation, that which has got furthest: only one can have been committed."""
+    """The newest snapshot that an LB reports, or a host agent where there is a ring; and whether others hold another
+    one of its generation. Of two of a generation, that which has got furthest: only one can have been committed."""
     reported: dict[bytes, tuple[int, Step, Aim]] = {}
     for peer in peers:
-        if peer.is_lb and peer.status is not None and peer.status.snapshot is not None:
+        if peer.status is None or peer.status.snapshot is None:
+            continue
+        if peer.is_lb or peer.status.snapshot.ring.members:
             aim = Aim(peer.status.snapshot, digest_of(peer.status.snapshot))
             step = max(aim.step_of(peer.status), reported.get(aim.digest, (0, Step.NOTHING))[1])
             reported[aim.digest] = (aim.generation, step, aim)

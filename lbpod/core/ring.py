@@ -20,8 +20,9 @@ While any of this is under way nothing settles, nothing is rebased and nothing i
 words and the records that are handed over must not move meanwhile.
 
 **Given up.** As long as nobody has switched, a change can be replaced: by another ring change (``next`` is computed
-anew), or by a generation that changes no ring, which takes ``next`` back. What ``next`` has brought here is foreign
-then, and is dropped when the next ring change is staged, or with the next list of all records.
+anew), or by a generation that changes no ring, which takes ``next`` back. Who has staged the replacement switches no
+more, so that it is known by then whether anybody has. What ``next`` has brought here is foreign then, and is dropped
+when the next ring change is staged, or with the next list of all records.
 
 **A change of backends that was prepared, and not committed by anybody,** may be replaced by a ring change (an LB was
 lost in the middle). What it made track goes on tracking, which is always safe.
@@ -168,6 +169,11 @@ def switch(state: State, request: int, call: RingSwitchCall, now_ns: int) -> Eff
     where = state.node_name
     if plan is None or plan.generation != call.generation or plan.digest != call.digest or not plan.changes_ring:
         sentence = f"{where} has not prepared a ring change of generation {call.generation} with these contents"
+        return [Refuse(request, change.CONFLICT, sentence)]
+    if state.staged is not None and state.staged.generation > plan.generation:
+        sentence = (
+            f"generation {state.staged.generation} has been pushed to {where}, which supersedes {call.generation}"
+        )
         return [Refuse(request, change.CONFLICT, sentence)]
     if state.ring_step is not RingStep.HANDED:
         sentence = f"{where} has not handed over what generation {call.generation} takes from it; let it do that first"

@@ -1,4 +1,4 @@
-"""One minute of chaos as `make chaos` plays ten, and the proof that the harness would have seen a broken connection."""
+"""The chaos harness sees a broken connection: two baselines break some. (`make chaos` plays Holdfast itself.)"""
 
 import json
 import os
@@ -28,24 +28,6 @@ def _chaos(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     assert (folder / "chaos.json").exists(), out[-3_000:]
     assert [] == namespaces_of("hf" + base36(process.pid)), "the run removes what it made"
     return process.returncode, json.loads((folder / "chaos.json").read_text()), (folder / "chaos.html").read_text()
-
-
-@pytest.mark.slow
-def test_a_minute_of_everything_breaks_nothing(tmp_path: Path) -> None:
-    status, found, report = _chaos(tmp_path, "--minutes", "1", "--long", "1000", "--short-rate", "100", *SMALL)
-    assert (0, 0) == (status, found["broken"]), found
-    assert 1_010 == found["long_lived"]
-    assert found["connections"] > 1_010 + 3_000
-    assert 3 == found["lb_losses"] + found["postponed"], found
-    assert found["lb_losses"] > 0
-    assert found["lb_joins"] > 0
-    assert found["backend_changes"] > 50
-    assert found["agent_kills"] > 5
-    assert found["controller_kills"] > 0
-    assert found["ecmp_reshuffles"] > 30
-    assert 0 == found["agent_ends"], "no program may end unless it is killed"
-    assert found["relayed_packets"] > 0
-    assert 1 == report.count("<svg")
 
 
 @pytest.mark.slow

@@ -170,6 +170,8 @@ class ToyLb:
             case RingSwitchCall():
                 if not self._has_committed(body):
                     snapshot = self._ready(body)
+                    if self.staged is not None and self.staged.generation > body.generation:
+                        raise RefusedError("something newer is staged here")
                     if self.step is not RingStep.HANDED:
                         raise RefusedError("nothing has been handed over here")
                     ledger.switched(self, snapshot, now_ns)
