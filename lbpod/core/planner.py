@@ -94,7 +94,7 @@ from lbpod.core.planner_make import (
     vips_of,
 )
 from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, newest_of
-from lbpod.core.planner_ring import Where, members_of
+from lbpod.core.planner_ring import Where, can_follow, members_of
 from lbpod.core.planner_roster import Roster
 from lbpod.core.planner_start import in_force_reported, newest_host, newest_reported
 from lbpod.core.planner_wanted import Wanted
@@ -575,10 +575,13 @@ class Planner:
         return found or maker.backends(world, where, roster, generation, force=self._force)
 
     def _lacks_plain(self) -> bool:
-        """Somebody is to be given what is in force, but that changes the ring, or is not known while that changes: it
-        takes the same without the change."""
-        given = self._in_force or self._aim
-        return given is not None and given.changes_ring and bool(self._roster.judgement.revived)
+        """Somebody is to be given what is in force; but that changes the ring, or is not known while that changes, or
+        is older than what it has staged: it takes the same with a new number, and without a change."""
+        given, revived = self._in_force or self._aim, self._roster.judgement.revived
+        if given is None or not revived:
+            return False
+        said = [peer.said for peer in self._roster.lbs if peer.name in revived and peer.said is not None]
+        return given.changes_ring or any(not can_follow(one, given) for one in said)
 
     def _ring_wanted(self, base: Snapshot, now_ns: int) -> frozenset[str]:
         assert self._wanted.world is not None, "no ring without a World"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from lbpod.core.messages import Phase
+from lbpod.core.messages import LbStatus, Phase
 from lbpod.core.model import Node, Ring, Snapshot, World
-from lbpod.core.planner_peers import Aim, Peer, Step, in_ring
+from lbpod.core.planner_peers import Aim, Peer, Step, in_ring, may_take
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,14 @@ def _is_sound(peer: Peer, where: Where, now_ns: int) -> bool:
         return said.serving
     if not in_force.changes_ring and said.prepared == in_force.generation:
         return True  # it only has to commit
+    if aim.changes_ring and not can_follow(said, in_force):
+        return False
     return said.serving and said.committed >= in_force.snapshot.ring.epoch
+
+
+def can_follow(said: LbStatus, in_force: Aim) -> bool:
+    """It has what is in force, or may still be given it: a ring changes on top of that."""
+    return said.committed >= in_force.generation or in_force.step_of(said) is Step.PREPARED or may_take(said, in_force)
 
 
 def _is_sound_after_handover(peer: Peer, where: Where) -> bool:

@@ -241,6 +241,8 @@ class ToyCluster:
             one.inbox.append(WorldSeen(self.wanted))
 
     def _lb_changes(self, lb: ToyLb) -> None:
+        if self.persisted == 0:
+            return  # where the store is lost, somebody has to remember
         fate = self.dice.random()
         if fate < 0.2:
             lb.picky = not lb.picky

@@ -8,6 +8,7 @@ from lbpod.core.limits import (
     LOST_NS,
     MARGIN_NS,
     PROBE_NS,
+    REFUSED_RETRY_NS,
     START_WAIT_NS,
 )
 from lbpod.core.messages import (
@@ -19,6 +20,8 @@ from lbpod.core.messages import (
     PlannerEffect,
     PlannerEvent,
     Push,
+    RingStep,
+    RingSwitchCall,
     Tick,
 )
 from lbpod.core.model import (
@@ -219,10 +222,10 @@ def test_the_ring_stays_where_nobody_is_left(scene: Scene) -> None:
 def test_the_ring_keeps_its_last_member_though_it_wants_to_leave(scene: Scene) -> None:
     scene.see(world(1))
     scene.leaving = {"lb1", "lb2"}
-    scene.later(10 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert [1] == scene.persisted
     scene.silent = {"lb2"}
-    scene.later(10 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert ["lb1"] == scene.ring()
 
 
@@ -245,7 +248,7 @@ def test_a_loss_later_in_a_change_of_backends(scene: Scene, word: str) -> None:
     scene.see(world(1))
     lose_at(scene, "lb2", word)
     scene.see(world(1, 2))
-    scene.later(12 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert (["lb1"], [1, 2], Phase.IDLE) == (scene.ring(), scene.backends(), scene.now().phase)
     assert ([1, 2, 3, 4] if word == "prepare" else [1, 2, 3]) == scene.persisted
     assert ("commit 2 lb1" in scene.log) == (word == "commit")
@@ -256,7 +259,7 @@ def test_a_newcomer_that_is_lost_before_the_switch_is_left_out(scene: Scene, wor
     scene.see(world(1))
     lose_at(scene, "lb3", word)
     scene.see(world(1, lbs=3))
-    done = scene.later(12 * SECOND_NS)
+    done = scene.later(LOST_NS + 6 * SECOND_NS)
     assert [] == calls(done, "switch")
     assert (["lb1", "lb2"], (), Phase.IDLE) == (scene.ring(), scene.now().lost, scene.now().phase)
     assert (1, 1) == (scene.nodes["lb1"].ring_epoch, scene.in_force["lb1"].ring.epoch), "the ring has not changed"
@@ -268,7 +271,7 @@ def test_one_that_is_lost_after_the_handover_is_taken_out_by_the_next_change(sce
     scene.see(world(1))
     lose_at(scene, "lb3", word)
     scene.see(world(1, lbs=3))
-    done = scene.later(14 * SECOND_NS)
+    done = scene.later(LOST_NS + 6 * SECOND_NS)
     assert ["end 2 lb1", "end 2 lb2"] == [one for one in calls(done, "end 2") if not one.endswith("lb3")]
     assert "hand 3 lb1 round 1 without [2]" in done
     assert ["lb1", "lb2"] == scene.ring()
@@ -282,7 +285,7 @@ def test_a_leaver_that_is_lost_costs_another_round(scene: Scene) -> None:
     scene.see(world(1, lbs=3))
     scene.leaving = {"lb3"}
     lose_at(scene, "lb3", "hand")
-    done = scene.later(12 * SECOND_NS)
+    done = scene.later(LOST_NS + 6 * SECOND_NS)
     rounds = [one for one in calls(done, "hand") if not one.startswith("hand 2 lb3")]
     assert [
         *("hand 2 lb1 round 1 without []", "hand 2 lb2 round 1 without []"),
@@ -295,7 +298,7 @@ def test_a_member_that_is_lost_while_another_joins_supersedes(scene: Scene) -> N
     scene.see(world(1, lbs=2))
     lose_at(scene, "lb2", "hand")
     scene.see(world(1, lbs=3))
-    scene.later(12 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert (["lb1", "lb3"], [1, 2, 3]) == (scene.ring(), scene.persisted)
     assert scene.in_force["lb1"].ring.before == (0, 1), "it follows upon what is in force"
     assert "hand 3 lb1 round 1 without [1]" in scene.log
@@ -350,7 +353,7 @@ def test_a_newcomer_that_refuses_holds_nobody_up_and_is_asked_again_later(scene:
     scene.refusing = {}
     done = scene.later(JOIN_RETRY_NS - 5 * SECOND_NS)
     assert [] == calls(done, "persist")
-    scene.later(20 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert (["lb1", "lb2", "lb3"], "") == (scene.ring(), scene.now().problem)
 
 
@@ -412,7 +415,7 @@ def test_there_is_no_ring_of_nobody(scene: Scene) -> None:
 def test_one_of_the_first_ring_that_is_lost_before_it_is_in_force(scene: Scene, word: str) -> None:
     lose_at(scene, "lb2", word)
     scene.see(world(1))
-    scene.later(14 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert (["lb1"], [1, 2], Phase.IDLE) == (scene.ring(), scene.persisted, scene.now().phase)
     assert (word == "commit") == ("hand 2 lb1 round 1 without [1]" in scene.log)
 
@@ -442,7 +445,7 @@ def test_a_new_planner_goes_on_with_a_ring_change(scene: Scene, word: str, is_lo
     scene.restart()
     if not is_lost:
         scene.silent = set()
-    done = scene.see(world(1, lbs=3)) + scene.later(15 * SECOND_NS)
+    done = scene.see(world(1, lbs=3)) + scene.later(LOST_NS + 6 * SECOND_NS)
     assert Phase.IDLE is scene.now().phase
     assert (["lb1", "lb2"] if is_lost else ["lb1", "lb2", "lb3"]) == scene.ring()
     if not is_lost:
@@ -463,7 +466,7 @@ def test_a_new_planner_takes_out_one_that_was_lost_before_a_commit(scene: Scene)
     assert 2 == scene.nodes["lb1"].staged == scene.nodes["lb2"].staged
     scene.restart()
     scene.see(world(1, 2, lbs=3))
-    scene.later(20 * SECOND_NS)
+    scene.later(LOST_NS + 6 * SECOND_NS)
     assert (["lb1", "lb2"], [1, 2], Phase.IDLE) == (scene.ring(), scene.backends(), scene.now().phase)
     assert [] == calls(scene.log, "prepare 2")
     assert "hand 3 lb1 round 1 without [2]" in scene.log
@@ -480,3 +483,53 @@ def test_a_round_of_another_controller_is_stepped_over(scene: Scene) -> None:
     quiet(scene)
     assert "hand 2 lb1 round 5 without []" in scene.log
     assert ["lb1", "lb2", "lb3"] == scene.ring()
+
+
+def test_a_ring_change_that_another_controller_has_switched_to_is_not_taken_back(scene: Scene) -> None:
+    """It was superseded here, for nobody had said so yet. What follows is made from what is in force."""
+    scene.see(world(1))
+    scene.refusing = {"lb2": "learn"}
+    scene.see(world(1, lbs=3))
+    other = scene.staged["lb1"]
+    scene.refusing = {"lb2": "stage"}
+    scene.see(world(1, 2, lbs=3))
+    assert (Phase.STAGING, 3) == (scene.now().phase, scene.now().generation)
+    scene.nodes["lb1"] = msgspec.structs.replace(
+        scene.nodes["lb1"], committed=2, prepared=0, ring_step=RingStep.SWITCHED, ring_epoch=2
+    )
+    scene.in_force["lb1"] = other
+    scene.refusing = {}
+    scene.later(JOIN_RETRY_NS + 30 * SECOND_NS)
+    assert (["lb1", "lb2", "lb3"], Phase.IDLE) == (scene.ring(), scene.now().phase)
+    assert "end 2 lb1" in scene.log, "one change after the other"
+    assert [] == calls(scene.log, "prepare 3"), "generation 3 follows upon a ring that is not in force any more"
+
+
+def test_a_switch_that_was_left_open_is_ended_before_anything_else(scene: Scene) -> None:
+    """A host agent took the call late, when the change was long over."""
+    scene.see(world(1, hosts=1))
+    scene.silent = {"host1"}
+    scene.see(world(1, lbs=3, hosts=1))
+    scene.later(4 * SECOND_NS)
+    scene._take("host1", 2, scene.staged["lb1"])
+    scene._take("host1", 2, RingSwitchCall(2, b""))
+    scene.see(world(1, 2, lbs=3, hosts=1))
+    scene.silent = set()
+    done = scene.later(LOST_NS + 6 * SECOND_NS)
+    assert "end 2 host1" == next(one for one in without_asking(done) if "host1" in one)
+    assert scene.now().generation == scene.nodes["host1"].committed
+
+
+def test_a_member_that_can_follow_no_more_gets_what_is_in_force_with_a_new_number(scene: Scene) -> None:
+    """It has not committed what is in force, and has staged something newer: it would refuse both."""
+    scene.see(world(1, lbs=1))
+    scene.see(world(1, 2, lbs=1))
+    scene.refusing = {"lb1": "learn"}
+    scene.see(world(1, 2, lbs=2))
+    assert (Phase.RING_PREPARING, 3) == (scene.now().phase, scene.now().generation)
+    scene.nodes["lb1"] = msgspec.structs.replace(scene.nodes["lb1"], committed=1)
+    scene.later(2 * REFUSED_RETRY_NS)
+    assert "commit 4 lb1" in scene.log
+    scene.refusing = {}
+    quiet(scene)
+    assert (["lb1", "lb2"], [1, 2, 3, 4, 5]) == (scene.ring(), scene.persisted)
