@@ -253,6 +253,7 @@ class Planner:
         unheard_of = newest > self._maker.written[0] and is_first_ring(self._where(), self._roster)
         if peer.ring or unheard_of:
             self._restart(f"{peer.name} has generation {newest} of another controller; going on from there", now_ns)
+            peer.full_wanted = not peer.is_lb  # members are asked for all that they know anyway
         elif peer.foreign_ns is None:
             peer.foreign_ns = now_ns  # members will say so, too, if anybody still pushes it
         elif peer.foreign_ns + FOREIGN_WAIT_NS <= now_ns and (self._next is None or newest >= self._next.generation):
@@ -394,6 +395,9 @@ class Planner:
                 top.heard, top.full_wanted = False, True
                 return
             self._maker.written = (top.generation, top.next_ids) if top is not None else self._maker.written
+        elif self._roster.owes_snapshot() and now_ns < self._since_ns + HOST_WAIT_NS:
+            return
+        self._note_written()
         self._dirty(now_ns)
         if found is None:
             self._aim = self._in_force = None
@@ -404,6 +408,13 @@ class Planner:
         for peer in self._roster.peers.values():
             peer.waited = True
             peer.forget_snapshots()
+
+    def _note_written(self) -> None:
+        """Whatever a node tells was written down by somebody, and gave numbers."""
+        told = [peer.status.snapshot for peer in self._roster.peers.values() if peer.status is not None]
+        for snapshot in told:
+            if snapshot is not None and snapshot.generation > self._maker.written[0]:
+                self._maker.written = (snapshot.generation, snapshot.next_ids)
 
     def _found(self) -> tuple[Aim, bool] | None:
         """The newest snapshot that is known, and whether another one has its generation."""

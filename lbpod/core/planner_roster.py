@@ -106,6 +106,10 @@ class Roster:
         """Some have neither answered nor failed yet."""
         return any(not peer.is_lb and not peer.heard and peer.failures == 0 for peer in self.peers.values())
 
+    def owes_snapshot(self) -> bool:
+        """One that was asked for all that it knows has not said it yet."""
+        return any(peer.full_wanted and not peer.heard for peer in self.peers.values())
+
     def has_anybody(self) -> bool:
         """Somebody is left to go on with, or there is no ring."""
         ring = [peer for peer in self.lbs if peer.ring]
