@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.hashing import MAPPED_PREFIX, SLOT_SHIFT, U8, flow_hashes, murmur3_words
+from lbpod.core.hashing import MAPPED_PREFIX, U8, flow_hashes, murmur3_words
 from lbpod.core.layout import FLOW, NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
 from lbpod.core.limits import LEASE_DIVISOR, LEASE_NS_MAX, MARGIN_NS, VIPS_MAX
 from lbpod.core.model import Affinity, Protocol, Vip, is_v4
@@ -127,7 +127,7 @@ class Facts:
         ports[:, 1] = self.port[vips]
         words[:, 2] = ports.view("<u4")[:, 0]
         words[:, 3] = self.protocol[vips]
-        return murmur3_words(words, self.seed) >> np.uint32(SLOT_SHIFT)
+        return murmur3_words(words, self.seed) >> np.uint32(16)
 
     def _slots_each(self, flows: Rows) -> U32:
         """The same, VIP by VIP: for the day of IPv6."""
@@ -140,7 +140,7 @@ class Facts:
         """Slot of each client of one VIP. addresses: (n, 16); ports: (n,) host integers."""
         address, affine = self.address[vip].tobytes(), bool(self.client_ip[vip])
         hashes = flow_hashes(addresses, ports, address, int(self.port[vip]), int(self.protocol[vip]), affine, self.seed)
-        return hashes >> np.uint32(SLOT_SHIFT)
+        return hashes >> np.uint32(16)
 
     def leases_ms(self, vips: U32) -> U32:
         """The lease of each VIP in milliseconds, rounded down."""
@@ -165,23 +165,20 @@ def over(seen_ns: U64, wait_ns: U64 | int, now_ns: int) -> Bools:
     return seen_ns + np.asarray(wait_ns, dtype=np.uint64) < np.uint64(now_ns)
 
 
-def live(values: Rows, client_ip: Bools, idle_ns: U64 | int, now_ns: int) -> Bools:
+def live(values: Rows, idle_ns: U64 | int, now_ns: int) -> Bools:
     """Which translated flows (rows of layout.NAT) may still have something to say.
 
     Over: silent for longer than idle; or closed (RST, or both FINs) and silent for the margin. The margin is for the
     last data and FIN of a pod, which it may have to send again, and whose ACKs have to reach it.
     """
     seen = values["seen_ns"].astype(np.uint64)
-    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed(values, client_ip) & over(seen, MARGIN_NS, now_ns)))
+    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed(values) & over(seen, MARGIN_NS, now_ns)))
 
 
-def closed(values: Rows, client_ip: Bools) -> Bools:
-    """Which translated flows (rows of layout.NAT) have seen RST, or FIN from both sides.
-
-    client_ip: (n,), those of VIPs with ClientIP affinity. Their flow is the client, and is not over with a connection.
-    """
+def closed(values: Rows) -> Bools:
+    """Which translated flows (rows of layout.NAT) have seen RST, or FIN from both sides."""
     flags = values["flags"]
-    return np.asarray(((flags & NAT_RST != 0) | (flags & _FINS == _FINS)) & ~client_ip)
+    return np.asarray((flags & NAT_RST != 0) | (flags & _FINS == _FINS))
 
 
 def vips_of(facts: Facts, keys: Rows, values: Rows) -> U32:
@@ -202,7 +199,7 @@ class LiveFlows:
     def among(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> "LiveFlows":
         """Those among these rows of layout.NAT_KEY and NAT."""
         vips = vips_of(facts, keys, values)
-        meant = (vips != 0) & live(values, facts.client_ip[vips], facts.idle_ns[vips], now_ns)
+        meant = (vips != 0) & live(values, facts.idle_ns[vips], now_ns)
         keys, vips = keys[meant], vips[meant]
         flows = np.zeros(len(keys), dtype=FLOW)
         flows["addr"], flows["port_be"], flows["vip"] = keys["client"], keys["client_port_be"], vips

@@ -175,11 +175,11 @@ class Keeper:
             case Snapshot():
                 return change.stage(state, request, body, event.with_snapshot)
             case PrepareCall():
-                return [*ring.overtaken(state, body, now_ns), *change.prepare(state, request, body, now_ns)]
+                return change.prepare(state, request, body, now_ns)
             case CommitCall():
                 return change.commit(state, request, body, now_ns)
             case RingPrepareCall():
-                return [*ring.overtaken(state, body, now_ns), *ring.prepare(state, request, body, now_ns)]
+                return ring.prepare(state, request, body, now_ns)
             case HandoverCall():
                 return handover.wanted(state, request, body, now_ns)
             case RingSwitchCall():

@@ -42,7 +42,6 @@ from lbpod.core.messages import (
     DropFlows,
     DropRecords,
     DumpRecords,
-    PrepareCall,
     RecordsDumped,
     Refuse,
     Reply,
@@ -197,25 +196,6 @@ def done(state: State, request: int, call: RingDoneCall, now_ns: int) -> Effects
         return [Refuse(request, change.CONFLICT, sentence)]
     if state.ring_step is not RingStep.SWITCHED:
         return [Reply(request, state.status())]
-    return [*_end(state, plan, now_ns), Reply(request, state.status())]
-
-
-def overtaken(state: State, call: PrepareCall | RingPrepareCall, now_ns: int) -> Effects:
-    """The controller goes on, so the ring change that this node has switched to is done.
-
-    Nobody may have said so here: a change does not wait for the end of who runs no LB, nor of who was lost, and once
-    something newer is under way that call is not sent any more. (A member of the ring in force is waited for.)
-    """
-    plan, staged = state.committed, state.staged
-    if state.ring_step is not RingStep.SWITCHED or plan is None or staged is None:
-        return []
-    is_next = (staged.generation, staged.digest) == (call.generation, call.digest)
-    ring = staged.snapshot.ring
-    is_member = state.member_in(staged.snapshot) in (ring.before or ring.members)
-    return _end(state, plan, now_ns) if is_next and not is_member and staged.generation > plan.generation else []
-
-
-def _end(state: State, plan: Plan, now_ns: int) -> Effects:
     state.ring_step, state.ring_round, state.records_quiet = RingStep.NONE, 0, False
     stays = state.in_ring(plan.snapshot)
     gone = [] if stays else sorted(state.vips)
@@ -228,4 +208,5 @@ def _end(state: State, plan: Plan, now_ns: int) -> Effects:
         effects.append(DropFlows())
     for _, vs in sorted(state.vips.items()):
         vs.scan_at_ns, vs.scan_pause_ns, vs.early_pause_ns = now_ns, RETRY_NS, RETRY_NS
-    return [*effects, change.remember(state), Trace("ring changed", detail=f"generation {plan.generation}")]
+    effects += [change.remember(state), Trace("ring changed", detail=f"generation {plan.generation}")]
+    return [*effects, Reply(request, state.status())]
