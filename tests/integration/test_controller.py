@@ -219,7 +219,13 @@ async def test_a_bad_edit_changes_nothing_and_is_said(site: Site) -> None:
         assert "shop/web/http" == state["vips"][0]["name"]
 
 
-async def test_an_agent_that_comes_back_empty_gets_what_is_in_force(site: Site) -> None:
+def idle_in_ring(controller: Controller, lbs: int) -> bool:
+    """All that is wanted is in force at so many LBs."""
+    status = controller.status
+    return status.phase is Phase.IDLE and lbs == len(status.ring) == status.lbs_at_generation
+
+
+async def test_an_agent_that_comes_back_empty_leaves_the_ring_and_joins_it_again(site: Site) -> None:
     site.write([1, 2])
     async with site.controller() as controller:
         await until(idle_at(controller, 1), "the first generation")
@@ -229,9 +235,14 @@ async def test_an_agent_that_comes_back_empty_gets_what_is_in_force(site: Site) 
         assert Phase.IDLE is not controller.status.phase
         assert "waiting for n2" in controller.status.problem
         async with site.agent("n2"):
-            await until(idle_at(controller, 2), "the change to go on")
-            assert (2, "") == (controller.status.lbs_at_generation, controller.status.problem)
-            assert 2 == (await site.states())["n2"].committed
+            await until(lambda: controller.status.ring_changes >= 2 and idle_in_ring(controller, 2), "the way back")
+            await until(
+                lambda: controller.status.vips[0].ready == 3 and idle_in_ring(controller, 2), "the change to come"
+            )
+            assert "" == controller.status.problem
+            states = await site.states()
+            assert {controller.status.generation} == {one.committed for one in states.values()}
+            assert states["n2"].serving
 
 
 async def test_a_controller_that_restarts_changes_nothing(site: Site) -> None:
