@@ -397,7 +397,7 @@ class Planner:
             self._maker.written = (top.generation, top.next_ids) if top is not None else self._maker.written
         elif self._roster.owes_snapshot() and now_ns < self._since_ns + HOST_WAIT_NS:
             return
-        self._note_written()
+        self._maker.note_written(self._roster.peers.values())
         self._dirty(now_ns)
         if found is None:
             self._aim = self._in_force = None
@@ -408,13 +408,6 @@ class Planner:
         for peer in self._roster.peers.values():
             peer.waited = True
             peer.forget_snapshots()
-
-    def _note_written(self) -> None:
-        """Whatever a node tells was written down by somebody, and gave numbers."""
-        told = [peer.status.snapshot for peer in self._roster.peers.values() if peer.status is not None]
-        for snapshot in told:
-            if snapshot is not None and snapshot.generation > self._maker.written[0]:
-                self._maker.written = (snapshot.generation, snapshot.next_ids)
 
     def _found(self) -> tuple[Aim, bool] | None:
         """The newest snapshot that is known, and whether another one has its generation."""

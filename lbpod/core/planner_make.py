@@ -5,11 +5,14 @@ live on in it. One that changes the ring follows upon what is *in force*, for it
 that takes such a change back. Left to the Planner: when, and at which generation.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from lbpod.core.errors import SnapshotError
 from lbpod.core.messages import VipStatus
 from lbpod.core.model import BackendState, Cluster, NextIds, Ring, Snapshot, World
+from lbpod.core.planner_peers import Peer
 from lbpod.core.planner_ring import (
     Where,
     before_change,
@@ -31,6 +34,13 @@ class Maker:
         self.written = (0, NextIds())
         self._cluster = cluster
         self._tables = Tables(cluster.seed)
+
+    def note_written(self, peers: Iterable[Peer]) -> None:
+        """Whatever a node tells was written down by somebody, and gave numbers."""
+        for peer in peers:
+            told = peer.status.snapshot if peer.status is not None else None
+            if told is not None and told.generation > self.written[0]:
+                self.written = (told.generation, told.next_ids)
 
     def backends(self, world: World, where: Where, roster: Roster, generation: int, *, force: bool) -> Snapshot | None:
         """What the World wants, where that differs. force: where it does not, the same once more."""
