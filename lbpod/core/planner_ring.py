@@ -10,7 +10,7 @@ as a newcomer, whom the others hand over what they have.
 
 **Wanted** are the LBs that the World lists, at the address that it lists, that live and do not want to leave. Where
 that would be nobody, those members stay that are told to go, with the least reason first: they want to leave; are not
-listed as LBs; have another address; are lost. A ring is never empty.
+listed as LBs; have another address (one of them); are lost. A ring is never empty.
 """
 
 from collections.abc import Iterable, Mapping
@@ -124,7 +124,9 @@ def wanted_ring(
         # Its address may still be another's, who has to leave the snapshot first.
         if peer.barred_ns <= now_ns and taken.get(node.address, node.name) == node.name:
             wanted.add(node.name)
-    return frozenset(wanted or able or here or alive or members)
+    # Where everybody is to leave for an address of its own, somebody waits for the others to be back.
+    last = min(alive, key=lambda name: (name in listed and listed[name].lb, name), default=None)
+    return frozenset(wanted or able or here or ({last} if last is not None else members))
 
 
 def without_joins(wanted: frozenset[str], in_force: Snapshot) -> frozenset[str]:

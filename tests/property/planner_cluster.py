@@ -147,9 +147,8 @@ class ToyCluster:
                     )
                 else:
                     self.persisted, self.persisted_ids = generation, snapshot.next_ids
-                    serving = [lb.name for lb in self._listed_lbs() if lb.is_up and lb.serving]
-                    is_alone = len(self.controllers) == 1
-                    assert snapshot.ring.members or not serving or not is_alone, f"the ring of {serving} is given up"
+                    had = controller.status.ring if controller.status is not None else ()
+                    assert snapshot.ring.members or not had, f"the ring of {had} is given up"
                     self.ledger.persisted(snapshot)
                     controller.inbox.append(Persisted(generation))
             case AskStatus() | Push():

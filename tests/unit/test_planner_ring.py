@@ -119,6 +119,18 @@ def test_one_whose_address_changes_goes_and_comes_back(scene: Scene) -> None:
     assert parse_address("10.0.0.77") == scene.in_force["lb1"].nodes[2].address
 
 
+def test_where_all_have_another_address_one_waits_for_the_others(scene: Scene) -> None:
+    scene.see(world(1, lbs=3))
+    there = world(1, lbs=3)
+    moved = tuple(
+        msgspec.structs.replace(node, address=parse_address(f"10.0.1.{last}")) for last, node in enumerate(there.nodes)
+    )
+    scene.see(msgspec.structs.replace(there, nodes=moved))
+    quiet(scene)
+    assert (["lb1", "lb2", "lb3"], 3) == (scene.ring(), scene.now().ring_changes)
+    assert [node.address for node in moved] == [node.address for node in scene.in_force["lb1"].nodes]
+
+
 def test_an_address_that_another_still_has_is_waited_for(scene: Scene) -> None:
     """lb3's machine is called lb4 now."""
     scene.see(world(1, lbs=3))
