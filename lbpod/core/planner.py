@@ -96,7 +96,7 @@ from lbpod.core.planner_make import (
 from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, newest_of
 from lbpod.core.planner_ring import Where, can_follow, members_of
 from lbpod.core.planner_roster import Roster
-from lbpod.core.planner_start import in_force_reported, newest_host, newest_reported
+from lbpod.core.planner_start import in_force_reported, newest_host, newest_reported, newest_without_ring
 from lbpod.core.planner_wanted import Wanted
 from lbpod.core.snapshot import digest_of
 
@@ -128,6 +128,7 @@ class Planner:
         self._phase = Phase.STARTING
         self._has_moved = False  # all nodes may have a next call, not only the one that the event is about
         self._since_ns = 0  # of STARTING; of the change in flight
+        self._passed_over = 0  # newest generation without a ring that was found beside one with a ring
         self._highest = 0  # highest generation ever seen or given; the next one is above it
         self._aim: Aim | None = None  # newest snapshot pushed or adopted
         self._plain = False  # it changes nothing that is in force
@@ -251,7 +252,7 @@ class Planner:
     def _meet_foreign(self, peer: Peer, newest: int, now_ns: int) -> None:
         """This node has what another controller has made. Where no ring is in force yet, any node may know one."""
         unheard_of = newest > self._maker.written[0] and is_first_ring(self._where(), self._roster)
-        if peer.ring or unheard_of:
+        if (peer.ring and newest > self._passed_over) or unheard_of:
             self._restart(f"{peer.name} has generation {newest} of another controller; going on from there", now_ns)
             peer.full_wanted = not peer.is_lb  # members are asked for all that they know anyway
         elif peer.foreign_ns is None:
@@ -426,6 +427,7 @@ class Planner:
         self._in_force = None
         self._take(newest.snapshot, now_ns)
         self._force = conflict or self._highest > newest.generation
+        self._passed_over = newest_without_ring(self._roster.peers.values())
         said = [(peer.ring, peer.status) for peer in self._roster.peers.values() if peer.status is not None]
         rounds = [status.ring_round for is_ring, status in said if is_ring and status.prepared == newest.generation]
         self._handover = max(rounds, default=0)

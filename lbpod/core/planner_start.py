@@ -14,20 +14,27 @@ from lbpod.core.snapshot import digest_of
 
 
 def newest_reported(peers: Iterable[Peer]) -> tuple[Aim, bool] | None:
-    """The newest snapshot that an LB reports, or a host agent where there is a ring; and whether others hold another
-    one of its generation. Of two of a generation, that which has got furthest: only one can have been committed."""
+    """The newest snapshot that an LB reports, or any node where there is a ring; and whether others hold another one of
+    its generation. Of two of a generation, that which has got furthest: only one can have been committed. One without
+    a ring is only good where there is none with a ring: it was made by somebody who did not hear of that."""
+    told = [(peer, status) for peer in peers if (status := peer.status) is not None and status.snapshot is not None]
+    ringed = [one for one in told if one[1].snapshot is not None and one[1].snapshot.ring.members]
     reported: dict[bytes, tuple[int, Step, Aim]] = {}
-    for peer in peers:
-        if peer.status is None or peer.status.snapshot is None:
-            continue
-        if peer.is_lb or peer.status.snapshot.ring.members:
-            aim = Aim(peer.status.snapshot, digest_of(peer.status.snapshot))
-            step = max(aim.step_of(peer.status), reported.get(aim.digest, (0, Step.NOTHING))[1])
-            reported[aim.digest] = (aim.generation, step, aim)
+    for _, status in ringed or [one for one in told if one[0].is_lb]:
+        assert status.snapshot is not None, "who has told something has told a snapshot"
+        aim = Aim(status.snapshot, digest_of(status.snapshot))
+        step = max(aim.step_of(status), reported.get(aim.digest, (0, Step.NOTHING))[1])
+        reported[aim.digest] = (aim.generation, step, aim)
     if not reported:
         return None
     _, _, newest = max(reported.values(), key=lambda one: (one[0], one[1], one[2].digest))
     return newest, sum(generation == newest.generation for generation, _, _ in reported.values()) > 1
+
+
+def newest_without_ring(peers: Iterable[Peer]) -> int:
+    """Generation of the newest snapshot without a ring that a node reports; 0: there is none."""
+    told = [peer.status.snapshot for peer in peers if peer.status is not None]
+    return max((one.generation for one in told if one is not None and not one.ring.members), default=0)
 
 
 def in_force_reported(peers: Iterable[Peer]) -> Aim | None:
