@@ -40,7 +40,8 @@ back for it, but not any more once somebody may have switched. A newcomer that r
 
 **Two controllers.** A ring member that reports a generation which is not ours, or ours with another digest or a higher
 round of the handover, or a persisted generation at or above ours, sends the Planner back to STARTING: it adopts what is
-there and goes on from above it.
+there and goes on from above it. A ring change that is superseded here may be driven on by another: its successor goes
+no further than STAGING before all that took part have staged it: then they switch no more, and have said if they had.
 
 Left to the shell: clocks, sockets, the disk. Left to ``snapshot``: ids, epochs, digests. Left to ``planner_peers``:
 steps and calls; to ``planner_ring``: who is alive, lost, wanted; to ``planner_wanted``: drain times.
@@ -250,9 +251,11 @@ class Planner:
         return peer
 
     def _meet_foreign(self, peer: Peer, newest: int, now_ns: int) -> None:
-        """This node has what another controller has made. Where no ring is in force yet, any node may know one."""
+        """This node has what another controller has made."""
+        # Where no ring is in force yet, any node may know one.
         unheard_of = newest > self._maker.written[0] and is_first_ring(self._where(), self._roster)
-        if (peer.ring and newest > self._passed_over) or unheard_of:
+        counts = peer.ring or peer.name in self._roster.superseded
+        if (counts and newest > self._passed_over) or unheard_of:
             self._restart(f"{peer.name} has generation {newest} of another controller; going on from there", now_ns)
             peer.full_wanted = not peer.is_lb  # members are asked for all that they know anyway
         elif peer.foreign_ns is None:
@@ -292,7 +295,8 @@ class Planner:
         hands_over = aim.changes_ring and peer.ring and status.prepared == aim.generation
         round_of_another = hands_over and status.ring_round > self._handover
         is_ahead = self._in_force is not None and self._in_force.generation < status.committed < aim.generation
-        return newest > aim.generation or another or round_of_another or (is_ahead and peer.ring)
+        is_ahead &= peer.ring or peer.name in self._roster.superseded
+        return newest > aim.generation or another or round_of_another or is_ahead
 
     def _failed(self, peer: Peer, refused: bool, reason: str, now_ns: int) -> None:
         # The exponent is bounded for its own sake. Whoever may be lost is asked as often as those that are there.
@@ -413,13 +417,9 @@ class Planner:
     def _found(self) -> tuple[Aim, bool] | None:
         """The newest snapshot that is known, and whether another one has its generation."""
         found, aim = newest_reported(self._roster.peers.values()), self._aim
-        if (
-            aim is None
-            or not aim.snapshot.ring.members
-            or (found is not None and found[0].generation >= aim.generation)
-        ):
-            return found
-        return aim, False  # who knows it is silent
+        if aim is not None and aim.snapshot.ring.members and (found is None or found[0].generation < aim.generation):
+            return aim, False  # who knows it is silent
+        return found
 
     def _adopt(self, newest: Aim, conflict: bool, now_ns: int) -> None:
         """Go on with what was found."""
@@ -631,6 +631,7 @@ class Planner:
 
     def _take(self, snapshot: Snapshot, now_ns: int) -> None:
         """Aim at this snapshot."""
+        self._roster.supersede(self._where())
         self._aim = Aim(snapshot, digest_of(snapshot))
         self._since_ns = now_ns
         self._handover, self._handover_lost = 0, ()

@@ -22,7 +22,7 @@ from lbpod.core.planner_ring import (
     without_joins,
 )
 from lbpod.core.planner_roster import Roster
-from lbpod.core.snapshot import Tables, next_snapshot, ring_snapshot
+from lbpod.core.snapshot import Tables, next_snapshot, once_more, ring_snapshot
 
 
 class Maker:
@@ -58,7 +58,7 @@ class Maker:
         except SnapshotError as error:
             self.problem = str(error)
         if found is None and force and previous is not None:
-            return _once_more(previous, previous, generation)
+            return once_more(previous, previous, generation)
         return found
 
     def first_members(self, world: World | None, roster: Roster) -> frozenset[str]:
@@ -86,23 +86,17 @@ class Maker:
             except SnapshotError as error:
                 self.problem = str(error)
         given_up = is_ring_change_under_way(where) or is_misbuilt(where)
-        return _once_more(base, newest, generation) if given_up else None
+        return once_more(base, newest, generation) if given_up else None
 
     def plain(self, where: Where, generation: int) -> Snapshot | None:
         """What is in force, without the change of the ring that it may have been."""
         base = ring_base(where)
-        return _once_more(base, where.aim.snapshot, generation) if base is not None and where.aim is not None else None
+        return once_more(base, where.aim.snapshot, generation) if base is not None and where.aim is not None else None
 
     def _next_ids(self, newest: Snapshot | None) -> NextIds:
         if newest is None or self.written[0] > newest.generation:
             return self.written[1]
         return newest.next_ids
-
-
-def _once_more(snapshot: Snapshot, newest: Snapshot, generation: int) -> Snapshot:
-    """The same with another number, and no change of the ring."""
-    ring = Ring(snapshot.ring.epoch, snapshot.ring.members)
-    return msgspec.structs.replace(snapshot, generation=generation, ring=ring, next_ids=newest.next_ids)
 
 
 def is_plain(snapshot: Snapshot, in_force: Snapshot) -> bool:

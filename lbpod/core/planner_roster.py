@@ -24,6 +24,7 @@ class Roster:
         self.judgement = Judgement()
         self.waiting: set[str] = set()  # ring members that the phase waits for
         self.waiting_hosts: set[str] = set()
+        self.superseded: set[str] = set()  # took part in a ring change that is given up, and may not have heard of it
         self.lagging: set[str] = set()
         self.at_generation: set[str] = set()  # ring members
         self._troubled: set[str] = set()  # those that say that something is wrong with them
@@ -75,10 +76,18 @@ class Roster:
             self.note(peer, where, now_ns)
         return True
 
+    def supersede(self, where: Where) -> None:
+        """What is aimed at is given up. Another controller may go on with it: until all that take part have staged its
+        successor, and so refuse to, nobody knows that it has not come into force."""
+        if where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim:
+            self.superseded |= {peer.name for peer in self.lbs if peer.ring}
+
     def note_all(self, where: Where, now_ns: int) -> None:
         """Another phase: everything is seen in another light."""
         self.waiting.clear()
         self.waiting_hosts.clear()
+        if where.phase not in (Phase.STARTING, Phase.PERSISTING, Phase.STAGING):
+            self.superseded.clear()
         for peer in self.peers.values():
             self.note(peer, where, now_ns)
 
@@ -95,8 +104,11 @@ class Roster:
         at_last = phase in _BEFORE_PREPARED and not peer.ring and not failed
         # Before a change of the backends comes into force, not even the lost are passed over: they have to leave first.
         changes_backends = aim is not None and not aim.changes_ring and not where.plain
-        needed = peer.name not in self.judgement.lost or (changes_backends and phase in _BEFORE_PREPARED)
-        _keep(self.waiting, peer.name, behind and peer.ring and needed and phase in STEP_OF_PHASE)
+        is_lost = peer.is_gone or peer.name in self.judgement.lost
+        needed = not is_lost or (changes_backends and phase in _BEFORE_PREPARED)
+        waits = peer.ring and needed and phase in STEP_OF_PHASE
+        waits |= phase is Phase.STAGING and peer.name in self.superseded and not is_lost and not peer.refused
+        _keep(self.waiting, peer.name, behind and waits)
         _keep(self.waiting_hosts, peer.name, behind and at_last)
         _keep(self.lagging, peer.name, behind and (failed or left))
         _keep(self._troubled, peer.name, peer.status is not None and peer.status.problem != "")

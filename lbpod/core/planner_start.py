@@ -38,8 +38,8 @@ def newest_without_ring(peers: Iterable[Peer]) -> int:
 
 
 def in_force_reported(peers: Iterable[Peer]) -> Aim | None:
-    """The newest snapshot that a ring member has committed; None: none has, or nobody tells what it is."""
-    ring = [peer.status for peer in peers if peer.ring and peer.status is not None]
+    """The newest snapshot that an LB has committed; None: none has, or nobody tells what it is."""
+    ring = [peer.status for peer in peers if peer.is_lb and peer.status is not None]
     committed = max((status.committed for status in ring), default=0)
     for status in ring:
         found = _committed_by(status)

@@ -159,10 +159,30 @@ def ring_snapshot(
         member = ids.member.give() if member == MEMBER_NONE else member
         nodes[name] = Node(number, name, one.address, one.control, member)
     ring = Ring(generation, tuple(sorted(nodes[name].member for name in wanted)), before)
-    ordered = tuple(sorted(nodes.values(), key=lambda node: node.id))
-    snapshot = Snapshot(in_force.cluster, generation, ring, ordered, in_force.vips, ids.next_ids())
+    snapshot = Snapshot(in_force.cluster, generation, ring, with_nodes(nodes.values(), newest), in_force.vips)
+    snapshot = msgspec.structs.replace(snapshot, next_ids=ids.next_ids())
     check(snapshot)
     return snapshot
+
+
+def once_more(in_force: Snapshot, newest: Snapshot, generation: int) -> Snapshot:
+    """What is in force with another number, and no change of the ring. newest: what is superseded by it, as above."""
+    return Snapshot(
+        cluster=in_force.cluster,
+        generation=generation,
+        ring=Ring(in_force.ring.epoch, in_force.ring.members),
+        nodes=with_nodes(in_force.nodes, newest),
+        vips=in_force.vips,
+        next_ids=newest.next_ids,
+    )
+
+
+def with_nodes(nodes: Iterable[Node], newest: Snapshot) -> tuple[Node, ...]:
+    """These, and those that only the superseded snapshot lists: they may have it, and have to hear of its end."""
+    kept = {node.name: node for node in nodes}
+    taken = {node.address for node in kept.values()}
+    more = [node for node in newest.nodes if node.name not in kept and node.address not in taken]
+    return tuple(sorted((*kept.values(), *more), key=lambda node: node.id))
 
 
 # --- The parts of a snapshot ------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Ledger:
         assert before == digest, "two states of one generation"
         assert lb.committed is None or lb.committed.generation < snapshot.generation, "a generation went back"
         went_back = lb.committed is not None and lb.committed.ring.epoch > snapshot.ring.epoch
-        assert not went_back or not lb.serving, "a ring epoch went back"
+        assert not went_back or lb.name not in names_in_ring(snapshot), "a ring epoch went back"
 
     def check_first_switch(self, generation: int, peers: set[str]) -> None:
         """peers: those that are not lost."""

@@ -518,6 +518,20 @@ def test_a_ring_change_that_another_controller_has_switched_to_is_not_taken_back
     assert [] == calls(scene.log, "hand"), "nothing is handed over once more"
 
 
+def test_a_newcomer_that_is_refused_its_ring_is_told_before_anything_else_goes_on(scene: Scene) -> None:
+    """Another controller may still make it switch, until it has staged what takes the change back."""
+    scene.see(world(1))
+    scene.refusing = {"lb2": "learn"}
+    scene.see(world(1, lbs=3))
+    scene.refusing = {}
+    scene.silent = {"lb3"}
+    scene.see(world(1, 2, lbs=3))
+    assert (3, Phase.STAGING) == (scene.now().generation, scene.now().phase)
+    assert [] == calls(scene.later(2 * SECOND_NS), "prepare 3"), "lb3 is no member, and is waited for"
+    scene.silent = set()
+    assert "prepare 3 lb1" in scene.later(2 * PROBE_NS)
+
+
 def test_a_switch_that_was_left_open_is_ended_before_anything_else(scene: Scene) -> None:
     """A host agent took the call late, when the change was long over."""
     scene.see(world(1, hosts=1))

@@ -21,7 +21,7 @@ from lbpod.core.model import (
     WorldVip,
     parse_address,
 )
-from lbpod.core.snapshot import Tables, check, digest_of, next_snapshot, ring_snapshot
+from lbpod.core.snapshot import Tables, check, digest_of, next_snapshot, once_more, ring_snapshot
 from lbpod.core.table import TableBackend, build
 
 CLUSTER = Cluster(vni=7, seed=11)
@@ -242,7 +242,22 @@ def test_a_ring_change_that_supersedes_another_keeps_the_numbers_of_those_that_j
     given_up = turn(first, "n1 n2 n4 n5", more)
     second = turn(first, "n1 n2 n5", more, given_up)
     assert (["n1", "n2", "n5"], ["n1", "n2"]) == ring(second)
-    assert (given_up.nodes[4], given_up.next_ids) == (second.nodes[3], second.next_ids)
+    assert (given_up.nodes, given_up.next_ids) == (second.nodes, second.next_ids), "n4 has to hear of it, too"
+
+
+def test_what_takes_a_ring_change_back_says_so_to_those_that_were_to_join() -> None:
+    first = follow(World(NODES, (vip(backend(1)),)))
+    given_up = turn(first, "n1 n4", World((NODES[0], node("n4", 4))))
+    third = once_more(first, given_up, 3)
+    assert (first.vips, first.ring, given_up.nodes) == (third.vips, third.ring, third.nodes)
+    assert given_up.next_ids == third.next_ids
+    check(third)
+
+
+def test_a_node_whose_address_is_another_one_s_in_force_is_not_kept() -> None:
+    first = follow(World(NODES))
+    renamed = follow(World((NODES[0], NODES[1], node("n9", 3, lb=False))), first)
+    assert ["n1", "n2", "n3"] == [one.name for one in once_more(first, renamed, 3).nodes]
 
 
 def test_a_ring_change_gives_no_number_that_anything_in_force_has() -> None:
