@@ -110,6 +110,7 @@ class Ledger:
         """peers: those that are not lost."""
         if any(number == generation for _, number in self._switched_ns):
             return
+        assert peers, "a ring change goes on with nobody"
         for name in sorted(peers):
             assert self._handed.get((name, generation), 0) == self._round[generation], (
                 f"somebody is to switch to {generation}, and {name} has not handed over in the last round"
@@ -268,6 +269,10 @@ class ToyLb:
     def member_in(self, snapshot: Snapshot | None) -> int:
         nodes = snapshot.nodes if snapshot is not None else ()
         return next((node.member for node in nodes if node.name == self.name), MEMBER_NONE)
+
+    @property
+    def newest(self) -> int:
+        return self.staged.generation if self.staged else 0
 
     @property
     def serving(self) -> bool:
