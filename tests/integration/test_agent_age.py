@@ -69,7 +69,8 @@ async def test_an_agent_says_when_it_asks(folder: Path, monkeypatch: pytest.Monk
         hand_over = two.driver.call
 
         async def listen(body: object, until_ns: int | None = None) -> object:
-            heard.append(until_ns)
+            if isinstance(body, ForgetCall):
+                heard.append(until_ns)
             return await hand_over(body, until_ns)  # type: ignore[arg-type]
 
         monkeypatch.setattr(two.driver, "call", listen)
@@ -79,6 +80,5 @@ async def test_an_agent_says_when_it_asks(folder: Path, monkeypatch: pytest.Monk
             async with asyncio.timeout(10):
                 while len(heard) < count or one.peers.under_way_count:  # noqa: ASYNC110  (an answer tells nobody here)
                     await asyncio.sleep(0.01)
-        assert heard[0] is None, "there was no answer yet to read their clock from"
-        assert heard[1] is not None
+        assert heard[1] is not None, "one answer at least has told what their clock shows"
         assert before_ns - 10**10 < heard[1] - QUESTION_AGE_NS_MAX <= now_ns()

@@ -35,6 +35,11 @@ def _reaches(lab: Lab, node: Node) -> bool:
     return lab.client.run(ping, check=False).returncode == 0
 
 
+def _reaches_soon(lab: Lab, node: Node) -> bool:
+    """Neighbours that have given it up first ask for its address again."""
+    return any(_reaches(lab, node) for _ in range(20))
+
+
 def test_a_router_that_believes_dead_links_sends_into_them_until_it_is_told(lab: Lab) -> None:
     lab.router.believe_dead_links()
     lab.cut(lab.nodes[1])
@@ -51,7 +56,7 @@ def test_a_severed_node_hears_and_says_nothing_with_all_links_up(lab: Lab) -> No
     assert "LOWER_UP" in node.run(["ip", "link", "show", "eth0"]).stdout
     assert {"node1", "node2", "node3"} == _paths(lab), "the router notices nothing"
     lab.mend(node)
-    assert _reaches(lab, node)
+    assert _reaches_soon(lab, node)
 
 
 def test_a_node_burns_and_another_comes_under_another_name(lab: Lab) -> None:
