@@ -24,6 +24,7 @@ from lbpod.core.layout import (
     CONFIG,
     LAYOUT_VERSION,
     MEMBER,
+    MEMBER_DOUBTED,
     MEMBER_PRESENT,
     MEMBER_UP,
 )
@@ -57,6 +58,7 @@ class Scene:
 
     alive: frozenset[int]
     members_up: frozenset[int]
+    members_doubted: frozenset[int]
     self_name: str
     ring: frozenset[int]
     """Members that count: of every ring, and of the one that it follows upon until that change is done."""
@@ -69,7 +71,7 @@ class Scene:
         for one in snapshots:
             if one is not effect.committed or not effect.ring_done:
                 ring.update(one.ring.before)
-        return Scene(snapshots, effect.alive, effect.members_up, self_name, frozenset(ring))
+        return Scene(snapshots, effect.alive, effect.members_up, effect.members_doubted, self_name, frozenset(ring))
 
     def nodes(self) -> Mapping[int, Node]:
         """Nodes by id."""
@@ -132,7 +134,11 @@ def member_rows(scene: Scene) -> Rows:
         row = rows[member]
         row["addr"] = np.frombuffer(node.address, np.uint8)
         row["node"] = node.id
-        row["flags"] = MEMBER_PRESENT | (MEMBER_UP if member in scene.members_up else 0)
+        row["flags"] = (
+            MEMBER_PRESENT
+            | (MEMBER_UP if member in scene.members_up else 0)
+            | (MEMBER_DOUBTED if member in scene.members_doubted else 0)
+        )
     return rows
 
 

@@ -147,9 +147,9 @@ class View:
     def _others(self) -> dict[str, str]:
         """The other LBs of the ring by name, and what is believed of each."""
         beliefs = self.driver.beliefs
-        return {
-            self.driver.member_name(member): "down" if member in beliefs.down else "up" for member in beliefs.others
-        }
+        said = dict.fromkeys(beliefs.others, "up") | dict.fromkeys(beliefs.down, "doubted")
+        said |= dict.fromkeys(beliefs.given_up, "down")
+        return {self.driver.member_name(member): word for member, word in said.items()}
 
     def trace(self) -> list[dict[str, Any]]:
         """The JSON of /v1/trace, oldest first."""

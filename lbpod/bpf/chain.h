@@ -47,11 +47,14 @@ HF_INLINE int hf_chain_has(const struct hf_chain *chain, __u32 member)
 	return 0;
 }
 
+/* The ownership word as it is now: read where it stands, neither earlier nor later. */
+#define HF_PAIR(PAIR) ((PAIR) ? *(const volatile __u32 *)(PAIR) : HF_NOBODY)
+
 /* Appends the replicas of one ownership word that are new to the chain and can be sent to. */
-HF_INLINE void hf_chain_extend(struct hf_chain *chain, const struct hf_config *config, const __u32 *pair)
+HF_INLINE void hf_chain_extend(struct hf_chain *chain, const struct hf_config *config, __u32 pair)
 {
-	for (int half = 0; pair && half < 2; half++) {
-		__u32 member = half ? *pair >> 16 : *pair & 0xffff;
+	for (int half = 0; half < 2; half++) {
+		__u32 member = half ? pair >> 16 : pair & 0xffff;
 
 		if (member == HF_MEMBER_NONE || member == config->self || hf_chain_has(chain, member))
 			continue;
@@ -62,13 +65,21 @@ HF_INLINE void hf_chain_extend(struct hf_chain *chain, const struct hf_config *c
 	}
 }
 
+/*
+ * `next` is read before `own`: a switch writes prev := own, own := next, next := nobody, one after the other, and a packet
+ * that had read the old own and then the empty next would miss who is new.
+ */
 HF_INLINE void hf_chain_extend_all(struct hf_chain *chain, const struct hf_config *config, __u32 slot)
 {
-	hf_chain_extend(chain, config, bpf_map_lookup_elem(&own, &slot));
+	const __u32 *after = bpf_map_lookup_elem(&next, &slot), *mine = bpf_map_lookup_elem(&own, &slot);
+	const __u32 *before = bpf_map_lookup_elem(&prev, &slot);
+	__u32 coming = HF_PAIR(after), present = HF_PAIR(mine), gone = HF_PAIR(before);
+
+	hf_chain_extend(chain, config, present);
 	if (!config->ring_change)
 		return;
-	hf_chain_extend(chain, config, bpf_map_lookup_elem(&next, &slot));
-	hf_chain_extend(chain, config, bpf_map_lookup_elem(&prev, &slot));
+	hf_chain_extend(chain, config, coming);
+	hf_chain_extend(chain, config, gone);
 }
 
 HF_INLINE __u32 hf_encap_chain(struct xdp_md *ctx, const struct hf_config *config, const struct hf_node *node,

@@ -6,22 +6,35 @@
 #include "flow.h"
 #include "send.h"
 
-/* Node of the slot's owner where it can be sent to, else that of its backup, else NULL. */
+/* Node of the first of owner and backup with this flag that can be sent to, else NULL. */
+HF_INLINE const struct hf_node *hf_first_node(const struct hf_config *config, __u32 owner, __u32 backup, __u32 flag)
+{
+	const struct hf_node *node = NULL;
+
+	if (owner != config->self)
+		node = hf_member_node_if(owner, flag);
+	if (!node && backup != config->self)
+		node = hf_member_node_if(backup, flag);
+	return node;
+}
+
+/*
+ * Node of the slot's owner where it is up, else that of its backup, else NULL. Where both are silent, one that is only
+ * doubted: it may be up all the same, and whoever decides in its place decides wrongly; a packet that is lost is sent
+ * again.
+ */
 HF_INLINE const struct hf_node *hf_owner_node(const struct hf_config *config, __u32 slot)
 {
 	__u32 *pair = bpf_map_lookup_elem(&own, &slot);
-	const struct hf_node *node = NULL;
+	const struct hf_node *node;
 	__u32 owner, backup;
 
 	if (!pair)
 		return NULL;
 	owner = *pair & 0xffff;
 	backup = *pair >> 16;
-	if (owner != config->self)
-		node = hf_member_node(owner);
-	if (!node && backup != config->self)
-		node = hf_member_node(backup);
-	return node;
+	node = hf_first_node(config, owner, backup, HF_MEMBER_UP);
+	return likely(node) ? node : hf_first_node(config, owner, backup, HF_MEMBER_DOUBTED);
 }
 
 /* The agent asks the owner about flows that it finds here. Looked up first: most packets are not a flow's first. */

@@ -34,14 +34,20 @@ HF_INLINE const struct hf_node *hf_node_reachable(__u32 id)
 	return likely(node && node->flags & HF_NODE_REACHABLE) ? node : NULL;
 }
 
-/* Node of a member that can be sent to: PRESENT, UP, REACHABLE. HF_MEMBER_NONE lies outside the array. */
-HF_INLINE const struct hf_node *hf_member_node(__u32 id)
+/* Node of a member that is PRESENT, has this flag, and can be reached. HF_MEMBER_NONE lies outside the array. */
+HF_INLINE const struct hf_node *hf_member_node_if(__u32 id, __u32 flag)
 {
 	const struct hf_member *member = bpf_map_lookup_elem(&members, &id);
 
-	if (!member || (~member->flags & (HF_MEMBER_PRESENT | HF_MEMBER_UP)))
+	if (!member || (~member->flags & (HF_MEMBER_PRESENT | flag)))
 		return NULL;
 	return hf_node_reachable(member->node);
+}
+
+/* Node of a member that is believed to be up, and can be sent to. */
+HF_INLINE const struct hf_node *hf_member_node(__u32 id)
+{
+	return hf_member_node_if(id, HF_MEMBER_UP);
 }
 
 /* Inlined where it must be quick. */

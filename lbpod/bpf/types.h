@@ -57,7 +57,8 @@ struct hf_node {
 };
 
 #define HF_MEMBER_PRESENT 0x01
-#define HF_MEMBER_UP 0x02 /* believed to be up; a wrong belief is harmless */
+#define HF_MEMBER_UP 0x02	/* believed to be up; a wrong belief is harmless */
+#define HF_MEMBER_DOUBTED 0x04	/* silent, for not long: sent to where nobody who is up could decide */
 struct hf_member {
 	__u8 addr[16];
 	__u32 node;
@@ -65,6 +66,7 @@ struct hf_member {
 };
 
 /* Ownership arrays (own, next, prev): owner in the low 16 bits, backup in the high 16 bits, HF_MEMBER_NONE for none. */
+#define HF_NOBODY 0xFFFFFFFFu
 
 /* A flow; with ClientIP affinity the port is 0. */
 struct hf_flow {

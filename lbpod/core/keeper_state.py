@@ -328,6 +328,8 @@ class State:
         """When a slot's replicas last changed; None: never since they were first known."""
         self.down: set[int] = set()
         """Members that this LB believes to be down. Never this one."""
+        self.given_up: set[int] = set()
+        """Those of them that nothing is sent to any more. Invariant: a subset of ``down``."""
         self.watch = Watch()
 
         self.alive: Bools = np.zeros(BACKEND_IDS_MAX, dtype=np.bool_)
@@ -483,6 +485,7 @@ class State:
             alive=frozenset(np.flatnonzero(self.alive).tolist()),
             members_up=frozenset(members - self.down),
             ring_done=self.ring_step is not RingStep.SWITCHED,
+            members_doubted=frozenset(members & self.down - self.given_up),
         )
 
     def write(self, vs: VipState, slots: U32) -> Effects:
@@ -625,6 +628,7 @@ class State:
         assert not generations or self.staged is not None, "what is prepared or committed has been staged"
         assert not self.vips or any(self.in_ring(plan.snapshot) for plan in self.plans()), "only an LB holds slots"
         assert self.member not in self.down, "an LB believes in itself"
+        assert self.given_up <= self.down, "nobody is given up who is not down"
         beats = self.watch.open.values()
         assert all(0 < count <= BEATS_OPEN_MAX for count in beats) and sum(beats) <= BEATS_MAX, "beats are bounded"
         assert len(self._open) <= QUEUE_MAX + BEATS_MAX, "questions are bounded"

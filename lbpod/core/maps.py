@@ -228,12 +228,12 @@ class Maps:
             mtu=int(row["mtu"]),
         )
 
-    def member_node(self, member: int) -> int | None:
-        """Give the node index of a member that is PRESENT and UP, and whose node is REACHABLE: that can be sent to."""
+    def member_node(self, member: int, flag: int = layout.MEMBER_UP) -> int | None:
+        """Give the node index of a member that is PRESENT and has this flag, and whose node is REACHABLE."""
         if member >= len(self.members):
             return None
         row = self.members[member]
-        wanted = layout.MEMBER_PRESENT | layout.MEMBER_UP
+        wanted = layout.MEMBER_PRESENT | flag
         if int(row["flags"]) & wanted != wanted or self.node(int(row["node"])) is None:
             return None
         return int(row["node"])

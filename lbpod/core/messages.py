@@ -214,6 +214,8 @@ class Configure:
     members_up: frozenset[int]
     ring_done: bool = True
     """The members that the ring of `committed` follows upon (Ring.before) count no more."""
+    members_doubted: frozenset[int] = frozenset()
+    """Believed to be down, not for long. Those in neither are given up."""
 
 
 @dataclass(frozen=True)

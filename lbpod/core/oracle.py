@@ -288,12 +288,13 @@ class _Passage:
         return self._to_backend(Verdict.DECIDED_ALONE, self._base_or_current())
 
     def _owner_node(self) -> int | None:
-        """Node of the owner where it can be sent to, else that of the backup."""
+        """Node of the owner where it is up, else that of the backup; where both are silent, of one that is doubted."""
         word = int(self.maps.own[self.slot])
-        for member in (word & 0xFFFF, word >> 16):
-            node = self.maps.member_node(member)
-            if node is not None and member != self.config.self:
-                return node
+        for flag in (layout.MEMBER_UP, layout.MEMBER_DOUBTED):
+            for member in (word & 0xFFFF, word >> 16):
+                node = self.maps.member_node(member, flag)
+                if node is not None and member != self.config.self:
+                    return node
         return None
 
     def _decide_as_replica(self) -> Outcome:

@@ -13,11 +13,13 @@ change the members of both rings are watched by both: a joiner watches before it
 for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
 not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
 
-*One at a time.* A wrong belief about one member is harmless, because the backup knows what the owner knows. To believe
-both replicas of a slot down is not: an LB that has nobody to relay to decides alone. Whoever finds several silent at
-the same time is more likely to be short of something itself; and two agents may be down whose fast paths are not. So
-while one is believed down, any other has to be silent for LOST_NS, after which the controller takes it out anyway.
-Until then its packets go to it: if it is really gone, they are lost and sent again, and nothing is broken.
+*Doubted first, given up later.* A wrong belief about one member is harmless, because the backup knows what the owner
+knows. To believe both replicas of a slot down is not, if an LB that has nobody to relay to decides alone. Whoever finds
+several silent at the same time is more likely to be short of something itself; and two agents may be down whose fast
+paths are not. So a member that is silent is only *doubted*: where one replica of a slot is up, that one is used; where
+none is, packets go to a doubted one all the same. If it is really gone, they are lost and sent again, and nothing is
+broken. Silent for LOST_NS, after which the controller takes it out anyway, it is *given up*: an LB never stops
+forwarding, so what nobody else can decide it decides itself then.
 
 **What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
 anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,
@@ -84,6 +86,8 @@ class Beliefs:
     watched: tuple[int, ...] = ()
     """Those that are always asked."""
     down: tuple[int, ...] = ()
+    given_up: tuple[int, ...] = ()
+    """Some of those that are down."""
     fenced_why: str = ""
     """One sentence, or empty where this LB is not fenced."""
     fenced_count: int = 0
@@ -96,6 +100,7 @@ def beliefs(state: State) -> Beliefs:
         others=tuple(sorted(others)),
         watched=_watched(state, others),
         down=tuple(sorted(state.down & others)),
+        given_up=tuple(sorted(state.given_up & others)),
         fenced_why=state.watch.fenced_why,
         fenced_count=state.watch.fenced_count,
     )
@@ -115,22 +120,30 @@ def tick(state: State, now_ns: int) -> Effects:
             watch.heard_ns.setdefault(member, now_ns)
         for member in (*always, *_by_turns(state, always)):
             effects += _ask(state, member, now_ns)
-    return [*effects, *_believe(state, _silent(state, now_ns), up=False)]
+    effects += _believe(state, _silent(state, now_ns), up=False)
+    return [*effects, *_give_up(state, now_ns)]
 
 
 def _silent(state: State, now_ns: int) -> list[int]:
-    """Who is down from now on: at most one at once."""
+    """Who is down from now on."""
     watch = state.watch
-    asked = {
-        member: asked_ns
+    return sorted(
+        member
         for member, asked_ns in watch.asked_ns.items()
-        if member not in state.down and asked_ns + 2 * BEAT_NS <= now_ns
-    }
-    found = [member for member, asked_ns in sorted(asked.items()) if asked_ns + LOST_NS <= now_ns]
-    if not state.down and not found:
-        silent = sorted((watch.heard_ns.get(member, 0), member) for member in asked)
-        found = [member for heard_ns, member in silent[:1] if heard_ns + BEAT_DOWN_NS <= now_ns]
-    return found
+        if member not in state.down
+        and asked_ns + 2 * BEAT_NS <= now_ns
+        and watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns
+    )
+
+
+def _give_up(state: State, now_ns: int) -> Effects:
+    """Those that have been silent for so long that what is sent to them is lost for good."""
+    asked_ns = state.watch.asked_ns
+    lost = {member for member in state.down - state.given_up if asked_ns.get(member, now_ns) + LOST_NS <= now_ns}
+    if not lost:
+        return []
+    state.given_up |= lost
+    return [state.configure(), *(Trace("given up", detail=f"member {member}") for member in sorted(lost))]
 
 
 def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
@@ -203,6 +216,7 @@ def _forget(state: State, others: set[int]) -> None:
     """Drop what is known of LBs that are no members any more."""
     watch = state.watch
     state.down &= others
+    state.given_up &= others
     watch.suspects &= others
     for known in (watch.heard_ns, watch.asked_ns):
         for member in known.keys() - others:
@@ -280,6 +294,7 @@ def _believe(state: State, members: list[int], up: bool) -> Effects:
         return []
     if up:
         state.down -= set(members)
+        state.given_up -= set(members)
     else:
         state.down |= set(members)
     what = "believed up" if up else "believed down"

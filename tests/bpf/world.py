@@ -92,10 +92,19 @@ def put_node(
     row["csum"] = packets.node_checksum(maps.settings().node_addr[12:], address)
 
 
-def put_member(maps: Maps, member: int, address: bytes, node: int, present: bool = True, up: bool = True) -> None:
+def put_member(
+    maps: Maps,
+    member: int,
+    address: bytes,
+    node: int,
+    present: bool = True,
+    up: bool = True,
+    doubted: bool = False,
+) -> None:
     row = maps.members[member]
     row["addr"], row["node"] = np.frombuffer(mapped(address), np.uint8), node
-    row["flags"] = (layout.MEMBER_PRESENT if present else 0) | (layout.MEMBER_UP if up else 0)
+    flags = ((present, layout.MEMBER_PRESENT), (up, layout.MEMBER_UP), (doubted, layout.MEMBER_DOUBTED))
+    row["flags"] = sum(flag for is_set, flag in flags if is_set)
 
 
 def put_backend(
@@ -181,7 +190,7 @@ def _draw_nodes(dice: random.Random, world: World) -> None:
     for index, member in enumerate(world.member_ids):
         node = world.node_ids[index] if dice.random() < 0.97 else 70_000
         address = v4(f"10.0.0.{index + 1}")
-        put_member(world.maps, member, address, node, dice.random() < 0.93, dice.random() < 0.85)
+        put_member(world.maps, member, address, node, dice.random() < 0.93, dice.random() < 0.7, dice.random() < 0.3)
         if dice.random() < 0.9:
             world.peers.append(address)
             world.maps.member_by_addr[mapped(address)] = member

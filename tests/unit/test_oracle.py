@@ -259,6 +259,21 @@ def test_the_backup_where_the_owner_seems_down_and_alone_where_both_do(node: Nod
     assert 0 == node.stamped(), "only replicas stamp"
 
 
+def test_where_both_are_silent_one_that_is_only_doubted(node: Node) -> None:
+    """It may be up all the same: who decides in its place decides wrongly. A chain does not wait for it."""
+    node.own(PEER, THIRD)
+    addresses = {member: v4(f"10.0.0.{member + 1}") for member in (PEER, THIRD)}
+    for doubted, expected in (({PEER, THIRD}, PEER), ({THIRD}, THIRD), ({PEER}, PEER)):
+        for member, address in addresses.items():
+            world.put_member(node.maps, member, address, member, up=False, doubted=member in doubted)
+        outcome = node.run(frames.tcp_to(FLOW, ACK))
+        assert (Verdict.RELAYED, addresses[expected]) == (outcome.verdict, outcome.frame[30:34])
+    world.put_member(node.maps, THIRD, addresses[THIRD], THIRD)
+    assert addresses[THIRD] == node.run(frames.tcp_to(FLOW, ACK)).frame[30:34], "one that is up comes first"
+    node.own(SELF, PEER)
+    assert Verdict.FIRST_ALONE == node.run(frames.tcp_to(FLOW, SYN)).verdict
+
+
 def test_three_relays_at_most(node: Node) -> None:
     node.own(PEER)
     inner = frames.tcp_to(FLOW, ACK)
