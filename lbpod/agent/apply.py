@@ -169,8 +169,10 @@ class Applier:
             case DumpRecords():
                 full, embryonic = (self._datapath.flows_dump(each) for each in (FlowMap.RECORDS, FlowMap.EMBRYONIC))
                 # With the dtype said: concatenate alone would turn fields in network order into native ones.
-                flows = np.concatenate([full[0], embryonic[0]], dtype=FLOW, casting="no")
-                records = np.concatenate([full[1], embryonic[1]], dtype=RECORD, casting="no")
+                flows, records = full
+                if len(embryonic[0]):
+                    flows = np.concatenate([flows, embryonic[0]], dtype=FLOW, casting="no")
+                    records = np.concatenate([records, embryonic[1]], dtype=RECORD, casting="no")
                 return RecordsDumped(effect.token, flows, records, len(full[0]))
             case LookNat():
                 keys, values, cursor = self._datapath.nat_slice(effect.cursor)

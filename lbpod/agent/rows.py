@@ -172,5 +172,5 @@ def changed(old: Rows, new: Rows) -> npt.NDArray[np.uint32]:
     width = old.dtype.itemsize
     word = np.dtype(np.uint64 if width % 8 == 0 else np.uint32)
     left, right = (np.ascontiguousarray(rows).view(word).reshape(-1) for rows in (old, new))
-    words = np.flatnonzero(left != right)
-    return np.unique(words // (width // word.itemsize)).astype(np.uint32)
+    differs = (left != right).reshape(len(old), -1).any(axis=1)
+    return np.flatnonzero(differs).astype(np.uint32)

@@ -5,6 +5,7 @@
  *   hf_xdp     uplink, on the way in:  mux and tunnel end
  *   hf_tc      uplink, on the way out: replies get their VIP back
  *   hf_lookup  for the agent:          a batch of records by key
+ *   hf_drop    for the agent:          a batch of records out, by key
  *   hf_forget  for the agent:          a batch of nat entries out, unless they have been seen since
  *
  * The steady path is all inlined into hf_xdp: arrays and one helper call. Whatever is not steady is a call away, in

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Records by key, a desk of them at a time: BPF has no batch look-up by key, and one system call each costs five times
- * as much. A plain bounded loop: bpf_loop takes only a stack pointer as its context, and is younger than our oldest
+ * Records by key, a desk of them at a time, looked up or dropped: BPF has no batch look-up by key, a batched deletion
+ * ends at the first key that is not there, and one system call each costs five times as much. A plain bounded loop: bpf_loop takes only a stack pointer as its context, and is younger than our oldest
  * kernel.
  */
 #ifndef HF_LOOKUP_H
@@ -37,6 +37,26 @@ HF_INLINE int hf_lookup_one(__u32 index)
 		value->flags = HF_RECORD_MISSING;
 		value->seen_ns = 0;
 	}
+	return 0;
+}
+
+struct hf_drop_args {
+	__u32 count; /* keys on the desk */
+	__u32 full;  /* out of `records`, or where it is 0 out of `embryonic` */
+};
+
+/* One key out of one of the maps; it need not be there. 0, or not 0 past the end of the desk. */
+HF_INLINE int hf_drop_one(__u32 index, __u32 full)
+{
+	struct hf_flow *key = bpf_map_lookup_elem(&lookup_keys, &index), flow;
+
+	if (!key)
+		return -1;
+	flow = *key;
+	if (full)
+		bpf_map_delete_elem(&records, &flow);
+	else
+		bpf_map_delete_elem(&embryonic, &flow);
 	return 0;
 }
 

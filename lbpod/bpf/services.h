@@ -26,6 +26,15 @@ int hf_lookup(struct hf_lookup_args *args)
 }
 
 SEC("syscall")
+int hf_drop(struct hf_drop_args *args)
+{
+	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
+		if (hf_drop_one(i, args->full))
+			break;
+	return 0;
+}
+
+SEC("syscall")
 int hf_forget(struct hf_forget_args *args)
 {
 	__u32 deleted = 0;

@@ -32,6 +32,7 @@ from lbpod.core.limits import (
     OUTSTANDING_MAX,
     QUEUE_MAX,
     SLOT_COUNT,
+    VIPS_MAX,
 )
 from lbpod.core.messages import (
     Configure,
@@ -318,8 +319,6 @@ class State:
         """What is being handed over. Invariant: None unless ring_step is PREPARED."""
         self.foreign_due = False
         """Records of slots of which this LB is no replica could not be dropped."""
-        self.unplaced_count = 0
-        """Records that found no room where they were handed over to, since the start."""
         self.leaving = False
         """This LB asks to be taken out of the ring."""
         self.owner: U16 = np.full(SLOT_COUNT, MEMBER_NONE, dtype=np.uint16)
@@ -572,7 +571,7 @@ class State:
     def words(self, vips: U32, slots: U32) -> tuple[U64, Bools]:
         """Words of slots of many VIPs, and which VIPs this LB serves (elsewhere 0)."""
         words, held = np.zeros(len(slots), dtype=np.uint64), np.zeros(len(slots), dtype=np.bool_)
-        for vip_id in np.unique(vips).tolist():
+        for vip_id in np.flatnonzero(np.bincount(vips[vips < VIPS_MAX])).tolist():
             vs = self.vips.get(vip_id)
             if vs is not None:
                 places = vips == vip_id
@@ -685,8 +684,9 @@ def slots_bytes(slots: U32) -> bytes:
 
 
 def slots_from(data: bytes) -> U32:
-    """Slots of a body, ascending, each once."""
-    return np.unique(np.frombuffer(data, dtype="<u2")).astype(np.uint32)
+    """Slots of a body, ascending, each once: as we send them ourselves, or put in order."""
+    slots = np.frombuffer(data, dtype="<u2").astype(np.uint32)
+    return slots if (slots[:-1] < slots[1:]).all() else np.unique(slots)
 
 
 def ids_from(data: bytes) -> U32:

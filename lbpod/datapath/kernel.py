@@ -93,6 +93,7 @@ class KernelDatapath:
         self._lookup_keys = self._map_array("lookup_keys")
         self._lookup_values = self._map_array("lookup_values")
         self._lookup_fd = fast_path.program("hf_lookup").fd
+        self._drop_fd = fast_path.program("hf_drop").fd
         self._stale_keys = self._map_array("stale_keys")
         self._stale_stamps = self._map_array("stale_stamps")
         self._forget_fd = fast_path.program("hf_forget").fd
@@ -301,7 +302,26 @@ class KernelDatapath:
     def flows_delete(self, name: FlowMap, keys: Rows) -> None:
         """Deletes; a missing key is no error."""
         assert keys.dtype == FLOW, "flows are keys of dtype FLOW"
-        self._delete(name.value, keys)
+        if name in {FlowMap.RECORDS, FlowMap.EMBRYONIC}:
+            self._drop(keys, full=name is FlowMap.RECORDS)
+        else:
+            self._delete(name.value, keys)
+
+    def _drop(self, keys: Rows, full: bool) -> None:
+        """By the program hf_drop: a record is in one of two maps, and a batch would end at each key that is missing."""
+        context = np.array([0, full], np.uint32)
+        for part in self._desks(keys):
+            context[0] = len(part)
+            if libbpf.syscall_run(self._drop_fd, context) != 0:
+                raise DatapathError("the program that drops records could not read its desk (lookup_keys)")
+
+    def _desks(self, keys: Rows) -> Iterator[Rows]:
+        """The keys a desk at a time, each laid on it."""
+        step = min(LOOKUP_BATCH_MAX, self._lookup_keys.count)
+        for start in range(0, len(keys), step):
+            part = keys[start : start + step]
+            self._lookup_keys.values[: len(part)] = part
+            yield part
 
     def _delete(self, name: str, keys: npt.NDArray[Any]) -> None:
         keys = np.ascontiguousarray(keys)
@@ -356,14 +376,13 @@ class KernelDatapath:
         assert keys.dtype == FLOW, "flows are keys of dtype FLOW"
         found = np.zeros(len(keys), RECORD)
         context = np.zeros(1, np.uint32)
-        step = min(LOOKUP_BATCH_MAX, self._lookup_keys.count)
-        for start in range(0, len(keys), step):
-            part = keys[start : start + step]
-            self._lookup_keys.values[: len(part)] = part
+        start = 0
+        for part in self._desks(keys):
             context[0] = len(part)
             if libbpf.syscall_run(self._lookup_fd, context) != 0:
                 raise DatapathError("the look-up program could not read its desk (lookup_keys, lookup_values)")
             found[start : start + len(part)] = self._lookup_values.values[: len(part)]
+            start += len(part)
         return found
 
     def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
