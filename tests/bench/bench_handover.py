@@ -7,7 +7,7 @@ its call to its answer; the join from the first call to the answer of the last s
 Memory is the largest resident size of either process meanwhile, less what it was before. Afterwards each record is
 compared.
 
-Run it: ``python -m tests.bench.bench_handover``. ``run()`` gives the same as a dictionary. Root only.
+Run it: ``python -m tests.bench.bench_handover [RECORDS]``. ``run()`` gives the same as a dictionary. Root only.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ import numpy as np
 from lbpod.agent.logs import configure_logs
 from lbpod.certs import mint
 from lbpod.core.layout import FLOW, RECORD
-from lbpod.core.messages import HandoverCall, RingDoneCall, RingPrepareCall, RingSwitchCall
+from lbpod.core.messages import HandoverCall, LbStatus, RingDoneCall, RingPrepareCall, RingStep, RingSwitchCall
 from lbpod.core.model import Snapshot, World
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot, ring_snapshot
-from lbpod.core.wire import Body
+from lbpod.core.wire import Body, decode
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.port import FlowMap, Rows
 from tests.agents import CLUSTER, NODE_NAMES, Caller, Reachable, make_parts, roll_out, running
@@ -80,10 +80,10 @@ async def join(folder: Path, maps: KernelDatapath) -> None:
 
 
 @contextlib.asynccontextmanager
-async def joiner_process(folder: Path) -> AsyncIterator[_Remote]:
+async def joiner_process(folder: Path, count: int) -> AsyncIterator[_Remote]:
     """The joiner while it runs."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.bench_handover", "--join", str(folder)),
+        *(sys.executable, "-m", "tests.bench.bench_handover", "--join", str(folder), str(count)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -104,13 +104,25 @@ async def _all(controller: Caller, agents: list[Reachable], body: Body) -> float
     return time.perf_counter() - began
 
 
+async def _hand_over(controller: Caller, agents: list[Reachable], call: HandoverCall) -> float:
+    """As the Planner does it: a call is answered after a while even if not all has arrived, and repeated then."""
+    began = time.perf_counter()
+    left = agents
+    while left:
+        answers = await asyncio.gather(*(controller.say(agent, call) for agent in left))
+        assert {200} == {status for status, _ in answers}, answers
+        steps = [decode(LbStatus, data).ring_step for _, data in answers]
+        left = [agent for agent, step in zip(left, steps, strict=True) if step is not RingStep.HANDED]
+    return time.perf_counter() - began
+
+
 async def _change(controller: Caller, agents: list[Reachable], snapshot: Snapshot) -> dict[str, float]:
     """A whole ring change; seconds of each step."""
     generation, digest = snapshot.generation, digest_of(snapshot)
     return {
         "stage": await _all(controller, agents, snapshot),
         "prepare": await _all(controller, agents, RingPrepareCall(generation, digest)),
-        "handover": await _all(controller, agents, HandoverCall(generation, digest, 1)),
+        "handover": await _hand_over(controller, agents, HandoverCall(generation, digest, 1)),
         "switch": await _all(controller, agents, RingSwitchCall(generation, digest)),
         "done": await _all(controller, agents, RingDoneCall(generation, digest)),
     }
@@ -121,7 +133,11 @@ async def _measure(folder: Path, maps: KernelDatapath, count: int, rounds: int) 
     records["backend"] = 1
     found = []
     parts = make_parts(OWNER, folder, maps, address=address_of(0))
-    async with running(parts) as agent, joiner_process(folder) as remote, Caller(folder, "controller") as controller:
+    async with (
+        running(parts) as agent,
+        joiner_process(folder, count) as remote,
+        Caller(folder, "controller") as controller,
+    ):
         agents: list[Reachable] = [agent, remote]
         ports = {OWNER: agent.control_port, JOINER: remote.control_port}
         snapshot: Snapshot | None = None
@@ -189,9 +205,9 @@ def main() -> None:
         configure_logs("error", "bench")
         with kernel_maps("joiner") as maps:
             asyncio.run(join(Path(sys.argv[2]), maps))
-            _check(maps, RECORD_COUNT)
+            _check(maps, int(sys.argv[3]))
     else:
-        print(run())
+        print(run(*(int(count) for count in sys.argv[1:2])))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,15 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="missing feature: root"),
 ]
 
+END_S = 45
+
+# Whoever is started by nohup ignores SIGHUP, and so do its children.
 HOLDER = """
+import signal
 import sys
 import time
 from lbpod.lab import Lab
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with Lab(nodes=2) as lab:
     pod = lab.add_pod(lab.nodes[0])
     (lab.pin_dir(lab.nodes[0]) / "sub").mkdir()
@@ -33,7 +38,7 @@ with Lab(nodes=2) as lab:
     print(lab.prefix, flush=True)
     if sys.argv[1] == "leave":
         sys.exit(0)
-    time.sleep(60)
+    time.sleep(300)
 """
 
 
@@ -101,13 +106,13 @@ def test_a_signal_ends_the_lab_without_a_trace(number: signal.Signals) -> None:
         assert len(_traces(prefix, inodes)) > 5
         process.send_signal(number)
         process.send_signal(number)  # an impatient one, too
-        process.wait(15)
+        process.wait(END_S)
         assert [] == _traces(prefix, inodes)
 
 
 def test_an_exit_inside_the_block_leaves_nothing() -> None:
     with _holder("leave") as (process, prefix, inodes):
-        assert 0 == process.wait(15)
+        assert 0 == process.wait(END_S)
         assert [] == _traces(prefix, inodes)
 
 

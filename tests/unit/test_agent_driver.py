@@ -167,7 +167,8 @@ async def test_beats_overtake_whatever_waits_and_get_in_where_nothing_else_does(
     assert BEAT == _body(await asyncio.wait_for(beat, 20))
     await asyncio.wait_for(asyncio.gather(*waiting), 20)
     assert [Answered(7, BEAT), BeatCall(1, 1, 1)] == [script.seen[0], _called(script.seen[1])]
-    assert (QUEUE_MAX + 2, 1) == (len(script.seen), driver.beats_answered)
+    called = sum(isinstance(event, Called) for event in script.seen)
+    assert (QUEUE_MAX + 1, 1) == (called, driver.beats_answered)
     await finish(driver, running)
 
 
