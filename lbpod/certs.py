@@ -309,7 +309,27 @@ class Credentials:
         # First, so that what changes while the contexts are made is read again.
         self._stamps = _stamps(files)
         self.server: Final = server_context(files)
+        self.server.sslobject_class = self._counted()
+        self.strangers = 0
+        """Callers without a certificate of this cluster, turned away in the handshake."""
         self.client: Final = client_context(files)
+
+    def _counted(self) -> type[ssl.SSLObject]:
+        """Handshakes that fail never get as far as HTTP, and asyncio tells nobody of them."""
+
+        credentials = self
+
+        class Counted(ssl.SSLObject):
+            def do_handshake(self) -> None:
+                try:
+                    super().do_handshake()
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    raise
+                except ssl.SSLError:
+                    credentials.strangers += 1
+                    raise
+
+        return Counted
 
     def renew(self) -> bool:
         """Takes the files up where they have changed; True: they had. Raises CertsError where they are of no use (half

@@ -71,7 +71,9 @@ class Agent:
         )
         self.peers: Final = Peers(parts.credentials.client, self.driver.post)
         self.driver.connect(self.peers)
-        self.view: Final = View(self.driver, self.peers, parts.datapath, parts.facts, parts.substitutes)
+        self.view: Final = View(
+            self.driver, self.peers, parts.credentials, parts.datapath, parts.facts, parts.substitutes
+        )
         self.started: Final = asyncio.Event()
         """Set when both servers listen."""
         self._leaving: asyncio.Task[None] | None = None

@@ -115,6 +115,12 @@ class _AgentCollector(Collector):
             for kind in sorted(counts):
                 family.add_metric([kind], counts[kind])
             yield family
+        refused = CounterMetricFamily("holdfast_calls_refused", "Calls of others, refused.", labels=["path", "status"])
+        for (path, status), count in sorted(self._view.refused.items()):
+            refused.add_metric([path, str(status)], count)
+        yield refused
+        strangers = self._view.credentials.strangers
+        yield CounterMetricFamily("holdfast_strangers", "Handshakes without a certificate of this cluster.", strangers)
         yield CounterMetricFamily("holdfast_pending_flows", "Flows drained to be asked about.", driver.drained_flows)
         yield CounterMetricFamily(
             "holdfast_resolved_flows", "Flows whose answer went into the cache.", driver.resolved_flows

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
 
 from lbpod.agent.age import HEADER_CLOCK, read_clock
 from lbpod.agent.clock import now_ns
@@ -74,7 +75,7 @@ _MAY: Final[dict[type[Call], frozenset[Role]]] = {
 
 def control_app(view: View) -> web.Application:
     """What is served behind mutual TLS."""
-    app = web.Application(middlewares=[_plain_sentences], client_max_size=BODY_BYTES_MAX)
+    app = web.Application(middlewares=[_counting(view), _plain_sentences], client_max_size=BODY_BYTES_MAX)
     for kind in _MAY:
         method, path = wire.ROUTES[kind]
         app.router.add_route(method, path, _calls(view, kind))
@@ -106,6 +107,20 @@ def node_app(view: View, metrics: Metrics) -> web.Application:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metricsz)
     return app
+
+
+def _counting(view: View) -> Middleware:
+    """Whatever is answered by 4xx or 5xx is counted, by path (those that exist) and status."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if response.status >= 400:
+            resource = request.match_info.route.resource
+            view.refused[resource.canonical if resource is not None else "elsewhere", response.status] += 1
+        return response
+
+    return count
 
 
 def _text(status: int, sentence: str) -> web.Response:

@@ -5,6 +5,7 @@ counted: the kernel keeps no number, and walking a million entries for each scra
 verdicts say when something found no room). Bytes per VIP are what its arrays take, which is all that a VIP takes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from lbpod.agent.driver import Driver
 from lbpod.agent.peers import Peers
+from lbpod.certs import Credentials
 from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
 from lbpod.core.messages import LbStatus
 from lbpod.core.model import format_address
@@ -49,13 +51,17 @@ class View:
         self,
         driver: Driver,
         peers: Peers,
+        credentials: Credentials,
         datapath: Datapath,
         facts: Facts,
         substitutes: Callable[[], Sequence[str]],
     ) -> None:
         self.driver: Final = driver
         self.peers: Final = peers
+        self.credentials: Final = credentials
         self.facts: Final = facts
+        self.refused: Final[Counter[tuple[str, int]]] = Counter()
+        """Calls by path and status."""
         self._datapath = datapath
         self._substitutes = substitutes
         self._started = datetime.now(UTC)
@@ -142,6 +148,10 @@ class View:
             "queue": self.driver.queue_count,
             "calls_under_way": self.peers.under_way_count,
             "failed_effects": sum(self.driver.failures.values()),
+            "failed_calls": dict(sorted(self.peers.failed.items())),
+            "refused_calls": {f"{path} {status}": count for (path, status), count in sorted(self.refused.items())},
+            "strangers": self.credentials.strangers,
+            "happened": dict(sorted(self.driver.traced.items())),
         }
 
     def _others(self) -> dict[str, str]:

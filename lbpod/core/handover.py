@@ -289,8 +289,11 @@ class _Sent(Question):
         self._arrived()
         count = len(self.page.records) // RECORD.itemsize
         self.handover.sent_count += count
-        state.unplaced_count += max(count - answer.taken, 0)
-        return _send(state, self.handover, now_ns) if state.handover is self.handover else []
+        effects: Effects = []
+        if answer.taken < count:
+            detail = f"{count - answer.taken} of {count} at member {self.member}"
+            effects.append(Trace("handed over records found no room", detail=detail))
+        return [*effects, *(_send(state, self.handover, now_ns) if state.handover is self.handover else [])]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         self._arrived()
@@ -366,7 +369,9 @@ def _take_records(state: State, request: int, page: StateCall, covered: U32, now
     known = state.facts.has(flows["vip"])
     slots = np.full(len(flows), SLOT_COUNT, dtype=np.uint32)
     slots[known] = state.facts.slots(flows[known])
-    fits = np.isin(slots, covered) & (state.vip_of[_ids(state, records)] == flows["vip"])
+    is_covered = np.zeros(SLOT_COUNT + 1, dtype=np.bool_)
+    is_covered[covered] = True
+    fits = is_covered[slots] & (state.vip_of[_ids(state, records)] == flows["vip"])
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     # Another machine's clock: seen now is later than it was, which is the safe side.

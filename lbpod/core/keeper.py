@@ -190,8 +190,9 @@ class Keeper:
 
     def _answered(self, token: int, answer: Answer, now_ns: int) -> Effects:
         question = self._state.close(token)
-        # A token that is not open: the answer came after it had been given up.
-        return question.answered(self._state, answer, now_ns) if question is not None else []
+        if question is None:
+            return [Trace("late answer", detail="what was asked had been given up, or was never asked")]
+        return question.answered(self._state, answer, now_ns)
 
     def _unanswered(self, token: int, reason: str, now_ns: int) -> Effects:
         question = self._state.close(token)

@@ -141,6 +141,10 @@ async def test_without_a_certificate_of_this_cluster_nobody_gets_in(pair: Pair, 
         async with caller:
             with pytest.raises((aiohttp.ClientError, ssl.SSLError, OSError)):
                 await caller.state(pair.one)
+    async with Caller(pair.folder, "viewer") as viewer:
+        strangers = (await _json(viewer, pair.one))["strangers"]
+    assert isinstance(strangers, int)
+    assert strangers >= 2, "each is counted (a client may try again)"
 
 
 async def test_what_is_refused_changes_nothing(pair: Pair) -> None:
@@ -170,7 +174,9 @@ async def test_what_is_refused_changes_nothing(pair: Pair) -> None:
             assert (expected, True) == (status, said in data.decode()), data
             assert 1 == data.decode().count("\n"), "one sentence, one line"
         assert before == await controller.state(pair.one)
-        assert _without_beliefs(json_before) == _without_beliefs(await _json(controller, pair.one))
+        after = await _json(controller, pair.one)
+        assert _without_counts(json_before) == _without_counts(after)
+        assert {"/v1/snapshot 409": 4, "/v1/prepare 409": 1, "/v1/commit 409": 1} == after["refused_calls"]
         assert (slots == pair.maps_one.read_slots(1)).all()
 
 
@@ -187,8 +193,10 @@ async def _json(caller: Caller, agent: Agent) -> dict[str, object]:
     return state
 
 
-def _without_beliefs(state: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in state.items() if name != "others"}
+def _without_counts(state: dict[str, object]) -> dict[str, object]:
+    """But for beliefs, and for what has merely been counted."""
+    counts = {"others", "refused_calls", "failed_calls", "happened"}
+    return {name: value for name, value in state.items() if name not in counts}
 
 
 async def test_malformed_and_oversized_bodies_are_refused(pair: Pair) -> None:

@@ -1,5 +1,7 @@
 """Who has this flow: what is asked, what an owner promises, what an answer is worth, and when it ends."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,6 +24,7 @@ from lbpod.core.messages import (
     Reply,
     ResolveAnswer,
     ResolveCall,
+    Trace,
 )
 from lbpod.core.model import Affinity, Protocol
 from lbpod.core.settle import BUSY
@@ -64,6 +67,12 @@ def drained(node: Node, flows: Rows, relayed_ns: int) -> PendingDrained:
     values = np.zeros(len(flows), PENDING)
     values["slot"], values["seen_ns"] = slots_of(flows), relayed_ns
     return PendingDrained(flows, values)
+
+
+def whats(effects: Sequence[KeeperEffect]) -> list[str]:
+    """Of effects that tell people something, and do nothing."""
+    assert all(isinstance(effect, Trace) for effect in effects), effects
+    return [effect.what for effect in effects if isinstance(effect, Trace)]
 
 
 def asks_of(node: Node, flows: Rows, now_ns: int, waited_ns: int = 0) -> list[Ask]:
@@ -272,7 +281,7 @@ def test_an_answer_of_the_wrong_length_or_to_nobody_is_dropped() -> None:
     cluster = tracking_cluster()
     node, flows = cluster["lb1"], one_owned_elsewhere(cluster)
     assert [] == answered(node, flows, make_answer(len(flows) + 1, 1), cluster.now_ns)
-    assert [] == node.keeper.step(Answered(4_711, make_answer(3, 1)), cluster.now_ns)
+    assert ["late answer"] == whats(node.keeper.step(Answered(4_711, make_answer(3, 1)), cluster.now_ns))
 
 
 def test_an_answer_counts_once() -> None:
@@ -281,7 +290,7 @@ def test_an_answer_counts_once() -> None:
     [ask] = asks_of(node, flows, cluster.now_ns)
     answer = Answered(ask.token, make_answer(len(flows), 1))
     assert 1 == len(node.keeper.step(answer, cluster.now_ns))
-    assert [] == node.keeper.step(answer, cluster.now_ns)
+    assert ["late answer"] == whats(node.keeper.step(answer, cluster.now_ns))
 
 
 def test_what_has_become_steady_meanwhile_is_not_kept() -> None:
