@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.hashing import MAPPED_PREFIX, U8, flow_hashes, murmur3_words
+from lbpod.core.hashing import MAPPED_PREFIX, SLOT_SHIFT, U8, flow_hashes, murmur3_words
 from lbpod.core.layout import FLOW, NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
 from lbpod.core.limits import LEASE_DIVISOR, LEASE_NS_MAX, MARGIN_NS, VIPS_MAX
 from lbpod.core.model import Affinity, Protocol, Vip, is_v4
@@ -127,7 +127,7 @@ class Facts:
         ports[:, 1] = self.port[vips]
         words[:, 2] = ports.view("<u4")[:, 0]
         words[:, 3] = self.protocol[vips]
-        return murmur3_words(words, self.seed) >> np.uint32(16)
+        return murmur3_words(words, self.seed) >> np.uint32(SLOT_SHIFT)
 
     def _slots_each(self, flows: Rows) -> U32:
         """The same, VIP by VIP: for the day of IPv6."""
@@ -140,7 +140,7 @@ class Facts:
         """Slot of each client of one VIP. addresses: (n, 16); ports: (n,) host integers."""
         address, affine = self.address[vip].tobytes(), bool(self.client_ip[vip])
         hashes = flow_hashes(addresses, ports, address, int(self.port[vip]), int(self.protocol[vip]), affine, self.seed)
-        return hashes >> np.uint32(16)
+        return hashes >> np.uint32(SLOT_SHIFT)
 
     def leases_ms(self, vips: U32) -> U32:
         """The lease of each VIP in milliseconds, rounded down."""

@@ -36,6 +36,9 @@ U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 
 ADDRESS_BYTES: Final = 16
+SLOT_SHIFT: Final = 32 - (SLOT_COUNT.bit_length() - 1)
+"""What is left of a flow's hash is its slot: 16 for the fast path's 2^16 slots."""
+
 MAPPED_PREFIX: Final = parse_address("0.0.0.0")[:12]
 """First 12 bytes of an IPv4 address in its 16-byte form (RFC 4291, 2.5.5.2)."""
 
@@ -62,8 +65,8 @@ def flow_hash(src: bytes, dst: bytes, sport: int, dport: int, proto: int, seed: 
 
 
 def slot_of(h: int) -> int:
-    """Slot of a flow hash: its top 16 bits."""
-    return h >> 16
+    """Slot of a flow hash: its top bits."""
+    return h >> SLOT_SHIFT
 
 
 def flow_hashes(

@@ -9,6 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from lbpod.core.limits import VIPS_MAX
+
 VIP: Final = np.dtype(
     [
         ("addr", "u1", (16,)),
@@ -112,6 +114,8 @@ PROTOCOL_ICMP: Final = 1
 PROTOCOL_TCP: Final = 6
 PROTOCOL_UDP: Final = 17
 
+_VIP_SHIFT: Final = 32 - (VIPS_MAX.bit_length() - 1)
+
 
 def vip_index(addr: bytes, port: int, protocol: int) -> int:
     """Index of a VIP in the direct-mapped part of ``vips``: the same arithmetic as ``hf_vip_index`` in the C program.
@@ -121,7 +125,7 @@ def vip_index(addr: bytes, port: int, protocol: int) -> int:
     """
     word = int.from_bytes(addr[12:16], "big")
     mixed = (word ^ (port << 16 | port) ^ protocol * 0x0101) & 0xFFFF_FFFF
-    return (mixed * 0x9E37_79B1 & 0xFFFF_FFFF) >> 20
+    return (mixed * 0x9E37_79B1 & 0xFFFF_FFFF) >> _VIP_SHIFT
 
 
 for _name, _size in (

@@ -9,7 +9,7 @@ from typing import Final
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
 SLOT_COUNT: Final = 65_536
-"""Slots of one VIP's lookup table. A power of two, so that ``slot = hash >> 16``."""
+"""Slots of one VIP's lookup table: a power of two, for a slot is the top bits of a hash."""
 
 VIPS_MAX: Final = 4_096
 """VIPs (address + port + protocol) of one cluster; ids are 1..VIPS_MAX-1."""
@@ -350,28 +350,45 @@ CERTIFICATE_RENEW_DAYS: Final = 60
 CLOCK_SKEW_DAYS: Final = 1
 """A new certificate is valid from this long ago, for machines whose clocks are behind."""
 
-assert SLOT_COUNT == 1 << 16, "slot = hash >> 16 needs 2^16 slots"
-assert VIP_INDEX_COUNT >= VIPS_MAX + 3 * 2 * (VIPS_MAX - 1), "whatever collides has a place, and so has what rests"
-assert MARGIN_NS <= NAT_CLOSED_NS and MARGIN_NS <= NAT_SILENT_MARGIN_NS, "nothing is swept that early settle calls live"
-assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
-assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
-assert BACKEND_IDS_MAX < 1 << 24, "a slot holds its current backend in 24 bits"
-assert MEMBERS_MAX <= MEMBER_NONE, "member ids must differ from MEMBER_NONE"
-assert LOOKUP_BATCH_MAX <= BATCH_MAX <= PENDING_MAX, "a batch must fit where it comes from"
-assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to be promoted"
-assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
-assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
-assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
-assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, "a shell gives up before the Planner gives up on the shell"
-assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
-assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
-assert 3 * BEAT_NS < BEAT_DOWN_NS < 1_000_000_000, "three beats have to be lost, and the backup serves within a second"
-assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
-assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, "a fence is up before anybody acts on the absence"
-assert HANDOVER_HOLD_NS + PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS, "a handover is answered within the controller's time"
-assert 40 * HANDOVER_RECORDS_MAX + 12 * SLOT_COUNT + 4 * VIPS_MAX < PEER_BODY_BYTES_MAX, (
-    "a page of a handover fits a body"
-)
-assert 2 * PROBE_NS < FOREIGN_WAIT_NS < HOST_PROBE_NS, "every member is asked twice, and a host only once"
-assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS
-assert RETRY_NS <= SETTLE_PAUSE_NS_MAX and EARLY_ASK_NS <= SETTLE_PAUSE_NS_MAX
+
+def check() -> None:
+    """Assert how the bounds relate."""
+    assert SLOT_COUNT.bit_count() == 1 and SLOT_COUNT <= 1 << 16, "a slot is the top bits of a hash, 16 at most"
+    assert VIPS_MAX.bit_count() == 1, "a place in the VIP index is the top bits of a hash"
+    assert VIP_INDEX_COUNT >= VIPS_MAX + 3 * 2 * (VIPS_MAX - 1), "whatever collides has a place, and so has what rests"
+    assert MARGIN_NS <= NAT_CLOSED_NS and MARGIN_NS <= NAT_SILENT_MARGIN_NS, (
+        "nothing is swept that early settle calls live"
+    )
+    assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
+    assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
+    assert BACKEND_IDS_MAX < 1 << 24, "a slot holds its current backend in 24 bits"
+    assert MEMBERS_MAX <= MEMBER_NONE, "member ids must differ from MEMBER_NONE"
+    assert LOOKUP_BATCH_MAX <= BATCH_MAX <= PENDING_MAX, "a batch must fit where it comes from"
+    assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to be promoted"
+    assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
+    assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
+    assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
+    assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, (
+        "a shell gives up before the Planner gives up on the shell"
+    )
+    assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
+    assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
+    assert 3 * BEAT_NS < BEAT_DOWN_NS < 1_000_000_000, (
+        "three beats have to be lost, and the backup serves within a second"
+    )
+    assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
+    assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, (
+        "a fence is up before anybody acts on the absence"
+    )
+    assert HANDOVER_HOLD_NS + PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS, (
+        "a handover is answered within the controller's time"
+    )
+    assert 40 * HANDOVER_RECORDS_MAX + 12 * SLOT_COUNT + 4 * VIPS_MAX < PEER_BODY_BYTES_MAX, (
+        "a page of a handover fits a body"
+    )
+    assert 2 * PROBE_NS < FOREIGN_WAIT_NS < HOST_PROBE_NS, "every member is asked twice, and a host only once"
+    assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS
+    assert RETRY_NS <= SETTLE_PAUSE_NS_MAX and EARLY_ASK_NS <= SETTLE_PAUSE_NS_MAX
+
+
+check()

@@ -63,6 +63,9 @@ KEY_BITS: Final = 47
 RANK_BITS: Final = 16
 """A *rank* is a backend's position in (address, port) order. A *pair* is ``key << 16 | rank``: below 2^63."""
 
+LOGS_COUNT: Final = 1 << 16
+"""Logarithms that are known exactly, but for the last one."""
+
 KEY_END: Final = 1 << KEY_BITS
 """Above every key: a list that is complete up to here holds every backend."""
 _NO_PAIR: Final = np.uint64(2**64 - 1)
@@ -269,8 +272,8 @@ class _Field:
         low, high = 1, KEY_END  # invariant: below `low` there are too few
         while high - low > low >> 6:
             middle = (low + high) // 2
-            reach = np.minimum(np.searchsorted(_LOGS, np.uint64(middle) * weights), SLOT_COUNT)
-            if int((reach * counts).sum()) < gather_count * SLOT_COUNT:
+            reach = np.minimum(np.searchsorted(_LOGS, np.uint64(middle) * weights), LOGS_COUNT)
+            if int((reach * counts).sum()) < gather_count * LOGS_COUNT:
                 low = middle
             else:
                 high = middle
@@ -283,15 +286,15 @@ def _make_logs() -> U64:
     Integers only, so that every machine has the same: ln((k + 1) / k) = 2 artanh(1 / (2k + 1)) by its series in units
     of 2^-58, summed up from k = 65,535 down. Rounding loses less than 2^-40 in all; the tests compare with math.log.
     """
-    odd = 2 * np.arange(SLOT_COUNT - 1, 0, -1, dtype=np.int64) + 1
+    odd = 2 * np.arange(LOGS_COUNT - 1, 0, -1, dtype=np.int64) + 1
     power = (1 << 59) // odd
     steps = power.copy()
     for n in range(3, 64, 2):
         power = power // odd // odd
         steps += power // n
-    logs = np.zeros(SLOT_COUNT + 1, dtype=np.int64)
-    logs[1:SLOT_COUNT] = np.cumsum(steps)
-    logs[SLOT_COUNT] = 2 * logs[SLOT_COUNT - 1]
+    logs = np.zeros(LOGS_COUNT + 1, dtype=np.int64)
+    logs[1:LOGS_COUNT] = np.cumsum(steps)
+    logs[LOGS_COUNT] = 2 * logs[LOGS_COUNT - 1]
     return (logs >> (58 - LOG_FRACTION_BITS)).astype(np.uint64)
 
 
