@@ -12,7 +12,8 @@ in its own way, so nothing may depend on which entry goes).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,9 @@ class Config(NamedTuple):
 
 V = TypeVar("V")
 
+_ROWS_MAX: Final = 4_096
+"""Rows of each kind that are kept as read."""
+
 
 class FlowTable(Generic[V]):
     """A bounded hash map. evicts: LRU, makes room by itself; otherwise a new key is refused when the map is full."""
@@ -177,26 +181,15 @@ class Maps:
     """How far a frame can grow at its head: XDP_PACKET_HEADROOM (256) less the kernel's struct xdp_frame (40)."""
 
     def settings(self) -> Config:
-        row = self.config[0]
-        return Config(
-            node_addr=row["node_addr"].tobytes(),
-            self=int(row["self"]),
-            vni=int(row["vni"]),
-            seed=int(row["seed"]),
-            epoch=int(row["epoch"]),
-            ring_change=bool(row["ring_change"]),
-            mss_max=int(row["mss_max"]),
-        )
+        return _config(self.config.tobytes())
 
     def vip(self, address: bytes, port: int, protocol: int) -> Vip | None:
         """Look a VIP up. address: 16 bytes; port: host order. (address, 0, ICMP) says whether it is a VIP's address."""
         at = layout.vip_index(address, port, protocol)
         for _ in range(limits.VIP_CHAIN_MAX):
-            row = self.vips[at]
-            named = (row["addr"].tobytes(), int(row["port_be"]), int(row["protocol"]))
-            if row["used"] and named == (address, port, protocol):
-                return Vip(int(row["id"]), *named, client_ip=bool(row["flags"] & layout.VIP_CLIENT_IP))
-            at = int(row["next"])
+            found, at = _entry(self.vips[at].tobytes())
+            if found is not None and found[1:4] == (address, port, protocol):
+                return found
             if at == 0 or at >= limits.VIP_INDEX_COUNT:
                 return None
         return None
@@ -205,42 +198,24 @@ class Maps:
         """Give the backend where it is ALIVE. 0 and ids outside the array are nobody."""
         if not 0 < backend < len(self.backends):
             return None
-        row = self.backends[backend]
-        flags = int(row["flags"])
-        if not flags & layout.BACKEND_ALIVE:
-            return None
-        return Backend(
-            row["addr"].tobytes(), int(row["port_be"]), int(row["node"]), local=bool(flags & layout.BACKEND_LOCAL)
-        )
+        return _backend(self.backends[backend].tobytes())
 
     def node(self, node: int) -> Node | None:
         """Give the node where it is REACHABLE."""
         if node >= len(self.nodes):
             return None
-        row = self.nodes[node]
-        if not row["flags"] & layout.NODE_REACHABLE:
-            return None
-        return Node(
-            address=row["addr"].tobytes()[12:],
-            dst_mac=row["dst_mac"].tobytes(),
-            src_mac=row["src_mac"].tobytes(),
-            ifindex=int(row["ifindex"]),
-            mtu=int(row["mtu"]),
-        )
+        return _node(self.nodes[node].tobytes())
 
     def member_node(self, member: int, flag: int = layout.MEMBER_UP) -> int | None:
         """Give the node index of a member that is PRESENT and has this flag, and whose node is REACHABLE."""
         if member >= len(self.members):
             return None
-        row = self.members[member]
-        wanted = layout.MEMBER_PRESENT | flag
-        if int(row["flags"]) & wanted != wanted or self.node(int(row["node"])) is None:
-            return None
-        return int(row["node"])
+        node = _node_of_member(self.members[member].tobytes(), flag)
+        return node if node is not None and self.node(node) is not None else None
 
     def replicas(self, slot: int) -> list[int]:
         """Replicas of a slot, each once, in the order of the chain: own, then next and prev during a ring change."""
-        if not self.config[0]["ring_change"]:
+        if not self.settings().ring_change:
             return self.owners(slot)
         return _listed(self.own[slot], self.next[slot], self.prev[slot])
 
@@ -251,6 +226,62 @@ class Maps:
     def count(self, verdict: Verdict, frame_bytes: int) -> None:
         self.counters[verdict, 0] += np.uint64(1)
         self.counters[verdict, 1] += np.uint64(frame_bytes)
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+# A packet reads a dozen rows that seldom change, and NumPy takes microseconds for a field: each content is read once.
+@lru_cache(maxsize=_ROWS_MAX)
+def _config(data: bytes) -> Config:
+    row = np.frombuffer(data, layout.CONFIG)[0]
+    return Config(
+        node_addr=row["node_addr"].tobytes(),
+        self=int(row["self"]),
+        vni=int(row["vni"]),
+        seed=int(row["seed"]),
+        epoch=int(row["epoch"]),
+        ring_change=bool(row["ring_change"]),
+        mss_max=int(row["mss_max"]),
+    )
+
+
+@lru_cache(maxsize=_ROWS_MAX)
+def _entry(data: bytes) -> tuple[Vip | None, int]:
+    """The VIP at a place of the index, None where it is not used; and the place to go on at."""
+    row = np.frombuffer(data, layout.VIP)[0]
+    named = (row["addr"].tobytes(), int(row["port_be"]), int(row["protocol"]))
+    vip = Vip(int(row["id"]), *named, client_ip=bool(row["flags"] & layout.VIP_CLIENT_IP))
+    return vip if row["used"] else None, int(row["next"])
+
+
+@lru_cache(maxsize=_ROWS_MAX)
+def _backend(data: bytes) -> Backend | None:
+    row = np.frombuffer(data, layout.BACKEND)[0]
+    flags = int(row["flags"])
+    if not flags & layout.BACKEND_ALIVE:
+        return None
+    local = bool(flags & layout.BACKEND_LOCAL)
+    return Backend(row["addr"].tobytes(), int(row["port_be"]), int(row["node"]), local)
+
+
+@lru_cache(maxsize=_ROWS_MAX)
+def _node(data: bytes) -> Node | None:
+    row = np.frombuffer(data, layout.NODE)[0]
+    if not row["flags"] & layout.NODE_REACHABLE:
+        return None
+    return Node(
+        address=row["addr"].tobytes()[12:],
+        dst_mac=row["dst_mac"].tobytes(),
+        src_mac=row["src_mac"].tobytes(),
+        ifindex=int(row["ifindex"]),
+        mtu=int(row["mtu"]),
+    )
+
+
+@lru_cache(maxsize=_ROWS_MAX)
+def _node_of_member(data: bytes, flag: int) -> int | None:
+    row = np.frombuffer(data, layout.MEMBER)[0]
+    wanted = layout.MEMBER_PRESENT | flag
+    return int(row["node"]) if int(row["flags"]) & wanted == wanted else None
 
 
 def _listed(*words: np.uint32) -> list[int]:

@@ -131,7 +131,7 @@ def _option(kind: OptionType, data: bytes) -> bytes:
 
 
 def _u16(data: bytes | bytearray, offset: int) -> int:
-    return int.from_bytes(data[offset : offset + 2], "big")
+    return data[offset] << 8 | data[offset + 1]
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -264,10 +264,9 @@ def _fold(total: int) -> int:
 def checksum_update(old: int, before: bytes, after: bytes) -> int:
     """RFC 1624, equation 3: new = ~(~old + ~m + m'). before, after: of equal, even length."""
     assert len(before) == len(after) and len(before) % 2 == 0, "a checksum is made of 16-bit words"
-    total = ~old & 0xFFFF
-    for at in range(0, len(before), 2):
-        total += (~_u16(before, at) & 0xFFFF) + _u16(after, at)
-    return ~_fold(total) & 0xFFFF
+    words = f"!{len(before) // 2}H"
+    gone = sum(~word & 0xFFFF for word in struct.unpack(words, before))
+    return ~_fold((~old & 0xFFFF) + gone + sum(struct.unpack(words, after))) & 0xFFFF
 
 
 def ethernet(dst: bytes, src: bytes) -> bytes:
