@@ -460,6 +460,37 @@ def test_what_a_chain_has_recorded_meanwhile_stays() -> None:
     assert flows[1].tobytes() not in lb3.maps.embryonic.rows
 
 
+def test_who_was_left_behind_at_the_end_of_a_ring_change_takes_part_in_the_next() -> None:
+    """A host is not waited for, and an LB that is lost neither: nobody tells them any more that it is done."""
+    cluster, pods = tracking_cluster(4, first=4)
+    snapshot = cluster.plan_ring("lb1", "lb2", "lb3")
+    cluster.up_to_prepared(snapshot, cluster.nodes)
+    cluster.handover(snapshot, cluster.nodes)
+    cluster.switch(snapshot, cluster.nodes)
+    left = {"lb2", "lb4", "host1"}
+    cluster.done(snapshot, [name for name in cluster.nodes if name not in left])
+    without = cluster.plan_ring("lb1", "lb3")
+    there = [name for name in cluster.nodes if name != "lb2"]
+    cluster.up_to_prepared(without, there)
+    assert RingStep.PREPARED is step_at(cluster, "lb4")
+    assert not cluster["lb4"].datapath.vip_ids(), "it has left the ring"
+    cluster.handover(without, there, (numbers(snapshot)["lb2"],))
+    cluster.switch(without, there)
+    cluster.done(without, there)
+    cluster.ring = ("lb1", "lb3")
+    again = cluster.change_ring("lb1", "lb2", "lb3")
+    assert {again.generation} == {node.status.committed for node in cluster.nodes.values()}
+    cluster.ring = ("lb1", "lb2", "lb3")
+    assert [] == broken(cluster, pods, cluster.ring)
+    cluster.change(vip((1, 2, 3, 4, 5)))
+    assert {again.generation + 1} == {node.status.committed for node in cluster.nodes.values()}
+
+
+def numbers(snapshot: Snapshot) -> dict[str, int]:
+    """Member ids by name."""
+    return {node.name: node.member for node in snapshot.nodes}
+
+
 def test_steps_out_of_order_are_refused() -> None:
     cluster, _ = tracking_cluster(3, first=2, flows=0)
     snapshot = cluster.plan_ring("lb1", "lb2", "lb3")
