@@ -165,20 +165,23 @@ def over(seen_ns: U64, wait_ns: U64 | int, now_ns: int) -> Bools:
     return seen_ns + np.asarray(wait_ns, dtype=np.uint64) < np.uint64(now_ns)
 
 
-def live(values: Rows, idle_ns: U64 | int, now_ns: int) -> Bools:
+def live(values: Rows, client_ip: Bools, idle_ns: U64 | int, now_ns: int) -> Bools:
     """Which translated flows (rows of layout.NAT) may still have something to say.
 
     Over: silent for longer than idle; or closed (RST, or both FINs) and silent for the margin. The margin is for the
     last data and FIN of a pod, which it may have to send again, and whose ACKs have to reach it.
     """
     seen = values["seen_ns"].astype(np.uint64)
-    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed(values) & over(seen, MARGIN_NS, now_ns)))
+    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed(values, client_ip) & over(seen, MARGIN_NS, now_ns)))
 
 
-def closed(values: Rows) -> Bools:
-    """Which translated flows (rows of layout.NAT) have seen RST, or FIN from both sides."""
+def closed(values: Rows, client_ip: Bools) -> Bools:
+    """Which translated flows (rows of layout.NAT) have seen RST, or FIN from both sides.
+
+    client_ip: (n,), those of VIPs with ClientIP affinity. Their flow is the client, and is not over with a connection.
+    """
     flags = values["flags"]
-    return np.asarray((flags & NAT_RST != 0) | (flags & _FINS == _FINS))
+    return np.asarray(((flags & NAT_RST != 0) | (flags & _FINS == _FINS)) & ~client_ip)
 
 
 def vips_of(facts: Facts, keys: Rows, values: Rows) -> U32:
@@ -199,7 +202,7 @@ class LiveFlows:
     def among(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> "LiveFlows":
         """Those among these rows of layout.NAT_KEY and NAT."""
         vips = vips_of(facts, keys, values)
-        meant = (vips != 0) & live(values, facts.idle_ns[vips], now_ns)
+        meant = (vips != 0) & live(values, facts.client_ip[vips], facts.idle_ns[vips], now_ns)
         keys, vips = keys[meant], vips[meant]
         flows = np.zeros(len(keys), dtype=FLOW)
         flows["addr"], flows["port_be"], flows["vip"] = keys["client"], keys["client_port_be"], vips

@@ -103,7 +103,7 @@ def are_over(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> Bools:
     idle_ns = np.where(vips != 0, facts.idle_ns[vips], np.uint64(unknown_ns))
     seen = values["seen_ns"].astype(np.uint64)
     silent = over(seen, idle_ns + np.uint64(NAT_SILENT_MARGIN_NS), now_ns)
-    return np.asarray(silent | closed(values) & over(seen, NAT_CLOSED_NS, now_ns))
+    return np.asarray(silent | closed(values, facts.client_ip[vips]) & over(seen, NAT_CLOSED_NS, now_ns))
 
 
 # --- Evictions --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
-from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX
+from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
 from lbpod.core.maps import Nat, nat_key
 from lbpod.core.messages import Called, LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply, Tick
 from lbpod.core.model import Affinity
@@ -61,6 +61,22 @@ def test_a_flow_is_over_when_both_sides_have_closed_it_or_it_was_silent(
     cluster, node = served()
     slot = translate(node, 0, cluster.now_ns - silent_ns, flags)
     assert [is_quiet, 1] == quiet(node, call([slot, slot ^ 1]), cluster.now_ns)
+
+
+def test_with_affinity_a_client_s_flow_is_not_over_with_its_connection() -> None:
+    cluster = Cluster()
+    cluster.change(vip([1, 2, 3], affinity=Affinity.CLIENT_IP))
+    node = cluster["host1"]
+    translate(node, 0, cluster.now_ns - 8 * SECOND_NS, CLOSED)
+    everywhere = call(list(range(SLOT_COUNT)))
+    assert 1 == quiet_count(node, everywhere, cluster.now_ns), "it may open another one until the idle timeout"
+    cluster.run(SECOND_NS)
+    assert 0 == quiet_count(node, everywhere, cluster.now_ns)
+
+
+def quiet_count(node: Node, body: QuietCall, now_ns: int) -> int:
+    """Slots that are not quiet."""
+    return (quiet(node, body, now_ns) or []).count(0)
 
 
 def test_only_flows_to_the_backends_that_were_asked_about_count() -> None:

@@ -75,8 +75,9 @@ def ask(cluster: Cluster, host: Node) -> QuietAnswer:
 def test_who_is_over_by_the_plain_rule(data: st.DataObject) -> None:
     kinds = st.sampled_from([(a, p, t) for a in ADDRESSES for p in PORTS for t in (Protocol.TCP, Protocol.UDP)])
     known = data.draw(st.dictionaries(kinds, st.integers(4, 7_200), max_size=6))
+    affine = {kind: data.draw(st.sampled_from(Affinity)) for kind in sorted(known)}
     facts = Facts(
-        Vip(number, "a/b/c", *kind, Affinity.NONE, idle_s * SECOND_NS, 1, 1, 1, b"")
+        Vip(number, "a/b/c", *kind, affine[kind], idle_s * SECOND_NS, 1, 1, 1, b"")
         for number, (kind, idle_s) in enumerate(sorted(known.items()), start=1)
     )
     now_ns = 20_000 * SECOND_NS
@@ -94,6 +95,7 @@ def test_who_is_over_by_the_plain_rule(data: st.DataObject) -> None:
         longest_s = max([*known.values(), NAT_UNKNOWN_IDLE_NS // SECOND_NS])
         idle_ns = known.get((address, port, protocol), longest_s) * SECOND_NS
         is_closed = bool(flags & NAT_RST) or flags & FINS == FINS
+        is_closed &= affine.get((address, port, protocol)) is not Affinity.CLIENT_IP
         expected.append(silent_ns > idle_ns + NAT_SILENT_MARGIN_NS or (is_closed and silent_ns > NAT_CLOSED_NS))
     assert expected == sweep.are_over(facts, keys, values, now_ns).tolist()
 
