@@ -50,7 +50,7 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
-from lbpod.datapath.port import U32, ArrayName, Datapath, FlowMap
+from lbpod.datapath.port import U32, ArrayName, Datapath, DatapathError, FlowMap
 
 NOBODY = np.uint32(0xFFFF_FFFF)
 """An ownership entry without owner and backup: MEMBER_NONE twice."""
@@ -183,20 +183,28 @@ class Applier:
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
 
     def _put_records(self, effect: PutRecords) -> int:
-        """How many are recorded afterwards. What the fast path has recorded itself meanwhile says the same, or knows
-        better: it stays; but a full record takes the place of an embryonic one, which might be evicted."""
+        """How many have their place. What the fast path has recorded itself meanwhile says the same, or knows better:
+        it stays; but a full record takes the place of an embryonic one, which might be evicted.
+
+        A full record that finds no room is kept among the embryonic ones, as the fast path does it: their map makes
+        room by itself, and a live flow without a record would go to base. So a map of embryonic records that takes less
+        than all of them has failed."""
         found = self._datapath.records_lookup(effect.flows)
         missing = found["flags"] == RECORD_MISSING
         same = found["backend"] == effect.records["backend"]
         is_full = np.arange(len(missing)) < effect.full_count
         full, embryonic = is_full & (missing | same), ~is_full & missing
-        taken = int((~full & ~embryonic).sum())
-        for name, those in ((FlowMap.RECORDS, full), (FlowMap.EMBRYONIC, embryonic)):
-            taken += self._datapath.flows_put(name, effect.flows[those], effect.records[those]) if those.any() else 0
-        promoted = effect.flows[full & ~missing]
-        if len(promoted):
-            self._datapath.flows_delete(FlowMap.EMBRYONIC, promoted)
-        return taken
+        places, count = np.flatnonzero(full), 0
+        if len(places):
+            count = self._datapath.flows_put(FlowMap.RECORDS, effect.flows[places], effect.records[places])
+            embryonic[places[count:]] = missing[places[count:]]
+            promoted = effect.flows[places[:count][~missing[places[:count]]]]
+            if len(promoted):
+                self._datapath.flows_delete(FlowMap.EMBRYONIC, promoted)
+        flows, records = effect.flows[embryonic], effect.records[embryonic]
+        if len(flows) and self._datapath.flows_put(FlowMap.EMBRYONIC, flows, records) < len(flows):
+            raise DatapathError("the map embryonic, which makes room by itself, did not take all records")
+        return len(found) - len(places[count:])
 
     def _unrecorded_ns(self, row: int) -> int:
         stats: npt.NDArray[Any] = self._datapath.read(ArrayName.VIP_STATS)

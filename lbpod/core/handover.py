@@ -22,8 +22,8 @@ this round has arrived.
 when they are sent. A page that fails is sent again at the next tick, for as long as the round lasts: a receiver that
 never answers is the controller's to give up.
 
-**A receiver without room** says how many it took. What found none falls back to base, and is counted: waiting would not
-help, since nothing is forgotten meanwhile.
+**A receiver without room** says how many it took. What found none is kept among the embryonic records, where it may be
+evicted, and is counted: waiting would not help, since nothing is forgotten meanwhile.
 """
 
 from collections.abc import Iterator

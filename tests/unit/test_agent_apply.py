@@ -28,8 +28,10 @@ from lbpod.core.messages import (
     LookRecords,
     LookSeen,
     PutCache,
+    PutRecords,
     RecordsDumped,
     RecordsLooked,
+    RecordsPut,
     SeenRead,
     WriteOwnership,
     WriteSlots,
@@ -342,6 +344,26 @@ def test_ring_change_is_said_after_next_is_there_and_unsaid_before_it_goes() -> 
     agent.apply(WriteOwnership(other))
     assert ["own", "config", "next"] == [name for name, _ in datapath.written]
     assert 0 == datapath.maps.config["ring_change"][0]
+
+
+def test_records_that_find_no_room_are_kept_among_the_embryonic_ones() -> None:
+    datapath = Watched()
+    datapath.maps.records.count_max = 2
+    agent = applier(datapath)
+    records = np.zeros(5, RECORD)
+    records["backend"] = 10
+    put = agent.apply(PutRecords(7, flows(5), records, full_count=4))
+    assert put == RecordsPut(7, 3), "two of those that are full, and the one that is not"
+    assert (2, 3) == (len(datapath.maps.records), len(datapath.maps.embryonic))
+    assert put == agent.apply(PutRecords(7, flows(5), records, full_count=4)), "a page may come twice"
+    assert (2, 3) == (len(datapath.maps.records), len(datapath.maps.embryonic))
+
+
+def test_records_that_even_that_map_does_not_take_are_a_failure() -> None:
+    datapath = Watched()
+    datapath.maps.embryonic.count_max, datapath.maps.embryonic.evicts = 1, False
+    with pytest.raises(DatapathError):
+        applier(datapath).apply(PutRecords(7, flows(2), np.ones(2, RECORD), full_count=0))
 
 
 def test_questions_are_answered_with_their_token() -> None:

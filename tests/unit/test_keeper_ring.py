@@ -374,8 +374,8 @@ def test_nothing_settles_and_nothing_is_forgotten_while_the_ring_changes() -> No
     assert pods
 
 
-def test_a_full_receiver_takes_what_it_can_and_the_rest_is_counted() -> None:
-    cluster, _ = tracking_cluster(3, first=2)
+def test_a_full_receiver_keeps_the_rest_among_the_embryonic_records_and_counts_it() -> None:
+    cluster, pods = tracking_cluster(3, first=2)
     cluster["lb3"].datapath.maps.records.count_max = 5
     snapshot = cluster.plan_ring("lb1", "lb2", "lb3")
     cluster.up_to_prepared(snapshot, cluster.nodes)
@@ -385,6 +385,9 @@ def test_a_full_receiver_takes_what_it_can_and_the_rest_is_counted() -> None:
     assert 5 == len(full)
     said = [trace.what for name in ("lb1", "lb2") for trace in cluster[name].traces]
     assert "handed over records found no room" in said
+    cluster.switch(snapshot, cluster.nodes)
+    cluster.done(snapshot, cluster.nodes)
+    assert [] == broken(cluster, pods, ("lb1", "lb2", "lb3"))
 
 
 def page(cluster: RingCluster, snapshot: Snapshot, **fields: object) -> StateCall:
