@@ -17,7 +17,6 @@ import numpy.typing as npt
 from lbpod.agent.agent import Agent, Parts
 from lbpod.agent.driver import Brain
 from lbpod.agent.remembered import Memory
-from lbpod.agent.rows import Uplink
 from lbpod.agent.settings import Endpoint
 from lbpod.agent.view import Facts
 from lbpod.certs import Credentials, client_context, files_in
@@ -45,6 +44,7 @@ from lbpod.core.model import (
 from lbpod.core.ownership import Member, ownership
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot
 from lbpod.datapath.port import U32, Datapath
+from lbpod.datapath.rows import Uplink
 
 UPLINK = Uplink("eth0", 3, bytes.fromhex("020000000001"), 1600, parse_address("10.0.0.1"))
 VIP_ADDRESS = parse_address("203.0.113.10")

@@ -18,8 +18,6 @@ from typing import Any, Final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.agent.apply import Applier
-from lbpod.agent.rows import Uplink
 from lbpod.core import oracle, wire
 from lbpod.core.keeper import Keeper
 from lbpod.core.layout import NODE, NODE_REACHABLE
@@ -68,7 +66,9 @@ from lbpod.core.ownership import backups, owners
 from lbpod.core.snapshot import Tables, VipKey, digest_of, eligible, next_snapshot
 from lbpod.core.table import Table
 from lbpod.core.transition import base_of, current_of, is_tracking
+from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.rows import Uplink
 
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[Any]

@@ -15,21 +15,21 @@ import numpy.typing as npt
 import structlog
 from aiohttp import web
 
-from lbpod.agent.apply import Applier, NextHops
 from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
 from lbpod.agent.leave import leave
 from lbpod.agent.metrics import Metrics
 from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
-from lbpod.agent.rows import Uplink
 from lbpod.agent.server import control_app, node_app
 from lbpod.agent.settings import Endpoint
 from lbpod.agent.view import Facts, View
 from lbpod.certs import CertsError, Credentials
 from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
 from lbpod.core.messages import Restored
+from lbpod.datapath.apply import Applier, NextHops
 from lbpod.datapath.port import ArrayName, Datapath
+from lbpod.datapath.rows import Uplink
 
 _LOG: Final = structlog.get_logger()
 

@@ -19,7 +19,7 @@ Where an effect on the datapath fails, the rest of its list is not carried out: 
 remembering fails (a full disk), what was remembered before is forgotten and the change goes on: a restart without a
 memory is safe (the controller pushes everything again), one with an old memory is not.
 
-Left to others: every decision (the Keeper), every write (``apply``), sockets (``server``, ``peers``).
+Left to others: every decision (the Keeper), every write (``datapath.apply``), sockets (``server``, ``peers``).
 """
 
 import asyncio
@@ -32,7 +32,6 @@ from typing import Final, Protocol, get_args
 
 import structlog
 
-from lbpod.agent.apply import Applier
 from lbpod.agent.clock import now_ns
 from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
@@ -83,6 +82,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.model import Node, Snapshot
 from lbpod.core.watch import Beliefs
+from lbpod.datapath.apply import Applier
 from lbpod.datapath.port import Datapath, DatapathError
 
 _DATAPATH_EFFECTS: Final = get_args(DatapathEffect)

@@ -9,8 +9,8 @@ from typing import Any, Final
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from lbpod.agent.rows import Uplink
 from lbpod.core.model import format_address, is_v4, parse_address
+from lbpod.datapath.rows import Uplink
 
 _AF_INET: Final = 2
 _IFF_UP: Final = 1

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.agent.apply import Applier
 from lbpod.agent.remembered import Memory
 from lbpod.core.keeper import Keeper
 from lbpod.core.layout import SLOT_BASE_SHIFT, SLOT_TRACKING
@@ -36,6 +35,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.model import Snapshot
 from lbpod.core.snapshot import digest_of
+from lbpod.datapath.apply import Applier
 from lbpod.datapath.kernel import KernelDatapath
 from tests.agents import UPLINK, Hops, follow
 from tests.bench.bench_resolve import kernel_maps, replaced

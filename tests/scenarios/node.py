@@ -16,8 +16,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.agent.apply import Applier
-from lbpod.agent.rows import Uplink
 from lbpod.core.keeper import Keeper
 from lbpod.core.layout import NODE, NODE_REACHABLE
 from lbpod.core.limits import BATCH_MAX, CASCADE_MAX
@@ -37,9 +35,11 @@ from lbpod.core.messages import (
     Trace,
     WriteSlots,
 )
+from lbpod.datapath.apply import Applier
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import DatapathError
+from lbpod.datapath.rows import Uplink
 from tests.scenarios.tables import shared_tables
 
 IFINDEX: Final = 1

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lbpod.agent.apply import Applier
 from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.remembered import Memory
@@ -43,6 +42,7 @@ from lbpod.core.messages import (
     WriteSlots,
 )
 from lbpod.core.watch import Beliefs
+from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import FlowMap
 from tests.agents import UPLINK, Hops, flows, snapshot

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lbpod.agent.apply import Applier
 from lbpod.core.layout import (
     BACKEND_ALIVE,
     BACKEND_LOCAL,
@@ -40,6 +39,7 @@ from lbpod.core.model import (
     parse_address,
 )
 from lbpod.core.ownership import Member, ownership
+from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import U32, ArrayName, DatapathError, FlowMap
 from tests.agents import UPLINK, VIP_ADDRESS, Hops, flows, snapshot

@@ -11,8 +11,8 @@ removes things the index still leads to them for some microseconds, to rows that
 Ownership has an order of its own. Between any two writes a slot's replicas are some that it had or is to have, and all
 that it had and is to have: one that were missing for a moment would be left out of a chain, and not know the flow.
 
-Left to others: what to write (the Keeper), rows (``rows``), chains (``vip_index``), next hops (``datapath``'s
-neighbours). Every method raises DatapathError and may be called again.
+Left to others: what to write (the Keeper), rows (``rows``), chains (``vip_index``), next hops
+(``neighbours``). Every method raises DatapathError and may be called again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,9 +21,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.agent import rows
-from lbpod.agent.rows import Rows, Scene, Uplink
-from lbpod.agent.vip_index import Entry, VipIndex, entries_of
 from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, RECORD_MISSING, VIP_STAT
 from lbpod.core.limits import NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
@@ -50,7 +47,10 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
+from lbpod.datapath import rows
 from lbpod.datapath.port import U32, ArrayName, Datapath, DatapathError, FlowMap
+from lbpod.datapath.rows import Rows, Scene, Uplink
+from lbpod.datapath.vip_index import Entry, VipIndex, entries_of
 
 NOBODY = np.uint32(0xFFFF_FFFF)
 """An ownership entry without owner and backup: MEMBER_NONE twice."""

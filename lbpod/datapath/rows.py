@@ -7,7 +7,7 @@ VIP that only one of them has is served from the moment it is known until the mo
 the tunnel's door: both rings, and while a ring changes also those that it follows upon, so that nobody is shut out half
 way.
 
-Left to others: the order of writing (``apply``), next hops (``datapath.neighbours``), who is alive (the Keeper).
+Left to others: the order of writing (``apply``), next hops (``neighbours``), who is alive (the Keeper).
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lbpod.agent.vip_index import Entry, Key, VipIndex, entries_of
 from lbpod.core.layout import PROTOCOL_ICMP, PROTOCOL_TCP, VIP, vip_index
 from lbpod.core.limits import VIP_CHAIN_MAX, VIP_INDEX_COUNT, VIPS_MAX
 from lbpod.core.model import Affinity, Protocol, Vip, parse_address
 from lbpod.core.snapshot import check_index
 from lbpod.datapath.port import DatapathError
+from lbpod.datapath.vip_index import Entry, Key, VipIndex, entries_of
 
 BUCKETS = 4
 KEYS_PER_BUCKET = VIP_CHAIN_MAX
