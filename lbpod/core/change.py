@@ -26,6 +26,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from lbpod.core import forget
 from lbpod.core.errors import SnapshotError
 from lbpod.core.keeper_state import Effects, Endpoint, Plan, State, VipState, plan_of, same_table
 from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, RETRY_NS, SLOT_COUNT, STEADY_ASK_NS
@@ -224,8 +225,10 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
             written += state.write(vs, vs.slots.adopt(tables[vip.id], True, now_ns))
             vs.vip = vip
         elif vip.id in tables or vip.id in begun:
-            table = tables.get(vip.id, current_of(vs.slots.words))
-            written += state.write(vs, vs.slots.prepare(table, begun.get(vip.id), state.alive, now_ns))
+            table, steady = tables.get(vip.id, current_of(vs.slots.words)), ~vs.slots.tracking
+            changed = vs.slots.prepare(table, begun.get(vip.id), state.alive, now_ns)
+            forget.note_settled(state, vip.id, changed[steady[changed]], now_ns)
+            written += state.write(vs, changed)
     state.records_quiet &= not any(vs.slots.track for vs in state.vips.values())
     effects += [*created, state.configure()]
     gone: list[int] = []

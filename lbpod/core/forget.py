@@ -10,10 +10,11 @@ section 3):
   and deletes what is still silent. **A backup never starts it.** A ring of one forgets alone;
 - **with the slot**: when a slot turns steady, all its flows belong to ``current``, and its records mean nothing any
   more. They must go before they can mean something again: a client may open a new flow with an old five-tuple while
-  the slot is steady (nobody records that), and when the slot tracks the next time, the old record would move it. So
-  what was seen last before the slot settled is dropped whenever it is found, whatever the slot has become since.
-  (What was seen later came through a chain from an LB that still tracked, names ``current``, and is dropped when it
-  is old.) Every replica does so by itself;
+  the slot is steady (nobody records that), and when the slot tracks the next time, the old record would move it, or
+  two replicas would disagree about it. So what was seen last before the slot settled is dropped whenever it is found,
+  whatever the slot has become since. Every replica does so by itself, at three moments: when it turns the slot steady;
+  as backup already when it agrees (the word that it is steady may never come); and when a steady slot begins to track
+  (what came through a chain in between, from an LB that still tracked, names what is ``base`` now);
 - **with the ring**: nothing is forgotten while a ring change is under way, for all of it is being handed over. What an
   LB is no replica of any more (or has come to by a chain that was under way) goes with the next list, and before the
   next ring change begins (``ring.stage``);
@@ -56,9 +57,10 @@ BUSY = 503
 
 
 def note_settled(state: State, vip: int, slots: U32, now_ns: int) -> None:
-    """These slots of a VIP are steady from now on: their records go with the next list."""
+    """Until now no live flow of these slots of a VIP had another backend than ``current``: their records go with the
+    next list. (Not those of this very tick of the clock: a commit may come within it.)"""
     if len(slots):
-        state.purge.setdefault(vip, np.zeros(SLOT_COUNT, dtype=np.uint64))[slots] = now_ns
+        state.purge.setdefault(vip, np.zeros(SLOT_COUNT, dtype=np.uint64))[slots] = now_ns - 1
 
 
 def tick(state: State, now_ns: int) -> Effects:

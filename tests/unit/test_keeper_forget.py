@@ -13,6 +13,7 @@ from lbpod.core.messages import (
     QuietCall,
     Reply,
     SettleCall,
+    SettleStep,
 )
 from lbpod.datapath.port import FlowMap
 from tests.keepers import SECOND_NS, Cluster, Node, Rows, vip
@@ -169,6 +170,35 @@ def test_an_old_record_goes_even_if_its_slot_tracks_again_and_a_new_one_stays() 
     owner.fails = lambda effect: False
     cluster.run(3 * SECOND_NS)
     assert 2 == known(owner)
+
+
+def test_what_a_backup_has_agreed_to_is_over_for_its_records_though_nobody_tells_it() -> None:
+    cluster = Cluster()
+    cluster.change(vip([1, 2]))
+    cluster.change(vip([3, 4]))
+    flows = of_lb1_and_lb2(cluster)
+    cluster.blocked = lambda sender, receiver, body: (
+        isinstance(body, SettleCall) and body.step is not SettleStep.ASK and "lb2" in (sender, receiver)
+    )
+    cluster.now_ns += 1
+    for name in ("lb1", "lb2"):
+        record(cluster[name], flows, cluster.now_ns)
+    cluster.run(4 * SECOND_NS)
+    assert cluster["lb2"].status.tracking_slots > 0
+    assert 0 == known(cluster["lb2"])
+
+
+def test_what_a_chain_has_left_in_a_steady_slot_goes_when_the_slot_tracks() -> None:
+    cluster = Cluster()
+    cluster.change(vip([1, 2]))
+    flows = of_lb1_and_lb2(cluster)
+    record(cluster["lb1"], flows, cluster.now_ns, backend=1)
+    cluster.now_ns += 1
+    cluster.change(vip([3, 4], [1, 2]))
+    cluster.blocked = no_settling
+    record(cluster["lb1"], flows[:2], cluster.now_ns, backend=3)
+    cluster.run(3 * SECOND_NS)
+    assert 2 == known(cluster["lb1"]), "those that were recorded since"
 
 
 def test_records_of_dead_backends_go_and_so_do_those_of_vips_that_are_no_more() -> None:
