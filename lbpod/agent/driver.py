@@ -41,6 +41,7 @@ from lbpod.core.limits import (
     DRAIN_PAUSE_NS_MAX,
     DRAIN_PAUSE_NS_MIN,
     EVENTS_PER_TURN_MAX,
+    MARGIN_NS,
     NEIGHBOUR_REFRESH_NS,
     NEXT_HOP_GRACE_NS,
     OUTSTANDING_MAX,
@@ -79,6 +80,7 @@ from lbpod.core.messages import (
     Tell,
     Tick,
     Trace,
+    Woke,
 )
 from lbpod.core.model import Node, Snapshot
 from lbpod.core.watch import Beliefs
@@ -253,8 +255,13 @@ class Driver:
         self._look()
         next_tick_ns = next_drain_ns = now_ns()
         next_resolve_ns = next_tick_ns + NEXT_HOP_GRACE_NS
+        ran_ns = now_ns()
         while not self._stopping:
             await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
+            slept_ns = now_ns() - ran_ns
+            if slept_ns > MARGIN_NS:
+                self._feed(Woke(slept_ns))
+            ran_ns = now_ns()
             await self._turn()
             if now_ns() >= next_tick_ns:
                 self._feed(Tick())

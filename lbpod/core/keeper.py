@@ -87,6 +87,7 @@ from lbpod.core.messages import (
     Tell,
     Tick,
     Trace,
+    Woke,
     WriteOwnership,
     WriteSlots,
 )
@@ -119,6 +120,8 @@ class Keeper:
                 return resolve.pending(self._state, event, now_ns)
             case MemberSeen():
                 return watch.member_seen(self._state, event, now_ns)
+            case Woke():
+                return watch.woke(self._state, event, now_ns)
             case ControllerSeen():
                 return watch.controller_heard(self._state, now_ns)
             case LeaveWanted():

@@ -199,6 +199,10 @@ class HostState:
     """Requests that wait for a list, and since when. Invariant: not empty only while one is being made."""
     nat_full_ns: int = 0
     """When the map of translated flows last may have evicted; 0: never."""
+    slept_ns: int = 0
+    """For how long this agent seems not to have run before it last woke: in one go, or in several close together."""
+    woke_ns: int = 0
+    """When it last woke."""
     sweep: Sweep | None = None
     sweep_at_ns: int = 0
     """When the next sweep begins; 0: no tick has come yet."""

@@ -165,6 +165,14 @@ class ControllerSeen:
 
 
 @dataclass(frozen=True)
+class Woke:
+    """For longer than the margin this agent did not run, or its clock has leapt: nobody can say which. Comes first."""
+
+    slept_ns: int
+    """How long, by that clock."""
+
+
+@dataclass(frozen=True)
 class LeaveWanted:
     """This LB is to be taken out of the ring (SIGTERM)."""
 
@@ -195,6 +203,7 @@ KeeperEvent = (
     | SeenRead
     | MemberSeen
     | ControllerSeen
+    | Woke
     | RecordsPut
     | LeaveWanted
     | EffectsFailed

@@ -67,7 +67,7 @@ class _Looked(Question):
             return self.failed(state, "the list is not one of flows", now_ns)
         nat = self.nat
         nat.count += len(answer.keys)
-        nat.parts.append(LiveFlows.among(nat.facts, answer.keys, answer.values, now_ns))
+        nat.parts.append(LiveFlows.among(nat.facts, answer.keys, answer.values, now_ns - sweep.slept_ns(state, now_ns)))
         if answer.cursor is not None:
             return [LookNat(state.open(self, now_ns), answer.cursor)]
         dropped_now = state.host.sweep.dropped if state.host.sweep is not None else 0

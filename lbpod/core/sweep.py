@@ -34,6 +34,7 @@ import numpy.typing as npt
 from lbpod.core.flows import Facts, Rows, closed, over, vips_of
 from lbpod.core.keeper_state import Answer, Effects, Question, State, Sweep
 from lbpod.core.limits import (
+    MARGIN_NS,
     NAT_CLOSED_NS,
     NAT_SILENT_MARGIN_NS,
     NAT_SWEEP_NS,
@@ -67,7 +68,7 @@ class _Looked(Question):
         sweep = state.host.sweep
         if not isinstance(answer, NatLooked) or sweep is None:
             return self.failed(state, "the list is not one of flows", now_ns)
-        gone = are_over(state.facts, answer.keys, answer.values, now_ns)
+        gone = are_over(state.facts, answer.keys, answer.values, now_ns - slept_ns(state, now_ns))
         sweep.waiting, sweep.cursor = False, answer.cursor
         sweep.count += len(gone)
         sweep.dropped += int(gone.sum())
@@ -94,6 +95,13 @@ def _pause_ns(sweep: Sweep, room: int) -> int:
         return NAT_SWEEP_NS
     free = max(room - (sweep.count - sweep.dropped), 0)
     return max(NAT_SWEEP_NS_MIN, NAT_SWEEP_NS * free // room)
+
+
+def slept_ns(state: State, now_ns: int) -> int:
+    """How much of a translated flow's silence may be none. 0 once all flows that live have been seen since."""
+    host = state.host
+    longest_ns = int(state.facts.idle_ns.max()) + host.slept_ns + MARGIN_NS
+    return host.slept_ns if now_ns <= host.woke_ns + longest_ns else 0
 
 
 def are_over(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> Bools:

@@ -47,6 +47,7 @@ from typing import Final
 
 import numpy as np
 
+from lbpod.core import sweep
 from lbpod.core.keeper_state import Answer, Effects, Question, State, Watch
 from lbpod.core.limits import (
     BEAT_DOWN_NS,
@@ -58,6 +59,7 @@ from lbpod.core.limits import (
     MARGIN_NS,
     MEMBER_NONE,
     MEMBERS_MAX,
+    SLOT_COUNT,
     TICK_NS,
     WATCH_MAX,
 )
@@ -72,6 +74,7 @@ from lbpod.core.messages import (
     Reply,
     RingStep,
     Trace,
+    Woke,
 )
 
 NOT_NOW: Final = 503
@@ -174,6 +177,17 @@ def member_seen(state: State, event: MemberSeen, now_ns: int) -> Effects:
     if event.up:
         _note_heard(state.watch, event.member, now_ns)
     return _believe(state, [event.member], event.up)
+
+
+def woke(state: State, event: Woke, now_ns: int) -> Effects:
+    """Time in which this agent did not run may be none at all: its clock may have leapt. It silences no flow.
+
+    All quiet times count anew, of slots and of records; and as host agent, this node takes the time off from what
+    translated flows seem to have been silent.
+    """
+    state.replicas_changed_ns = np.full(SLOT_COUNT, now_ns, dtype=np.uint64)
+    state.host.slept_ns, state.host.woke_ns = sweep.slept_ns(state, now_ns) + event.slept_ns, now_ns
+    return [Trace("woke", detail="it did not run for long, or its clock has leapt: quiet times count anew")]
 
 
 # --- Whom -------------------------------------------------------------------------------------------------------------

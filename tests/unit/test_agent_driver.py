@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.remembered import Memory
 from lbpod.core.layout import FLOW, PENDING
-from lbpod.core.limits import BATCH_MAX, MEMBER_NONE, QUEUE_MAX
+from lbpod.core.limits import BATCH_MAX, MARGIN_NS, MEMBER_NONE, QUEUE_MAX
 from lbpod.core.messages import (
     Answered,
     BeatAnswer,
@@ -39,6 +40,7 @@ from lbpod.core.messages import (
     SeenRead,
     Tick,
     Trace,
+    Woke,
     WriteSlots,
 )
 from lbpod.core.watch import Beliefs
@@ -58,10 +60,14 @@ class Script:
     def __init__(self, reply: Callable[[KeeperEvent], Sequence[KeeperEffect]]) -> None:
         self._reply = reply
         self.seen: list[KeeperEvent] = []
+        self.woke = asyncio.Event()
+        """It has been told that it had not run for long (so it may be on a busy machine, too)."""
 
     def step(self, event: KeeperEvent, now_ns: int) -> Sequence[KeeperEffect]:
         assert now_ns > 0
-        if not isinstance(event, Tick):
+        if isinstance(event, Woke):
+            self.woke.set()
+        elif not isinstance(event, Tick):
             self.seen.append(event)
         return self._reply(event)
 
@@ -205,6 +211,20 @@ def _body(answer: Reply | Refuse) -> object:
 
 def _called(event: KeeperEvent) -> object:
     return event.body if isinstance(event, Called) else event
+
+
+async def test_a_loop_that_stood_still_says_so_before_anything_else(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        if isinstance(event, Called) and not script.woke.is_set():
+            time.sleep((MARGIN_NS + MARGIN_NS // 10) * 1e-9)
+        return [Reply(event.request, ANSWER)] if isinstance(event, Called) else []
+
+    script = Script(reply)
+    driver = driver_of(script, MemoryDatapath(), tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    await driver.call(QUIET)
+    await asyncio.wait_for(script.woke.wait(), 5)
+    await finish(driver, running)
 
 
 async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:

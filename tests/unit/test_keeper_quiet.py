@@ -6,7 +6,7 @@ import pytest
 from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
 from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
 from lbpod.core.maps import Nat, nat_key
-from lbpod.core.messages import Called, LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply, Tick
+from lbpod.core.messages import Called, LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply, Tick, Woke
 from lbpod.core.model import Affinity
 from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, pod_address, vip
 from tests.unit.test_keeper_resolve import flows_of, slots_of
@@ -72,6 +72,18 @@ def test_with_affinity_a_client_s_flow_is_not_over_with_its_connection() -> None
     assert 1 == quiet_count(node, everywhere, cluster.now_ns), "it may open another one until the idle timeout"
     cluster.run(SECOND_NS)
     assert 0 == quiet_count(node, everywhere, cluster.now_ns)
+
+
+def test_time_that_a_host_may_have_slept_is_nobody_s_silence() -> None:
+    """Its clock may as well have leapt. Once an idle timeout has passed since, it is believed again."""
+    cluster, node = served()
+    slot = translate(node, 0, cluster.now_ns)
+    node.feed(Woke(9 * SECOND_NS), cluster.now_ns + 9 * SECOND_NS)
+    assert [0] == quiet(node, call([slot]), cluster.now_ns + 17 * SECOND_NS)
+    assert [1] == quiet(node, call([slot]), cluster.now_ns + 18 * SECOND_NS)
+    slot = translate(node, 0, cluster.now_ns + 30 * SECOND_NS)
+    assert [0] == quiet(node, call([slot]), cluster.now_ns + 38 * SECOND_NS)
+    assert [1] == quiet(node, call([slot]), cluster.now_ns + 39 * SECOND_NS)
 
 
 def quiet_count(node: Node, body: QuietCall, now_ns: int) -> int:

@@ -18,6 +18,7 @@ from lbpod.core.messages import (
     SettleKind,
     SettleStep,
     Tell,
+    Woke,
     WriteSlots,
 )
 from lbpod.core.model import Protocol
@@ -306,6 +307,20 @@ def test_the_backup_agrees_to_its_own_slots_at_its_own_generation_only() -> None
     answer = cluster["host1"].call(ask(cluster["lb1"], slots), late_ns)
     assert isinstance(answer, Reply)
     assert SettleAnswer(b"", b"") == answer.body, "nor does a host"
+
+
+@pytest.mark.parametrize("who", ["lb1", "lb2"])
+def test_a_clock_that_leaps_silences_no_flow(who: str) -> None:
+    """Owner or backup: each would find the slots quiet, were it not told that it may only have slept."""
+    cluster = changed()
+    slots, start_ns = owned_and_backed(cluster), cluster.now_ns
+    cluster[who].feed(Woke(WINDOW_NS), start_ns + WINDOW_NS)
+    cluster.now_ns += WINDOW_NS + SECOND_NS
+    cluster.blocked = is_quiet_call
+    cluster.run(3 * SECOND_NS)
+    assert cluster["lb1"].tracking()[slots].all()
+    cluster.run(WINDOW_NS + 10 * SECOND_NS)
+    assert not cluster["lb1"].tracking()[slots].any()
 
 
 def test_the_backup_looks_at_its_stamps_before_it_agrees() -> None:
