@@ -220,7 +220,9 @@ class Applier:
             self._write(ArrayName.MEMBERS, rows.member_rows(scene))
             self._whole = effect
             return
-        self._route({number: node.address for number, node in scene.nodes().items()})
+        nodes = {number: node.address for number, node in scene.nodes().items()}
+        if before is None or nodes != self._nodes:
+            self._route(nodes)
         self._write(ArrayName.MEMBERS, rows.member_rows(scene))
         self._open_door(rows.door_of(scene))
         self._write(ArrayName.BACKENDS, rows.backend_rows(scene))
