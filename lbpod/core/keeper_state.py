@@ -545,8 +545,8 @@ class State:
 
     def is_up(self, members: U16) -> Bools:
         """(n,): which of these are members that are not believed to be down."""
-        up: Bools = (members != MEMBER_NONE) & ~np.isin(members, sorted(self.down))
-        return up
+        up: Bools = members != MEMBER_NONE
+        return up & ~np.isin(members, sorted(self.down)) if self.down else up
 
     def peer(self, slots: U32) -> U16:
         """The replica to ask about each slot: the owner where it is up and not this LB, else the backup, or nobody."""

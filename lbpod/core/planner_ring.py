@@ -15,6 +15,7 @@ listed as LBs; have another address (one of them); are lost. A ring is never emp
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,8 +24,7 @@ from lbpod.core.model import Node, Ring, Snapshot, World
 from lbpod.core.planner_peers import Aim, Peer, Step, in_ring, may_take
 
 
-@dataclass(frozen=True)
-class Where:
+class Where(NamedTuple):
     """Where the Planner stands: as its fields of these names."""
 
     phase: Phase

@@ -56,6 +56,7 @@ from lbpod.core.keeper_state import (
     slots_from,
 )
 from lbpod.core.limits import (
+    BACKEND_IDS_MAX,
     EARLY_AFTER_NS,
     EARLY_ASK_NS,
     EARLY_FRESH_NS,
@@ -129,8 +130,10 @@ class _View:
 
     def within(self, backends: U32, of_vip: U32) -> Bools:
         """Every backend that is possible is among these. of_vip: all that are alive."""
-        listed = (self.possible == 0) | np.isin(self.possible, backends)
-        absent = np.setdiff1d(of_vip, backends)
+        is_listed = np.zeros(BACKEND_IDS_MAX, dtype=np.bool_)
+        is_listed[backends] = True
+        listed = (self.possible == 0) | is_listed[self.possible]
+        absent = of_vip[~is_listed[of_vip]]
         any_listed = np.full(len(self.slots), not len(absent))
         if len(absent) == 1:
             any_listed = self.current == absent[0]

@@ -198,7 +198,10 @@ def _others(state: State) -> set[int]:
         members.update(plan.snapshot.ring.members)
         if plan is state.prepared or state.ring_step is RingStep.SWITCHED:
             members.update(plan.snapshot.ring.before)
-    return members - {state.member} if state.member in members else set()
+    if state.member not in members:
+        return set()
+    members.discard(state.member)
+    return members
 
 
 def _watched(state: State, others: set[int]) -> tuple[int, ...]:
@@ -287,8 +290,8 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
     if is_up:
         _note_heard(watch, said.member, now_ns)
         effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
-    always = _watched(state, others)
-    rumours = set(said.down) & others - set(always) - state.down - watch.suspects
+    rumours = set(said.down) & others - state.down - watch.suspects
+    rumours -= set(_watched(state, others)) if rumours else set()
     for member in sorted(rumours)[:WATCH_MAX]:
         if watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns:
             watch.suspects.add(member)
@@ -333,7 +336,8 @@ def _fence(state: State, now_ns: int) -> Effects:
     if not watch.ticked_ns:
         # It has just begun to listen.
         watch.peer_ns = watch.controller_ns = now_ns
-    why = _why_fenced(state, now_ns) if state.own is not None and _others(state) else ""
+    why = _why_fenced(state, now_ns)
+    why = why if why and state.own is not None and _others(state) else ""
     was_fenced = bool(watch.fenced_why)
     watch.fenced_why = why
     if bool(why) == was_fenced:
