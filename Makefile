@@ -4,9 +4,10 @@
 # What must be done once per machine is in tools/setup.sh; what make is good at (objects from sources) is here.
 
 ARGS ?=
+SEEDS ?= 1000
 PY := .venv/bin/python
-# `check` compiles and reads; the others move packets, and so ask more of the machine.
-LEVEL := $(if $(filter-out check objects,$(MAKECMDGOALS)),machine,tools)
+# `check` compiles and reads, `simulate` moves no real packet; the others do, and so ask more of the machine.
+LEVEL := $(if $(filter-out check objects simulate,$(MAKECMDGOALS)),machine,tools)
 
 SOURCES := $(wildcard lbpod/bpf/*.bpf.c lbpod/lab/bpf/*.bpf.c tests/*/*.bpf.c)
 HEADERS := $(wildcard lbpod/bpf/*.h lbpod/lab/bpf/*.h tests/*/*.h)
@@ -17,7 +18,7 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter 
 LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo chaos test check bench soak objects setup lint clean
+.PHONY: help demo chaos test check bench simulate soak objects setup lint clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]'
@@ -38,6 +39,9 @@ chaos: setup objects ## the same while load balancers die and come: ten minutes,
 
 bench: setup objects ## what a packet, a table, a commit cost on this machine
 	@$(PY) -m tests.bench $(ARGS)
+
+simulate: setup ## SEEDS=1000: that many clusters on virtual time, where everything comes, goes and dies, on all cores
+	@$(PY) -m lbpod.simulator --seeds 1..$(SEEDS) $(ARGS)
 
 soak: setup objects ## the random tests with a hundred times as many cases
 	@HOLDFAST_SOAK=1 $(PY) -m pytest -o faulthandler_timeout=0 $(filter %/property %/scenarios %/simulation %/bpf,$(LADDER)) $(ARGS)
