@@ -25,6 +25,7 @@ from lbpod.core.messages import (
     Reply,
     ResolveCall,
     Tick,
+    Trace,
     WriteOwnership,
     WriteSlots,
 )
@@ -156,7 +157,9 @@ def test_an_answer_that_never_comes_is_given_up() -> None:
     late = next(effect for effect in asks if isinstance(effect, Ask) and isinstance(effect.body, QuietCall))
     node.keeper.step(Tick(), cluster.now_ns + EARLY_AFTER_NS + SECOND_NS + CALL_LOST_NS)
     node.keeper.check_invariants()
-    assert [] == node.keeper.step(Answered(late.token, QuietAnswer(True, b"")), cluster.now_ns + CALL_LOST_NS * 2)
+    [trace] = node.keeper.step(Answered(late.token, QuietAnswer(True, b"")), cluster.now_ns + CALL_LOST_NS * 2)
+    assert isinstance(trace, Trace)
+    assert "late answer" == trace.what
 
 
 def test_too_many_questions_are_refused_and_not_kept() -> None:

@@ -37,6 +37,7 @@ from lbpod.core.messages import (
     Refuse,
     Reply,
     Tick,
+    Trace,
 )
 from lbpod.core.model import Node as ClusterNode, Ring, Snapshot, parse_address
 from lbpod.core.snapshot import digest_of
@@ -329,7 +330,9 @@ def test_an_answer_that_is_not_the_one_asked_for_changes_nothing() -> None:
     before = dict(keeper._state.watch.heard_ns)
     assert [] == keeper.step(Answered(tokens[0], BeatAnswer(2, 1, 1, True)), now_ns + 1), "another member answers"
     assert [] == keeper.step(AskFailed(tokens[1], "silence"), now_ns + 1)
-    assert [] == keeper.step(Answered(tokens[1], BeatAnswer(2, 1, 1, True)), now_ns + 1), "too late"
+    [trace] = keeper.step(Answered(tokens[1], BeatAnswer(2, 1, 1, True)), now_ns + 1)
+    assert isinstance(trace, Trace)
+    assert "late answer" == trace.what
     assert before == keeper._state.watch.heard_ns
     keeper.check_invariants()
 
