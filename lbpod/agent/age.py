@@ -8,7 +8,7 @@ body was dropped.
 
 How: every answer of an agent says what its clock shows. The next question to it says what that clock should show by
 now, which is an answer's way home behind. So the age found is never less than the true one; a slow answer makes the
-next question look older than it is, once. Who has never had an answer says nothing, and is believed.
+next question look older than it is, once. Who has never had an answer says nothing, and is refused: that is one.
 """
 
 from typing import Final

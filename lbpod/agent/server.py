@@ -190,9 +190,11 @@ def _calls(view: View, kind: type[Call]) -> Handler:
 def _until_ns(request: web.Request, body: Call) -> int | None:
     """Until when this may be acted upon, on our clock; None: whenever it arrives."""
     acted_upon = isinstance(body, ForgetCall) or (isinstance(body, SettleCall) and body.step is SettleStep.ASK)
-    asked_ns = read_clock(request.headers.get(HEADER_CLOCK)) if acted_upon else None
-    if asked_ns is None:
+    if not acted_upon:
         return None
+    asked_ns = read_clock(request.headers.get(HEADER_CLOCK))
+    if asked_ns is None:
+        return 0  # nobody can tell how old it is; the refusal tells what our clock shows
     # What is ahead of our clock was reckoned by another one, before the last boot.
     return asked_ns + QUESTION_AGE_NS_MAX if asked_ns <= now_ns() + QUESTION_AGE_NS_MAX else 0
 

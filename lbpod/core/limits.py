@@ -153,9 +153,9 @@ NAT_UNKNOWN_IDLE_NS: Final = 3_600_000_000_000
 EARLY_FRESH_NS: Final = 1_000_000_000
 """What host agents said may be used for an early settle for so long, counted from the question."""
 
-EARLY_AFTER_NS: Final = MARGIN_NS + EARLY_FRESH_NS + PEER_TIMEOUT_NS + NAT_DUMP_AGE_NS
-"""A backup agrees to an early settle no sooner than this after its own commit: however old the host agents' answers are
-when it hears of them, they looked later than the margin after it."""
+EARLY_AFTER_NS: Final = MARGIN_NS + EARLY_FRESH_NS + QUESTION_AGE_NS_MAX + NAT_DUMP_AGE_NS
+"""A backup agrees to an early settle only where it is asked later than this after its own commit: however old the host
+agents' answers are when it hears of them, they looked later than the margin after it."""
 
 EARLY_NODES_MAX: Final = 256
 """Host agents that an owner asks about one VIP at one time; the others have their turn later."""

@@ -404,7 +404,7 @@ def called(state: State, request: int, call: SettleCall, now_ns: int) -> Effects
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     slots = slots[state.backup[slots] == state.member]
-    return [LookSeen(state.open(_BackupSeen(vs, request, call, slots), now_ns), vs.id)]
+    return [LookSeen(state.open(_BackupSeen(vs, request, call, slots, now_ns), now_ns), vs.id)]
 
 
 def _agreed(slots: U32, bases: U32) -> SettleAnswer:
@@ -419,6 +419,7 @@ class _BackupSeen(Question):
     request: int
     call: SettleCall
     slots: U32
+    called_ns: int
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, SeenRead):
@@ -428,7 +429,7 @@ class _BackupSeen(Question):
             return [Reply(self.request, _NONE_AGREED)]
         steady = ~is_tracking(vs.slots.words[self.slots])
         tracking = self.slots[~steady]
-        agreed = tracking[_may_settle(state, vs, call, tracking, answer, now_ns)]
+        agreed = tracking[self._may_settle(state, tracking, answer, now_ns)]
         if call.kind is SettleKind.SETTLE:
             changed = vs.slots.agree(agreed)
             # No live flow has another backend: records that say so are of flows that are over.
@@ -444,25 +445,26 @@ class _BackupSeen(Question):
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
 
-
-def _may_settle(state: State, vs: VipState, call: SettleCall, slots: U32, seen: SeenRead, now_ns: int) -> Bools:
-    """Which of these tracking slots the backup finds quiet, too."""
-    if not len(slots) or vs.slots.track is None:
-        return np.zeros(len(slots), dtype=np.bool_)
-    view = _view(state, vs, slots)
-    early = ids_from(call.early_backends)
-    quiet = view.by_margin(now_ns)
-    quiet |= view.by_window(state.window_ns(vs), seen.other_seen, seen.unrecorded_ns, now_ns)
-    if len(early):
-        by_hosts = view.within(early, _of_vip(state, vs)) & over(view.changed_at_ns, EARLY_AFTER_NS, now_ns)
-        quiet |= by_hosts & view.unseen(EARLY_AFTER_NS, seen.other_seen, seen.unrecorded_ns, now_ns)
-    if call.kind is SettleKind.REBASE:
-        return np.where(view.to_rebase, quiet, view.base == view.current)
-    # A backup of UDP that has missed the rebase may agree by the window alone: all that it sent to base is over, too.
-    silent = over(view.changed_at_ns, state.window_ns(vs), now_ns)
-    silent &= over(seen.other_seen[slots], state.window_ns(vs), now_ns)
-    agreed: Bools = vs.slots.track.agreed[slots] | np.where(view.to_rebase, silent, quiet)
-    return agreed
+    def _may_settle(self, state: State, slots: U32, seen: SeenRead, now_ns: int) -> Bools:
+        """Which of these tracking slots the backup finds quiet, too."""
+        vs, call = self.vs, self.call
+        if not len(slots) or vs.slots.track is None:
+            return np.zeros(len(slots), dtype=np.bool_)
+        view = _view(state, vs, slots)
+        early = ids_from(call.early_backends)
+        quiet = view.by_margin(now_ns)
+        quiet |= view.by_window(state.window_ns(vs), seen.other_seen, seen.unrecorded_ns, now_ns)
+        if len(early):
+            # Counted to when it was asked, not to now: it may have slept in between.
+            by_hosts = view.within(early, _of_vip(state, vs)) & over(view.changed_at_ns, EARLY_AFTER_NS, self.called_ns)
+            quiet |= by_hosts & view.unseen(EARLY_AFTER_NS, seen.other_seen, seen.unrecorded_ns, self.called_ns)
+        if call.kind is SettleKind.REBASE:
+            return np.where(view.to_rebase, quiet, view.base == view.current)
+        # A backup of UDP that has missed the rebase may agree by the window alone: all it sent to base is over, too.
+        silent = over(view.changed_at_ns, state.window_ns(vs), now_ns)
+        silent &= over(seen.other_seen[slots], state.window_ns(vs), now_ns)
+        agreed: Bools = vs.slots.track.agreed[slots] | np.where(view.to_rebase, silent, quiet)
+        return agreed
 
 
 # --- Step 3: the owner again ------------------------------------------------------------------------------------------

@@ -342,7 +342,7 @@ class Machine:
             answer(Refuse(0, error.status, error.sentence))
             return
         if self._is_too_old(call, body):
-            answer(Refuse(0, 503, "this question is too old to be acted upon; ask again"))
+            self._give(call, answer, Refuse(0, 503, "this question is too old to be acted upon; ask again"))
             return
         self._requests[number] = lambda effect: self._give(call, answer, effect)
         self.feed(Called(number, body, call.with_snapshot))
@@ -354,8 +354,10 @@ class Machine:
     def _is_too_old(self, call: Call, body: Any) -> bool:
         """As lbpod/agent/server.py judges it."""
         acted_upon = isinstance(body, ForgetCall) or (isinstance(body, SettleCall) and body.step is SettleStep.ASK)
-        if not acted_upon or call.clock_ns is None:
+        if not acted_upon:
             return False
+        if call.clock_ns is None:
+            return True
         return not -QUESTION_AGE_NS_MAX <= self.clock.now_ns() - call.clock_ns <= QUESTION_AGE_NS_MAX
 
     def _drain(self) -> None:
@@ -473,6 +475,8 @@ class Machine:
                 self._now(life, lambda: self.feed(Answered(effect.token, body)))
 
         def failed(_: bool, reason: str) -> None:
+            if call.is_refused and call.shown_ns:
+                self._ahead_ns[receiver] = call.shown_ns - self.clock.now_ns()
             if isinstance(effect, Ask):
                 self._now(life, lambda: self.feed(AskFailed(effect.token, reason)))
 

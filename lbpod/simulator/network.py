@@ -42,6 +42,8 @@ class Call:
     """What the receiver's clock should show, as the sender believes."""
     shown_ns: int = 0
     """What the receiver's clock showed when it answered."""
+    is_refused: bool = False
+    """It was answered, by a refusal."""
     is_done: bool = False
     """The caller has an answer, or has given up."""
 
@@ -121,8 +123,7 @@ class Network:
         if self.is_cut(call.receiver, call.sender) or self._happens(self._odds.call_loss):
             return
         if isinstance(answer, Refuse):
-            refused = 400 <= answer.status < 500
-            self._timeline.later(self._way_ns(), lambda: self._fail(call, refused, answer.sentence))
+            self._timeline.later(self._way_ns(), lambda: self._refuse(call, answer))
         else:
             self._timeline.later(self._way_ns(), lambda: self._give(call, over_the_wire(answer.body)))
 
@@ -130,6 +131,10 @@ class Network:
         if not call.is_done:
             call.is_done = True
             call.on_answer(body)
+
+    def _refuse(self, call: Call, answer: Refuse) -> None:
+        call.is_refused = True
+        self._fail(call, 400 <= answer.status < 500, answer.sentence)
 
     def _fail(self, call: Call, refused: bool, reason: str) -> None:
         if not call.is_done:
