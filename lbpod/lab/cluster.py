@@ -10,6 +10,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,13 @@ from typing import Final
 
 import yaml
 
+from lbpod.certs import client_context, files_in
+from lbpod.core import wire
+from lbpod.core.errors import RemoteError
+from lbpod.core.messages import LbStatus
 from lbpod.lab.errors import LabError
 from lbpod.lab.host import Host
+from lbpod.lab.in_force import InForce, Place, edition_name, place_of
 from lbpod.lab.limits import MS_NS, SECOND_NS
 from lbpod.lab.program import Program, python
 from lbpod.lab.topology import Lab, Node, Pod
@@ -70,6 +76,10 @@ class Served:
     draining: bool = False
     weight: int = 1
 
+    @property
+    def place(self) -> Place:
+        return place_of(self.backend.pod.address, self.backend.port)
+
 
 class Cluster:
     """One cluster in one lab. Whoever uses it from several threads may only ask (``get``, ``metrics``, ``ready``) in
@@ -88,6 +98,10 @@ class Cluster:
         self.folder = lab.run_dir / "cluster"
         self.config = self.folder / "holdfast.yaml"
         self.lb_object: Path | None = None
+        self.edition = 0
+        """Of the config: how often it was written with other backends than before (lbpod.lab.in_force)."""
+        self._written: list[dict[str, object]] = []  # the backends that it has
+        self._viewer: ssl.SSLContext | None = None
         self._states: dict[str, Path] = {}  # node name -> where its agent remembers
         self._placed = 0
 
@@ -173,18 +187,39 @@ class Cluster:
             return None
         return dict(_samples(text)) if status == 200 else None
 
+    def in_force(self, node: Node) -> InForce | None:
+        """What an LB forwards by; None: nobody answers."""
+        path = f"{wire.PATH_STATE}?{wire.QUERY_SNAPSHOT}=1"
+        try:
+            status, body = self._fetch(node, CONTROL_PORT, path, self._viewer_context())
+            return InForce.of(wire.decode(LbStatus, body)) if status == 200 else None
+        except (OSError, LabError, RemoteError):
+            return None
+
+    def _viewer_context(self) -> ssl.SSLContext:
+        if self._viewer is None:
+            self._viewer = client_context(files_in(self.folder / "tls", "viewer"))
+            self._viewer.check_hostname = False  # asked on its own loopback
+        return self._viewer
+
     def get(self, host: Host, port: int, path: str) -> tuple[int, str]:
         """GET on the loopback of a host of the lab. Raises OSError."""
+        status, body = self._fetch(host, port, path, None)
+        return status, body.decode()
+
+    def _fetch(self, host: Host, port: int, path: str, tls: ssl.SSLContext | None) -> tuple[int, bytes]:
         with host.in_netns():
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.settimeout(GET_SECONDS)
         connection = http.client.HTTPConnection("127.0.0.1", port)
         try:
             sock.connect(("127.0.0.1", port))
+            if tls is not None:
+                sock = tls.wrap_socket(sock)
             connection.sock = sock
             connection.request("GET", path)
             answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read()
         except http.client.HTTPException as error:
             raise OSError(f"{host.name}:{port}{path}: {error!r}") from error
         finally:
@@ -206,8 +241,8 @@ class Cluster:
         self.served.append(Served(backend))
         return backend
 
-    def write_config(self) -> None:
-        """The whole wish, replaced in one rename, as a careful editor would."""
+    def write_config(self) -> int:
+        """The whole wish, replaced in one rename, as a careful editor would. Returns its edition."""
         nodes = [
             {
                 "name": one.name,
@@ -217,7 +252,7 @@ class Cluster:
             }
             for one in [*self.lbs, *self.hosts]
         ]
-        backends = [
+        backends: list[dict[str, object]] = [
             {
                 "address": one.backend.pod.address,
                 "port": one.backend.port,
@@ -227,13 +262,22 @@ class Cluster:
             }
             for one in self.served
         ]
+        if backends != self._written:
+            self._written, self.edition = backends, self.edition + 1
         service = {
             "apiVersion": "holdfast.dev/v1alpha1",
             "kind": "VirtualService",
             "metadata": {"name": "web", "namespace": "demo"},
             "spec": {
                 "address": VIP,
-                "ports": [{"name": "http", "protocol": "TCP", "port": VIP_PORT, "targetPort": HTTP_PORT}],
+                "ports": [
+                    {
+                        "name": edition_name(self.edition),
+                        "protocol": "TCP",
+                        "port": VIP_PORT,
+                        "targetPort": HTTP_PORT,
+                    }
+                ],
                 "backendRef": {"name": "web"},
                 "idleTimeoutSeconds": self.options.idle_seconds,
                 "drainTimeoutSeconds": 3_600,
@@ -250,6 +294,7 @@ class Cluster:
         new = self.config.with_suffix(".new")
         new.write_text(yaml.safe_dump(settings, sort_keys=False))
         os.replace(new, self.config)
+        return self.edition
 
 
 def _samples(text: str) -> Iterator[tuple[str, float]]:

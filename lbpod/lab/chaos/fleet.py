@@ -60,6 +60,11 @@ class Lb:
     join: Join | None = None
     leave: Leave | None = None
 
+    @property
+    def is_new(self) -> bool:
+        """Its agent has yet to answer for the first time."""
+        return self.join is not None and not self.join.again and self.join.answered_ns is None
+
 
 class Fleet:
     """All LBs of a run. In the event loop's thread."""

@@ -5,12 +5,15 @@ drained, the doom of the next one, and else a random edit (drain, serve again, a
 as often as it is told to, and yet most connections live for minutes: what breaks because its backend is gone proves
 nothing.
 
-A doomed backend is removed only once every LB that is up has committed a few generations more than the newest there was
-when it began to drain (so it has long had no new flows), and a timeout has passed since. The checking client is told
-so, and then excuses no connection that never got an answer. A crash is different: a backend dies with its pod,
-silently, and the config says so half a second later. Until every LB that is up has committed that, new connections
-may be sent to the dead backend, which nobody but the control plane can help; those that never got an answer are
-counted apart.
+A doomed backend is removed only once every LB that may send new flows forwards by a config in which it drains
+(``lbpod.lab.in_force``), and a timeout has passed since. The checking client is told so, and then excuses no connection
+that never got an answer. A crash is different: a backend dies with its pod, silently, and the config says so half a
+second later. Until every LB that may send new flows forwards by that config, they may be sent to the dead backend,
+which nobody but the control plane can help; those that never got an answer are counted apart.
+
+Tried and dropped: counting generations. Changes of the ring make generations, too, with the old backends in them, so a
+dead backend was taken for forgotten while new connections still went to it, and 40 of 3,997 were held against living
+ones.
 """
 
 from __future__ import annotations
@@ -25,31 +28,30 @@ from typing import Final
 from lbpod.lab.chaos.ledger import Kind, Ledger
 from lbpod.lab.chaos.options import Options
 from lbpod.lab.cluster import Cluster, Served
+from lbpod.lab.in_force import InForce, is_out
 from lbpod.lab.limits import MS_NS, SECOND_NS
 from lbpod.lab.topology import Pod
 from lbpod.lab.workload import CheckerRun
 
 HEALTH_CHECK_NS: Final = 500 * MS_NS
 """How long after a backend's death somebody takes it out of the config."""
-GENERATIONS: Final = 4
-"""One may have been in the making when the config was written, and what was seen last may be a second old."""
 WEIGHT_MAX: Final = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ghost:
-    """A backend that has died. generation: the newest committed by any LB when the config said so."""
+    """A backend that has died. edition: of the first config without it."""
 
-    name: str
-    generation: int
+    served: Served
+    edition: int
 
 
 @dataclass(eq=False)
 class Doomed:
-    """A backend that drains for good. generation: the newest committed by any LB when it began to."""
+    """A backend that drains for good. edition: of the first config that says so; None: it has yet to be written."""
 
     served: Served
-    generation: int
+    edition: int | None = None
     clear_ns: int | None = None
     """Since when no LB can have sent it a new flow."""
 
@@ -67,7 +69,6 @@ class Pool:
         self._checker = checker
         self._doomed: list[Doomed] = []
         self._ghosts: list[Ghost] = []
-        self._generation = 0
         self._next_doom_ns = time.monotonic_ns() + self._doom_period_ns // 2
         self._busy = asyncio.Lock()
 
@@ -76,24 +77,31 @@ class Pool:
         rate = self._options.removals_per_minute
         return round(60 * SECOND_NS / rate) if rate > 0 else 1 << 62
 
-    def seen(self, generations: Iterable[int]) -> None:
-        """What the LBs that are up say they have committed."""
-        all_of_them = list(generations)
+    @property
+    def is_waiting(self) -> bool:
+        """True where it matters what the LBs forward by."""
+        return bool(self._ghosts) or any(doomed.clear_ns is None for doomed in self._doomed)
+
+    def seen(self, everybody: Iterable[InForce]) -> None:
+        """What every LB that may send new flows forwards by."""
+        all_of_them = list(everybody)
         if not all_of_them:
             return
-        self._generation = max(self._generation, *all_of_them)
         for doomed in self._doomed:
-            if doomed.clear_ns is None and min(all_of_them) >= doomed.generation + GENERATIONS:
-                doomed.clear_ns = time.monotonic_ns() + self._options.timeout_ns
-        for ghost in [one for one in self._ghosts if min(all_of_them) >= one.generation + GENERATIONS]:
+            if doomed.clear_ns is None and doomed.edition is not None:
+                if is_out(doomed.served.place, doomed.edition, all_of_them):
+                    doomed.clear_ns = time.monotonic_ns() + self._options.timeout_ns
+        for ghost in [one for one in self._ghosts if is_out(one.served.place, one.edition, all_of_them)]:
             self._ghosts.remove(ghost)
-            self._checker.forgotten(ghost.name)
+            self._checker.forgotten(ghost.served.backend.name)
 
     async def change(self) -> None:
         """One change."""
         async with self._busy:
             what = await self._next_change()
-            self._cluster.write_config()
+            edition = self._cluster.write_config()
+            for doomed in self._doomed:
+                doomed.edition = doomed.edition or edition
             self._ledger.happened(time.monotonic_ns(), Kind.CHANGE, what)
 
     async def crash(self) -> None:
@@ -105,8 +113,7 @@ class Pool:
             await asyncio.to_thread(self._remove_silently, victim.backend.pod)
             await asyncio.sleep(HEALTH_CHECK_NS / SECOND_NS)
             self._take_out(victim)
-            self._cluster.write_config()
-            self._ghosts.append(Ghost(victim.backend.name, self._generation))
+            self._ghosts.append(Ghost(victim, self._cluster.write_config()))
             self._ledger.happened(time.monotonic_ns(), Kind.CHANGE, f"{victim.backend.name} has died")
 
     async def _next_change(self) -> str:
@@ -121,7 +128,7 @@ class Pool:
             self._next_doom_ns = now_ns + self._doom_period_ns
             oldest = next(one for one in self._cluster.served if not self._is_doomed(one))
             oldest.draining = True
-            self._doomed.append(Doomed(oldest, self._generation))
+            self._doomed.append(Doomed(oldest))
             return f"{oldest.backend.name} drains for good"
         return self._edit()
 

@@ -107,7 +107,7 @@ class Run:
         fleet = Fleet(cluster, self._options, ledger, self._rng, checker.mark)
         programs = Programs(cluster, fleet, self._options, ledger, self._rng)
         pool = Pool(cluster, self._options, ledger, self._rng, checker)
-        watch = Watch(cluster, fleet, ledger, checker, pool.seen)
+        watch = Watch(cluster, fleet, ledger, checker, pool)
         actors = _Actors(cluster, ledger, checker, fleet, programs, pool)
         with suppress(asyncio.CancelledError):
             try:

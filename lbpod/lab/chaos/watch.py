@@ -1,7 +1,7 @@
 """Looking on: once a second what the clients, the LBs and the controller say of themselves, into one sample.
 
-Only what anybody could read from outside: the checking client's lines, /metrics of the agents, /v1/state of the
-controller. Whoever does not answer (many are dead at any time here) is left out of the sample, and what it had
+Only what anybody could read from outside: the checking client's lines, /metrics and /v1/state of the agents, /v1/state
+of the controller. Whoever does not answer (many are dead at any time here) is left out of the sample, and what it had
 counted before is kept.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from lbpod.lab.chaos.fleet import Fleet, Standing
 from lbpod.lab.chaos.ledger import Ledger, Sample
+from lbpod.lab.chaos.pool import Pool
 from lbpod.lab.chaos.ringlog import RING_PHASES
 from lbpod.lab.cluster import CONTROLLER_PORT, Cluster
 from lbpod.lab.errors import LabError
@@ -24,7 +25,6 @@ from lbpod.lab.workload import CheckerRun
 RELAYED: Final = 'holdfast_packets_total{verdict="relayed"}'
 RESOLVED: Final = "holdfast_resolved_flows_total"
 TRACKING: Final = "holdfast_tracking_slots"
-COMMITTED: Final = 'holdfast_generation{phase="committed"}'
 
 
 class Growth:
@@ -51,13 +51,13 @@ class Watch:
         fleet: Fleet,
         ledger: Ledger,
         checker: CheckerRun,
-        seen: Callable[[Iterable[int]], None],
+        pool: Pool,
     ) -> None:
         self._cluster = cluster
         self._fleet = fleet
         self._ledger = ledger
         self._checker = checker
-        self._seen = seen
+        self._pool = pool
         self._relayed = Growth()
         self._resolved = Growth()
 
@@ -75,14 +75,13 @@ class Watch:
     async def _sample(self) -> Sample | None:
         """None before the clients have said anything."""
         lbs = [lb.node for lb in self._fleet.lbs]
-        up = {lb.node.name for lb in self._fleet.lbs if lb.standing is Standing.UP}
         answers = await asyncio.gather(*(asyncio.to_thread(self._cluster.metrics, node) for node in lbs))
         state = await asyncio.to_thread(self._controller_state)
         if state is not None and state.get("ring") and state.get("phase") not in RING_PHASES:
             self._note_settled(frozenset(state["ring"]))
         said = {node.name: answer for node, answer in zip(lbs, answers, strict=True) if answer is not None}
-        if said.keys() >= up:
-            self._seen(int(said[name].get(COMMITTED, 0)) for name in sorted(up))
+        if self._pool.is_waiting:
+            await self._look_at_tables()
         clients = self._checker.poll()
         if clients is None:
             return None
@@ -104,6 +103,15 @@ class Watch:
             controller_up=state is not None,
             ring_count=len(state.get("ring", ())) if state is not None else 0,
         )
+
+    async def _look_at_tables(self) -> None:
+        """Tells the pool what all LBs forward by that may send new flows: those to which the router sends, and those to
+        which others may relay. Tells nothing where one of them may be silent."""
+        lbs = [lb for lb in self._fleet.lbs if lb.standing is not Standing.LOST and not lb.is_new]
+        answers = await asyncio.gather(*(asyncio.to_thread(self._cluster.in_force, lb.node) for lb in lbs))
+        said = [(lb, answer) for lb, answer in zip(lbs, answers, strict=True) if answer is not None]
+        if len(said) == len(lbs):
+            self._pool.seen(answer for lb, answer in said if lb.path or answer.serving)
 
     def _note_settled(self, ring: frozenset[str]) -> None:
         """The ring is at rest: losses of LBs that are not in it are over."""
