@@ -13,10 +13,10 @@ from rich.console import Console
 
 
 def demo(
-    seconds: Annotated[int, typer.Option(min=8, max=3_600, help="Length of each of the three runs.")] = 16,
+    seconds: Annotated[int, typer.Option(min=16, max=3_600, help="Length of each of the three runs.")] = 32,
     long_count: Annotated[int, typer.Option("--long", min=1, max=5_000, help="Long-lived connections.")] = 300,
     short_rate: Annotated[int, typer.Option(min=0, max=1_000, help="Short connections opened a second.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the router's reshuffles, the same in all runs.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of reshuffles and which LB is lost, the same in all runs.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="holdfast, hash_only or local_table; again for more.")] = None,
     logs: Annotated[Path | None, typer.Option(help="Keep the programs' logs in this folder.")] = None,

@@ -18,6 +18,8 @@ KEYS = {
     "broken_backend_gone",
     "backend_changes",
     "ecmp_reshuffles",
+    "lb_losses",
+    "lb_joins",
     "relayed_packets",
     "resolved_flows",
     "tracking_slots_peak",
@@ -35,10 +37,10 @@ def _demo(*arguments: str) -> tuple[int, int, str, str]:
 
 
 @pytest.mark.slow
-def test_no_connection_breaks_while_backends_and_paths_change(tmp_path: Path) -> None:
+def test_no_connection_breaks_while_backends_paths_and_load_balancers_change(tmp_path: Path) -> None:
     file = tmp_path / "demo.json"
     pid, status, out, err = _demo(
-        "--seconds", "10", "--long", "100", "--short-rate", "50", "--json", str(file), "--logs", str(tmp_path)
+        "--seconds", "16", "--long", "100", "--short-rate", "50", "--json", str(file), "--logs", str(tmp_path)
     )
     assert 0 == status, out[-3_000:] + err[-2_000:]
     runs = json.loads(file.read_text())
@@ -46,7 +48,8 @@ def test_no_connection_breaks_while_backends_and_paths_change(tmp_path: Path) ->
     for run in runs.values():
         assert set(run) >= KEYS
         assert run["connections"] > 100
-        assert 9 == run["backend_changes"]
+        assert 15 == run["backend_changes"]
+        assert (1, 1) == (run["lb_losses"], run["lb_joins"])
         assert run["ecmp_reshuffles"] >= 4
     assert 0 == runs["holdfast"]["broken"], runs["holdfast"]
     assert 0 < runs["holdfast"]["relayed_packets"]
@@ -67,7 +70,7 @@ def test_no_connection_breaks_while_backends_and_paths_change(tmp_path: Path) ->
         (("--json", "/tmp"), "--json /tmp: that is a folder; name a file"),
         (
             ("--seconds", "3"),
-            "Invalid value for '--seconds': Input should be greater than or equal to 8. See holdfast --help",
+            "Invalid value for '--seconds': Input should be greater than or equal to 16. See holdfast --help",
         ),
     ],
 )

@@ -16,8 +16,8 @@ from lbpod.lab.chaos.run import Played
 from lbpod.lab.chaos.schedule import How
 from lbpod.lab.chaos.table import comparison
 from lbpod.lab.chaos.verdict import CHAOS, QUIET, Figures, Window, add_failover, double_windows, figures, spread
-from lbpod.lab.chaos.watch import Growth
 from lbpod.lab.chaos.wrk import read_wrk
+from lbpod.lab.counters import Growth
 from lbpod.lab.limits import MS_NS, SECOND_NS
 
 OPTIONS = Options()

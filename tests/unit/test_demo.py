@@ -6,36 +6,52 @@ from collections import deque
 import pytest
 from rich.console import Console
 
-from lbpod.lab.demo.tally import Figures, LbFigures, gather, take_clients
+from lbpod.lab.counters import RELAYED, RESOLVED, TRACKING
+from lbpod.lab.demo.tally import Figures, LbSums, take_clients
 from lbpod.lab.demo.timeline import SECOND_NS, Act, script
 from lbpod.lab.demo.view import Screen, comparison, spark
 
 
-@pytest.mark.parametrize("seconds", [8, 16, 60])
+@pytest.mark.parametrize("seconds", [16, 32, 60])
 @pytest.mark.parametrize("backends", [3, 6, 12])
-def test_script_replaces_every_backend_while_the_router_reshuffles(seconds: int, backends: int) -> None:
+def test_script_replaces_every_backend_twice_while_the_router_reshuffles(seconds: int, backends: int) -> None:
     steps = script(seconds, backends)
     acts = [step.act for step in steps]
     assert sorted(steps) == list(steps)
-    assert backends == acts.count(Act.REPLACE)
+    assert 2 * backends == acts.count(Act.REPLACE)
     assert 1 == acts.count(Act.SCALE_UP) == acts.count(Act.SCALE_DOWN) == acts.count(Act.END_DRAIN)
-    replaced = [step.at_ns for step in steps if step.act is Act.REPLACE]
     reshuffled = [step.at_ns for step in steps if step.act is Act.RESHUFFLE]
-    assert any(replaced[0] < at_ns < replaced[-1] for at_ns in reshuffled), "flows move in the middle of the changes"
-    assert all(seconds * SECOND_NS // 8 <= step.at_ns <= seconds * SECOND_NS * 14 // 16 for step in steps)
+    replaced = [step.at_ns for step in steps if step.act is Act.REPLACE]
+    for part in (replaced[:backends], replaced[backends:]):
+        assert any(part[0] < at_ns < part[-1] for at_ns in reshuffled), "flows move in the middle of the changes"
+    assert all(seconds * SECOND_NS // 18 <= step.at_ns <= seconds * SECOND_NS * 15 // 16 for step in steps)
 
 
 def test_drain_begins_before_it_ends() -> None:
-    order = [step.act for step in script(16, 6)]
+    order = [step.act for step in script(32, 6)]
     assert order.index(Act.SCALE_UP) < order.index(Act.SCALE_DOWN) < order.index(Act.END_DRAIN)
 
 
-def test_figures_of_the_lbs_count_from_the_start_of_the_run() -> None:
+@pytest.mark.parametrize("seconds", [16, 32, 60])
+def test_an_lb_is_lost_and_another_joins_while_backends_are_replaced(seconds: int) -> None:
+    steps = script(seconds, 6)
+    (loss,) = [step.at_ns for step in steps if step.act is Act.LOSS]
+    (join,) = [step.at_ns for step in steps if step.act is Act.JOIN]
+    replaced = [step.at_ns for step in steps if step.act is Act.REPLACE]
+    assert replaced[6] < loss < replaced[7] < join < replaced[-2]
+    assert loss > max(step.at_ns for step in steps if step.act is Act.END_DRAIN), "first the backends alone"
+
+
+def _says(relayed: int, resolved: int, tracking: int) -> dict[str, float]:
+    return {RELAYED: relayed, RESOLVED: resolved, TRACKING: tracking}
+
+
+def test_figures_of_the_lbs_count_from_the_start_of_the_run_and_outlive_those_that_die() -> None:
     figures = Figures()
-    before = [LbFigures(0, 10, 1, 1), LbFigures(0, 20, 2, 1)]
-    gather(figures, [LbFigures(700, 15, 4, 2), LbFigures(900, 25, 4, 2)], before)
-    gather(figures, [LbFigures(0, 16, 4, 3), LbFigures(5, 25, 9, 3)], before)
-    assert (11, 10) == (figures.relayed_packets, figures.resolved_flows)
+    sums = LbSums({"a": _says(10, 1, 0), "b": _says(20, 2, 0)})
+    assert 10 == sums.gather(figures, {"a": _says(15, 4, 700), "b": _says(25, 4, 900)})
+    assert 4 == sums.gather(figures, {"a": _says(16, 4, 0), "c": _says(3, 5, 5)})
+    assert (14, 10) == (figures.relayed_packets, figures.resolved_flows)
     assert (900, 5) == (figures.tracking_slots_peak, figures.tracking_slots_end)
 
 
@@ -59,7 +75,7 @@ def test_broken_connections_keep_their_reasons() -> None:
 def test_comparison_shows_all_runs_side_by_side() -> None:
     out = io.StringIO()
     runs = {"holdfast": Figures(), "hash_only": Figures(broken=12), "local_table": Figures()}
-    Console(width=140, file=out).print(comparison(runs, 16))
+    Console(width=140, file=out).print(comparison(runs, "three ways of balancing"))
     text = out.getvalue()
     assert "Holdfast" in text
     assert "consistent hashing alone" in text

@@ -21,7 +21,6 @@ from enum import Enum
 from typing import Final
 
 from lbpod.lab.chaos.ledger import Join, Kind, Leave, Ledger, Loss
-from lbpod.lab.chaos.options import Options
 from lbpod.lab.chaos.schedule import How, Step
 from lbpod.lab.cluster import PREFIX, Cluster
 from lbpod.lab.errors import LabError
@@ -70,13 +69,14 @@ class Fleet:
     """All LBs of a run. In the event loop's thread."""
 
     def __init__(
-        self, cluster: Cluster, options: Options, ledger: Ledger, rng: random.Random, mark: Callable[[int, int], None]
+        self, cluster: Cluster, router_ms: int, ledger: Ledger, rng: random.Random, mark: Callable[[int, int], None]
     ) -> None:
+        """router_ms: how long the router sends into a lost LB; mark: told of each loss, its number and when it was."""
         self.lbs: list[Lb] = [Lb(node) for node in cluster.lbs]
         self.overdue_count = 0
         """LBs that had to be killed because they did not leave in time."""
         self._cluster = cluster
-        self._options = options
+        self._router_ms = router_ms
         self._ledger = ledger
         self._rng = rng
         self._mark = mark
@@ -139,7 +139,7 @@ class Fleet:
         down = "" if controller_up else ", the controller is dead"
         self._ledger.happened(at_ns, Kind.LOSS, f"{lb.node.name} {step.how}{down}")
         loop = asyncio.get_running_loop()
-        loop.call_later(self._options.router_ms / 1_000, self._router_notices, lb)
+        loop.call_later(self._router_ms / 1_000, self._router_notices, lb)
         if step.how is How.BLIP:
             loop.call_later(step.away_ns / SECOND_NS, self._return, lb)
         elif step.how is How.DESTROYED and self._rng.random() < 0.5:

@@ -104,7 +104,7 @@ class Run:
         ledger = Ledger(time.monotonic_ns())
         checker = self._start_clients(cluster)
         wrk = WrkRun.start(cluster.lab, cluster.lab.clients[1], f"{VIP}:{VIP_PORT}", self._options.wrk_connections)
-        fleet = Fleet(cluster, self._options, ledger, self._rng, checker.mark)
+        fleet = Fleet(cluster, self._options.router_ms, ledger, self._rng, checker.mark)
         programs = Programs(cluster, fleet, self._options, ledger, self._rng)
         pool = Pool(cluster, self._options, ledger, self._rng, checker)
         watch = Watch(cluster, fleet, ledger, checker, pool)

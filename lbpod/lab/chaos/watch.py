@@ -11,35 +11,17 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from lbpod.lab.chaos.fleet import Fleet, Standing
 from lbpod.lab.chaos.ledger import Ledger, Sample
 from lbpod.lab.chaos.pool import Pool
 from lbpod.lab.chaos.ringlog import RING_PHASES
 from lbpod.lab.cluster import CONTROLLER_PORT, Cluster
+from lbpod.lab.counters import RELAYED, RESOLVED, TRACKING, Growth
 from lbpod.lab.errors import LabError
 from lbpod.lab.limits import SECOND_NS
 from lbpod.lab.workload import CheckerRun
-
-RELAYED: Final = 'holdfast_packets_total{verdict="relayed"}'
-RESOLVED: Final = "holdfast_resolved_flows_total"
-TRACKING: Final = "holdfast_tracking_slots"
-
-
-class Growth:
-    """How much a counter that many keep has grown, whoever of them dies, restarts from 0 or comes new."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-
-    def add(self, values: dict[str, float]) -> int:
-        grown = 0.0
-        for name in sorted(values):
-            before = self._last.get(name, 0.0)
-            grown += values[name] - before if values[name] >= before else values[name]
-            self._last[name] = values[name]
-        return int(grown)
 
 
 class Watch:

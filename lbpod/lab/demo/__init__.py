@@ -4,5 +4,5 @@ Why it exists: a promise is believed when it is seen. The same script of changes
 once with Holdfast and twice with what is common today, and every answer that a client gets is compared byte by byte.
 
 ``timeline`` decides what happens when, ``stage`` does it to real programs in the lab, ``tally`` counts, ``view`` shows,
-``show`` is the loop that joins them.
+``show`` is the loop that joins them. Load balancers are lost and come as in ``lbpod.lab.chaos``.
 """

@@ -1,8 +1,10 @@
 """The show: the loop that plays the script, looks, counts and draws; three runs, one table, one exit status.
 
-Why one loop at ten looks a second and no threads of its own: the order of what happened is then the order of the lines.
+Why one loop: the order of what happened is then the order of the lines. It shares its event loop with the fleet of LBs
+(``lbpod.lab.chaos.fleet``), which waits for moments of its own: the router's reaction to a loss, an agent's /readyz.
 """
 
+import asyncio
 import json
 import random
 import time
@@ -13,11 +15,15 @@ from typing import Final
 
 from rich.console import Console
 
+from lbpod.lab.chaos.fleet import Fleet, Standing
+from lbpod.lab.chaos.ledger import Kind, Ledger
+from lbpod.lab.chaos.schedule import Act as Chaos, How, Step as ChaosStep
 from lbpod.lab.cluster import PREFIX, TITLES, VIP, VIP_PORT, bpf_object
 from lbpod.lab.demo.stage import Stage, on_stage
-from lbpod.lab.demo.tally import Figures, LbFigures, gather, take_clients
+from lbpod.lab.demo.tally import Figures, LbSums, take_clients
 from lbpod.lab.demo.timeline import SECOND_NS, Act, script
 from lbpod.lab.demo.view import Screen, comparison, live
+from lbpod.lab.errors import LabError
 from lbpod.lab.topology import Lab
 from lbpod.lab.workload import CheckerRun
 
@@ -28,6 +34,16 @@ LOOK_EVERY_NS: Final = 500_000_000
 STEP_NS: Final = 50_000_000
 REST_NS_MAX: Final = 6 * SECOND_NS
 """How long the cluster gets to come to rest (no slot tracking) once the clients have left."""
+JOIN_NS_MAX: Final = 20 * SECOND_NS
+"""How long a run goes on for an LB that has not got into its place when the script has ended."""
+ROUTER_MS: Final = 300
+"""How long the router sends into a destroyed LB, as with BFD."""
+TIMEOUT_MS: Final = 10_000
+"""A request without an answer for so long has broken its connection: where a packet is lost, TCP's pauses double."""
+JOINS: Final = 1
+"""Of each run."""
+LINES: Final = frozenset({Kind.LOSS, Kind.OUT, Kind.JOIN, Kind.BACK})
+"""What the audience is told of the LBs."""
 
 RUNS: Final = tuple(TITLES)
 """Runs of the show, as named in the JSON file."""
@@ -40,14 +56,14 @@ EXIT_BROKEN: Final = 1
 class Options:
     """What can be chosen about the show."""
 
-    seconds: int = 16
+    seconds: int = 32
     """Length of each run."""
     long_count: int = 300
     """Long-lived connections."""
     short_rate: int = 100
     """Short connections opened a second."""
     seed: int = 1
-    """Of the router's reshuffles: the same in all runs."""
+    """Of the router's reshuffles, and which LB is lost: the same in all runs."""
     json_file: Path | None = None
     runs: Sequence[str] = RUNS
     log_dir: Path | None = None
@@ -63,58 +79,115 @@ class Run:
         self._screen = screen
         self._figures = screen.figures
         self._rng = random.Random(options.seed)
-        self._last_relayed = 0
+        self._ledger = Ledger(time.monotonic_ns())
+        self._told = 0
+        """Events of the ledger that the audience has been told."""
+        self._start_ns = 0
 
     def play(self) -> None:
-        """From the first connection to the last look."""
-        before = self._stage.look()
+        """From the first connection to the last look. Raises LabError."""
+        asyncio.run(self._play())
+
+    async def _play(self) -> None:
+        stage = self._stage
+        sums = LbSums(stage.look(stage.lbs))
         checker = CheckerRun.start(
-            self._stage.lab,
+            stage.lab,
             f"{VIP}:{VIP_PORT}",
             long_count=self._options.long_count,
             short_rate=self._options.short_rate,
+            timeout_ms=TIMEOUT_MS,
         )
-        self._stage.checker = checker
-        start_ns = time.monotonic_ns()
-        steps = list(script(self._options.seconds, BACKEND_COUNT))
-        next_look_ns = start_ns + LOOK_EVERY_NS
-        end_ns = start_ns + self._options.seconds * SECOND_NS
-        while (now_ns := time.monotonic_ns()) < end_ns:
-            while steps and start_ns + steps[0].at_ns <= now_ns:
-                self._step(steps.pop(0).act)
-            if now_ns >= next_look_ns:
-                next_look_ns = now_ns + LOOK_EVERY_NS
-                self._look(checker, before, start_ns)
-            time.sleep(STEP_NS / SECOND_NS)
-        self._look(checker, before, start_ns)
-        take_clients(self._figures, checker.stop())
-        self._figures.seconds = round((time.monotonic_ns() - start_ns) / SECOND_NS, 1)
-        self._screen.happened("the clients leave")
-        rest_ns = time.monotonic_ns() + REST_NS_MAX
-        while self._look(checker, before, start_ns) and time.monotonic_ns() < rest_ns:
-            time.sleep(LOOK_EVERY_NS / SECOND_NS)
+        stage.checker = checker
+        fleet = Fleet(stage, ROUTER_MS, self._ledger, random.Random(f"LBs {self._options.seed}"), lambda *_: None)
+        fleet.watch()
+        self._start_ns = time.monotonic_ns()
+        looks = asyncio.create_task(self._look_on(checker, fleet, sums))
+        try:
+            await self._script(fleet, looks)
+            looks.cancel()
+            take_clients(self._figures, checker.stop())
+            self._figures.seconds = round((time.monotonic_ns() - self._start_ns) / SECOND_NS, 1)
+            self._screen.happened("the clients leave")
+            await self._rest(checker, fleet, sums)
+        finally:
+            fleet.stop()
 
-    def _step(self, act: Act) -> None:
-        if act is Act.RESHUFFLE:
-            moved = self._stage.lab.router.reshuffle(PREFIX, self._rng)
-            self._figures.ecmp_reshuffles += 1
-            self._screen.happened(f"{act.value}: {moved:.0%} of all flows arrive at another LB")
-        else:
-            what = self._stage.play(act)
-            self._figures.backend_changes += 1
-            self._screen.happened(f"{act.value}: {what}")
+    async def _script(self, fleet: Fleet, looks: asyncio.Task[None]) -> None:
+        """All steps, and then until every LB is in its place."""
+        end_ns = self._start_ns + self._options.seconds * SECOND_NS
+        async with asyncio.TaskGroup() as group:
+            for step in script(self._options.seconds, BACKEND_COUNT):
+                await self._sleep_until(self._start_ns + step.at_ns, looks)
+                self._step(step.act, fleet, group)
+        await self._sleep_until(end_ns, looks)
+        while not fleet.settled:
+            if time.monotonic_ns() > end_ns + JOIN_NS_MAX:
+                raise LabError(f"the new load balancer is not ready {JOIN_NS_MAX // SECOND_NS} s after all was over")
+            await fleet.join()
+            await self._sleep_until(time.monotonic_ns() + LOOK_EVERY_NS, looks)
 
-    def _look(self, checker: CheckerRun, before: list[LbFigures], start_ns: int) -> bool:
+    async def _sleep_until(self, at_ns: int, looks: asyncio.Task[None]) -> None:
+        """Ends at once with what went wrong in the looks."""
+        await asyncio.wait({looks}, timeout=max(0, at_ns - time.monotonic_ns()) / SECOND_NS)
+        if looks.done():
+            await looks
+
+    def _step(self, act: Act, fleet: Fleet, group: asyncio.TaskGroup) -> None:
+        figures = self._figures
+        match act:
+            case Act.RESHUFFLE:
+                moved = self._stage.lab.router.reshuffle(PREFIX, self._rng)
+                figures.ecmp_reshuffles += 1
+                self._screen.happened(f"{act.value}: {moved:.0%} of all flows arrive at another LB")
+            case Act.LOSS:
+                loss = ChaosStep(0, 0, Chaos.LOSS, How.DESTROYED)
+                group.create_task(fleet.lose(loss, controller_up=lambda: True))
+            case Act.JOIN:
+                group.create_task(fleet.join())
+            case _:
+                what = self._stage.play(act)
+                figures.backend_changes += 1
+                self._screen.happened(f"{act.value}: {what}")
+
+    async def _rest(self, checker: CheckerRun, fleet: Fleet, sums: LbSums) -> None:
+        """Until no slot tracks any more, or for as long as the audience may be asked to wait."""
+        end_ns = time.monotonic_ns() + REST_NS_MAX
+        while await self._look(checker, fleet, sums):
+            if time.monotonic_ns() > end_ns:
+                return
+            await asyncio.sleep(LOOK_EVERY_NS / SECOND_NS)
+
+    # --- What the audience sees ---------------------------------------------------------------------------------------
+    async def _look_on(self, checker: CheckerRun, fleet: Fleet, sums: LbSums) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_NS / SECOND_NS)
+            await self._look(checker, fleet, sums)
+
+    async def _look(self, checker: CheckerRun, fleet: Fleet, sums: LbSums) -> bool:
         """Takes the newest figures; True while slots are tracking."""
+        figures = self._figures
+        lbs = [lb for lb in fleet.lbs if lb.standing is not Standing.LOST]
+        for lb in lbs:
+            if not (agent := self._stage.agents[lb.node.name]).alive:
+                raise LabError(f"the agent of {lb.node.name} has ended: {agent.log_text().strip()[-800:]}")
+        said = await asyncio.to_thread(self._stage.look, [lb.node for lb in lbs])
         newest = checker.poll()
         if newest is not None:
-            take_clients(self._figures, newest)
-        gather(self._figures, self._stage.look(), before)
-        relayed = self._figures.relayed_packets - self._last_relayed
-        self._last_relayed = self._figures.relayed_packets
-        elapsed = (time.monotonic_ns() - start_ns) / SECOND_NS
-        self._screen.looked(elapsed, self._figures.tracking_slots_end, relayed)
-        return self._figures.tracking_slots_end > 0
+            take_clients(figures, newest)
+        relayed = sums.gather(figures, said)
+        figures.lb_losses = len(self._ledger.losses)
+        figures.lb_joins = sum(join.ready_ns is not None for join in self._ledger.joins)
+        self._tell_of_lbs()
+        self._screen.looked((time.monotonic_ns() - self._start_ns) / SECOND_NS, figures.tracking_slots_end, relayed)
+        return figures.tracking_slots_end > 0
+
+    def _tell_of_lbs(self) -> None:
+        for event in self._ledger.events[self._told :]:
+            if event.kind in LINES:
+                self._screen.happened(f"{event.kind}: {event.what}")
+        self._told = len(self._ledger.events)
 
 
 def show(options: Options, console: Console) -> int:
@@ -124,13 +197,14 @@ def show(options: Options, console: Console) -> int:
         tell: Callable[[str], None] = status.update if console.is_terminal else console.print
         with (
             Lab(nodes=LB_COUNT + HOST_COUNT, log_dir=options.log_dir) as lab,
-            on_stage(lab, LB_COUNT, BACKEND_COUNT) as stage,
+            on_stage(lab, LB_COUNT, BACKEND_COUNT, JOINS * len(options.runs)) as stage,
         ):
-            lab.router.set_ecmp(PREFIX, [*stage.lbs])
+            lab.router.believe_dead_links()
             for name in options.runs:
                 tell(f"{TITLES[name]}: starting agents and controller ...")
                 figures = Figures()
                 stage.reset(BACKEND_COUNT)
+                lab.router.set_ecmp(PREFIX, [*stage.lbs])
                 stage.start(bpf_object(name))
                 stage.wait_ready()
                 status.stop()
@@ -142,7 +216,12 @@ def show(options: Options, console: Console) -> int:
                 stage.stop()
                 results[name] = figures
                 status.start()
-    console.print(comparison(results, options.seconds))
+    return conclude(results, options, console, f"The same {options.seconds} seconds, three ways of balancing")
+
+
+def conclude(results: dict[str, Figures], options: Options, console: Console, title: str) -> int:
+    """The table and the file; returns the exit status."""
+    console.print(comparison(results, title))
     if options.json_file is not None:
         document = {name: figures.as_json() for name, figures in results.items()}
         options.json_file.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,13 +1,15 @@
-"""What a step of the demo's timeline does to the cluster, and what the audience reads off the LBs meanwhile."""
+"""What a step of the demo's timeline does to the backends, and what the audience reads off the LBs meanwhile.
 
-from collections.abc import Iterator
+LBs are lost and come as in a chaos run (``lbpod.lab.chaos.fleet``).
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from lbpod.lab.cluster import Cluster, ClusterOptions, Served
-from lbpod.lab.demo.tally import LbFigures
+from lbpod.lab.demo.tally import Said
 from lbpod.lab.demo.timeline import Act
-from lbpod.lab.errors import LabError
 from lbpod.lab.topology import Lab, Node
 from lbpod.lab.workload import CheckerRun
 
@@ -24,9 +26,9 @@ class Stage(Cluster):
         self.drained: list[Served] = []  # those that END_DRAIN will remove
         self.checker: CheckerRun | None = None
 
-    def prepare(self, backend_count: int) -> None:
-        """Certificates, servers, config file."""
-        self.mint([node.name for node in self.lab.nodes])
+    def prepare(self, backend_count: int, node_count: int) -> None:
+        """Certificates for so many nodes, those that are yet to come included; servers; config file."""
+        self.mint([f"node{number + 1}" for number in range(node_count)])
         for _ in range(backend_count):
             self.add_backend()
         self.write_config()
@@ -40,7 +42,7 @@ class Stage(Cluster):
         self.lab.remove_pod(served.backend.pod)
 
     def play(self, act: Act) -> str:
-        """Plays a step (all but RESHUFFLE); returns what happened in a few words."""
+        """Plays a change of the backends; returns what happened in a few words."""
         ready = [one for one in self.served if not one.draining]
         match act:
             case Act.SCALE_UP:
@@ -64,8 +66,8 @@ class Stage(Cluster):
                 ready[0].draining = True
                 self.write_config()
                 return f"{ready[0].backend.name} -> {new.name}"
-            case Act.RESHUFFLE:
-                raise AssertionError("the router reshuffles, not the stage")
+            case Act.RESHUFFLE | Act.LOSS | Act.JOIN:
+                raise AssertionError("what happens to router and LBs is not the stage's")
 
     def reset(self, backend_count: int) -> None:
         """After a run: only so many backends, none draining, so that the next run begins like the last one."""
@@ -80,28 +82,18 @@ class Stage(Cluster):
             self.add_backend()
         self.write_config()
 
-    def look(self) -> list[LbFigures]:
-        """What the LBs' /metrics say now."""
-        return [self._figures(node) for node in self.lbs]
-
-    def _figures(self, node: Node) -> LbFigures:
-        values = self.metrics(node)
-        if values is None:
-            raise LabError(f"{node.name} does not answer /metrics")
-        return LbFigures(
-            tracking_slots=int(values.get("holdfast_tracking_slots", 0)),
-            relayed_packets=int(values.get('holdfast_packets_total{verdict="relayed"}', 0)),
-            resolved_flows=int(values.get("holdfast_resolved_flows_total", 0)),
-            generation=int(values.get('holdfast_generation{phase="committed"}', 0)),
-        )
+    def look(self, lbs: Iterable[Node]) -> Said:
+        """What the /metrics of these LBs say now, of those that answer."""
+        said = {node.name: self.metrics(node) for node in lbs}
+        return {name: values for name, values in said.items() if values is not None}
 
 
 @contextmanager
-def on_stage(lab: Lab, lb_count: int, backend_count: int) -> Iterator[Stage]:
+def on_stage(lab: Lab, lb_count: int, backend_count: int, joins_max: int) -> Iterator[Stage]:
     """A stage with certificates and servers; whatever has been started on it is stopped in any case."""
     stage = Stage(lab, lb_count)
     try:
-        stage.prepare(backend_count)
+        stage.prepare(backend_count, len(lab.nodes) + joins_max)
         yield stage
     finally:
         stage.stop()

@@ -4,8 +4,13 @@ Decides only how figures add up. Those of the clients come from the checker, tho
 so the table shows what anybody could have read from outside.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+
+from lbpod.lab.counters import RELAYED, RESOLVED, TRACKING, Growth
+
+Said = Mapping[str, Mapping[str, float]]
+"""Node name -> what the LB's /metrics says, of the LBs that answer."""
 
 
 @dataclass
@@ -24,6 +29,10 @@ class Figures:
     """Broken before any backend had answered, just when one was removed: nobody can tell."""
     backend_changes: int = 0
     ecmp_reshuffles: int = 0
+    lb_losses: int = 0
+    """LBs that were destroyed."""
+    lb_joins: int = 0
+    """LBs that came new and took traffic."""
     relayed_packets: int = 0
     resolved_flows: int = 0
     """Flows that LBs asked their owners about, and got an answer."""
@@ -41,24 +50,27 @@ class Figures:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class LbFigures:
-    """One LB at one moment, as its /metrics says."""
+class LbSums:
+    """What the LBs of one run have counted since it began, those that died included."""
 
-    tracking_slots: int
-    relayed_packets: int
-    resolved_flows: int
-    generation: int
+    def __init__(self, before: Said) -> None:
+        """before: what they say when the run begins."""
+        self._relayed, self._resolved = Growth(), Growth()
+        self._grown(before)
 
+    def _grown(self, said: Said) -> tuple[int, int]:
+        relayed = self._relayed.add({name: values.get(RELAYED, 0) for name, values in said.items()})
+        resolved = self._resolved.add({name: values.get(RESOLVED, 0) for name, values in said.items()})
+        return relayed, resolved
 
-def gather(figures: Figures, lbs: Iterable[LbFigures], before: Iterable[LbFigures]) -> None:
-    """Adds what all LBs say to the figures of the run; `before`: what they said when the run began."""
-    now, then = list(lbs), list(before)
-    assert len(now) == len(then), "the same LBs before and after"
-    figures.relayed_packets = sum(one.relayed_packets for one in now) - sum(one.relayed_packets for one in then)
-    figures.resolved_flows = sum(one.resolved_flows for one in now) - sum(one.resolved_flows for one in then)
-    figures.tracking_slots_end = max((one.tracking_slots for one in now), default=0)
-    figures.tracking_slots_peak = max(figures.tracking_slots_peak, figures.tracking_slots_end)
+    def gather(self, figures: Figures, said: Said) -> int:
+        """Adds what the LBs say now to the figures of the run. Returns the packets relayed since the last time."""
+        relayed, resolved = self._grown(said)
+        figures.relayed_packets += relayed
+        figures.resolved_flows += resolved
+        figures.tracking_slots_end = max((int(values.get(TRACKING, 0)) for values in said.values()), default=0)
+        figures.tracking_slots_peak = max(figures.tracking_slots_peak, figures.tracking_slots_end)
+        return relayed
 
 
 def take_clients(figures: Figures, counters: dict[str, object]) -> None:

@@ -69,6 +69,7 @@ class Screen:
         table.add_row("backend gone", f"{figures.broken_backend_gone:,}", "their pod was removed: nobody could help")
         table.add_row("backend changes", f"{figures.backend_changes:,}", "")
         table.add_row("ECMP reshuffles", f"{figures.ecmp_reshuffles:,}", "")
+        table.add_row("LBs lost, joined", f"{figures.lb_losses}, {figures.lb_joins}", "")
         table.add_row("tracking slots", f"{_last(self.tracking):,}", Text(spark(self.tracking), style="yellow"))
         table.add_row("packets relayed", f"{figures.relayed_packets:,}", Text(spark(self.relayed), style="cyan"))
         table.add_row("flows resolved", f"{figures.resolved_flows:,}", "asked of their owners")
@@ -100,9 +101,9 @@ def _last(values: deque[int]) -> int:
     return values[-1] if values else 0
 
 
-def comparison(runs: dict[str, Figures], seconds: float) -> Table:
+def comparison(runs: dict[str, Figures], title: str) -> Table:
     """The runs side by side."""
-    table = Table(title=f"The same {seconds:.0f} seconds, three ways of balancing", title_style="bold")
+    table = Table(title=title, title_style="bold")
     table.add_column("")
     for name in runs:
         table.add_column(TITLES[name], justify="right", style="bold" if name == "holdfast" else "")
@@ -114,6 +115,7 @@ def comparison(runs: dict[str, Figures], seconds: float) -> Table:
     row("  long-lived, open at the end", *(f"{one.long_lived:,}" for one in runs.values()))
     row("backend changes", *(f"{one.backend_changes:,}" for one in runs.values()))
     row("ECMP reshuffles", *(f"{one.ecmp_reshuffles:,}" for one in runs.values()))
+    row("LBs destroyed / joined", *(f"{one.lb_losses} / {one.lb_joins}" for one in runs.values()))
     row("BROKEN, though the backend lived", *(_broken(one.broken) for one in runs.values()))
     row("broken, backend gone", *(f"{one.broken_backend_gone:,}" for one in runs.values()))
     row("broken, nobody can tell", *(f"{one.broken_unattributed:,}" for one in runs.values()))
