@@ -5,11 +5,15 @@ drained, the doom of the next one, and else a random edit (drain, serve again, a
 as often as it is told to, and yet most connections live for minutes: what breaks because its backend is gone proves
 nothing.
 
-A doomed backend is removed only once every LB that may send new flows forwards by a config in which it drains
-(``lbpod.lab.in_force``), and a timeout has passed since. The checking client is told so, and then excuses no connection
-that never got an answer. A crash is different: a backend dies with its pod, silently, and the config says so half a
-second later. Until every LB that may send new flows forwards by that config, they may be sent to the dead backend,
-which nobody but the control plane can help; those that never got an answer are counted apart.
+A doomed backend is taken out of the config only once every LB that may send new flows forwards by a config in which it
+drains (``lbpod.lab.in_force``), and a timeout has passed since; and its pod goes only once they all forward by one
+without it. The checking client is told so, and then excuses no connection that never got an answer. (One that drains
+may still get new flows: while a replica of a slot is believed down, the other one sends them to base, where every LB
+would look for them. That can last until a lost LB is out of the ring.)
+
+A crash is different: a backend dies with its pod, silently, and the config says so half a second later. Until every LB
+that may send new flows forwards by that config, they may be sent to the dead backend, which nobody but the control
+plane can help; those that never got an answer are counted apart.
 
 Tried and dropped: counting generations. Changes of the ring make generations, too, with the old backends in them, so a
 dead backend was taken for forgotten while new connections still went to it, and 40 of 3,997 were held against living
@@ -56,6 +60,14 @@ class Doomed:
     """Since when no LB can have sent it a new flow."""
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """A backend that the config does not have any more, and whose pod still runs. edition: of the first one without."""
+
+    served: Served
+    edition: int
+
+
 class Pool:
     """In the event loop's thread; changes one at a time."""
 
@@ -69,6 +81,7 @@ class Pool:
         self._checker = checker
         self._doomed: list[Doomed] = []
         self._ghosts: list[Ghost] = []
+        self._outgoing: list[Outgoing] = []
         self._next_doom_ns = time.monotonic_ns() + self._doom_period_ns // 2
         self._busy = asyncio.Lock()
 
@@ -80,9 +93,9 @@ class Pool:
     @property
     def is_waiting(self) -> bool:
         """True where it matters what the LBs forward by."""
-        return bool(self._ghosts) or any(doomed.clear_ns is None for doomed in self._doomed)
+        return bool(self._ghosts or self._outgoing) or any(doomed.clear_ns is None for doomed in self._doomed)
 
-    def seen(self, everybody: Iterable[InForce]) -> None:
+    async def seen(self, everybody: Iterable[InForce]) -> None:
         """What every LB that may send new flows forwards by."""
         all_of_them = list(everybody)
         if not all_of_them:
@@ -94,6 +107,9 @@ class Pool:
         for ghost in [one for one in self._ghosts if is_out(one.served.place, one.edition, all_of_them)]:
             self._ghosts.remove(ghost)
             self._checker.forgotten(ghost.served.backend.name)
+        for one in [one for one in self._outgoing if is_out(one.served.place, one.edition, all_of_them)]:
+            self._outgoing.remove(one)
+            await asyncio.to_thread(self._cluster.lab.remove_pod, one.served.backend.pod)
 
     async def change(self) -> None:
         """One change."""
@@ -122,7 +138,7 @@ class Pool:
             return f"+ {(await self._add()).backend.name}"
         for doomed in self._doomed:
             if doomed.clear_ns is not None and now_ns >= doomed.clear_ns:
-                await self._remove(doomed.served)
+                self._remove(doomed.served)
                 return f"- {doomed.served.backend.name}"
         if now_ns >= self._next_doom_ns and len(self._serving()) > self._serving_min:
             self._next_doom_ns = now_ns + self._doom_period_ns
@@ -164,12 +180,11 @@ class Pool:
         self._cluster.served.append(served)
         return served
 
-    async def _remove(self, served: Served) -> None:
-        """The config first, then the pod: as an orchestrator does."""
+    def _remove(self, served: Served) -> None:
+        """Out of the config; the pod follows."""
         self._checker.gone(served.backend.name, drained=True)
         self._take_out(served)
-        self._cluster.write_config()
-        await asyncio.to_thread(self._cluster.lab.remove_pod, served.backend.pod)
+        self._outgoing.append(Outgoing(served, self._cluster.write_config()))
 
     def _remove_silently(self, pod: Pod) -> None:
         self._cluster.lab.remove_pod(pod, silent=True)

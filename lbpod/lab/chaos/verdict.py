@@ -120,6 +120,8 @@ class Figures:
     """Processors, and load average when the run ended: a machine with more to do than it can makes packets late, and
     what follows from that is not what a run is about."""
     options: dict[str, object] = field(default_factory=dict)
+    events: list[tuple[float, str, str]] = field(default_factory=list)
+    """What happened: seconds since the start, kind, details."""
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -172,6 +174,7 @@ def figures(
         resolved_flows=sum(sample.resolved for sample in ledger.samples),
         tracking_slots_peak=max((slots for one in ledger.samples for slots in one.tracking.values()), default=0),
         options=asdict(options),
+        events=[(round(ledger.since_start(one.at_ns), 2), str(one.kind), one.what) for one in ledger.events],
     )
     _add_times(result, ledger)
     result.latency_us = latency(ledger)

@@ -93,7 +93,7 @@ class Watch:
         answers = await asyncio.gather(*(asyncio.to_thread(self._cluster.in_force, lb.node) for lb in lbs))
         said = [(lb, answer) for lb, answer in zip(lbs, answers, strict=True) if answer is not None]
         if len(said) == len(lbs):
-            self._pool.seen(answer for lb, answer in said if lb.path or answer.serving)
+            await self._pool.seen(answer for lb, answer in said if lb.path or answer.serving)
 
     def _note_settled(self, ring: frozenset[str]) -> None:
         """The ring is at rest: losses of LBs that are not in it are over."""
