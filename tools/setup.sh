@@ -3,6 +3,8 @@
 #
 #   tools/setup.sh tools      what `make check` needs: a compiler for BPF, Python packages
 #   tools/setup.sh machine    that, and what moves packets: root, a kernel with BPF and namespaces, nginx, wrk, ...
+#   tools/setup.sh demo       that, where the machine may move packets; where it may not (no root, no BPF), the Python
+#                             packages alone, which need no root, and exit status 3: the demo then runs in the simulator
 #
 # Written for a fresh Debian 12; it asks for facts (is there an `nginx`?), not for package names, so that any machine
 # that has them will do. Where it cannot go on it says so in one sentence and exits 1. The second run takes a fraction
@@ -13,7 +15,7 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-level=${1:?usage: tools/setup.sh tools|machine}
+level=${1:?usage: tools/setup.sh tools|machine|demo}
 log=build/setup.log
 
 cannot() {
@@ -106,10 +108,11 @@ find_python() {
 
 look_for_missing() {
 	missing=()
+	need python3-venv find_python
+	[ "$level" != python ] || return 0
 	need clang-16 tools/find-clang.sh
 	need libbpf-dev test -e /usr/include/bpf/bpf_helpers.h
 	need linux-libc-dev test -e "/usr/include/$(uname -m)-linux-gnu/asm/types.h"
-	need python3-venv find_python
 	[ "$level" = machine ] || return 0
 	need libbpf1 has_library libbpf.so.1
 	need bpftool command -v bpftool
@@ -170,13 +173,32 @@ install_python_packages() {
 
 # ---------------------------------------------------------------------------------------------------------------
 
-[ "$level" = tools ] || check_root
+# Asked instead of the stamp: who may write nothing here can still use what somebody else has installed.
+can_import_the_show() { .venv/bin/python -c 'import lbpod.lab.demo.show, lbpod.simulator.baselines' 2>/dev/null; }
+
+# simulate SENTENCE: the demo goes on without real packets, with nothing but Python; this is why.
+simulate() {
+	level=python
+	echo "==> no real packets here: ${1#holdfast: cannot go on: }"
+	! can_import_the_show || exit 3
+}
+
+can_simulate=no
+if [ "$level" = demo ]; then
+	can_simulate=yes
+	level=machine
+	lack=$( (check_root && check_kernel) 2>&1) || simulate "$lack"
+fi
+[ "$level" != machine ] || check_root
 { mkdir -p build && : >>build/setup.lock && : >>"$log"; } 2>/dev/null ||
 	cannot "build/ cannot be written here by $(id -un); run it again with sudo, or as who owns it."
 exec 9>build/setup.lock
 flock -w 600 9 || cannot "another set-up has been running here for ten minutes (it holds build/setup.lock)."
 : >"$log"
-[ "$level" = tools ] || check_kernel
+[ "$level" != machine ] || check_kernel
 install_missing
 install_python_packages
-[ "$level" = tools ] || check_bpf_allowed
+if [ "$level" = machine ]; then
+	lack=$( (check_bpf_allowed) 2>&1) || { [ $can_simulate = yes ] && simulate "$lack"; } || cannot "${lack#holdfast: cannot go on: }"
+fi
+[ "$level" != python ] || exit 3

@@ -1,15 +1,19 @@
 """`holdfast demo`: options, a look at the machine, and the show.
 
-Apart from ``main`` so that the command line of a pod does not know the lab; where the machine cannot run it, one
-sentence says what it lacks, and the exit status is 1.
+Apart from ``main`` so that the command line of a pod does not know the lab. Where the machine cannot move packets, the
+first sentence says why, and the show is played in the simulator: a program of its own (``lbpod.lab.demo.__main__``).
 """
 
-import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from lbpod.lab.demo.show import Options
 
 
 def demo(
@@ -21,23 +25,18 @@ def demo(
     only: Annotated[list[str] | None, typer.Option(help="holdfast, hash_only or local_table; again for more.")] = None,
     logs: Annotated[Path | None, typer.Option(help="Keep the programs' logs in this folder.")] = None,
 ) -> None:
-    """Balance real connections over real backends while both change, beside two baselines. Needs root."""
+    """Keep connections open while backends and load balancers change, beside two baselines. Without root: simulated."""
+    from lbpod.lab.demo.machine import lack
     from lbpod.lab.demo.show import EXIT_BROKEN, RUNS, Options, show
     from lbpod.lab.errors import LabError
 
     unknown = sorted(set(only or ()) - set(RUNS))
     if unknown:
-        typer.echo(f"holdfast: --only {unknown[0]} is not known; use {', '.join(RUNS)}", err=True)
-        raise typer.Exit(2)
+        _fail(f"--only {unknown[0]} is not known; use {', '.join(RUNS)}", 2)
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        typer.echo(f"holdfast: --json {json_file}: there is no folder {json_file.absolute().parent}", err=True)
-        raise typer.Exit(2)
+        _fail(f"--json {json_file}: there is no folder {json_file.absolute().parent}", 2)
     if json_file is not None and json_file.is_dir():
-        typer.echo(f"holdfast: --json {json_file}: that is a folder; name a file", err=True)
-        raise typer.Exit(2)
-    if os.geteuid() != 0:
-        typer.echo("holdfast: the demo makes network namespaces and loads BPF programs; run it as root", err=True)
-        raise typer.Exit(1)
+        _fail(f"--json {json_file}: that is a folder; name a file", 2)
     options = Options(
         seconds=seconds,
         long_count=long_count,
@@ -48,12 +47,29 @@ def demo(
         log_dir=logs,
     )
     try:
-        status = show(options, Console())
+        why = lack()
+        status = _simulate(options, why) if why else show(options, Console())
     except LabError as error:
-        typer.echo(f"holdfast: {error}", err=True)
-        raise typer.Exit(1) from error
+        _fail(str(error), 1)
     if status == EXIT_BROKEN:
         typer.echo("holdfast: our own run broke connections whose backend lived; that must not happen", err=True)
+    raise typer.Exit(status)
+
+
+def _simulate(options: "Options", why: str) -> int:
+    """The show without packets; why: what is lacking for them."""
+    typer.echo(f"No real packets here: {why}. So the same script is played in the simulator, on virtual time:")
+    typer.echo("Holdfast's own decisions, all of them, beside a model of each of the two baselines.")
+    argv = [sys.executable, "-m", "lbpod.lab.demo", "--seconds", str(options.seconds), "--seed", str(options.seed)]
+    argv += ["--long", str(options.long_count), "--short-rate", str(options.short_rate)]
+    argv += ["--json", str(options.json_file)] if options.json_file is not None else []
+    for name in options.runs:
+        argv += ["--only", name]
+    return subprocess.run(argv, check=False).returncode
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    typer.echo(f"holdfast: {sentence}", err=True)
     raise typer.Exit(status)
 
 

@@ -50,11 +50,11 @@ class SharedTables(Tables):
 class Cluster:
     """What one seed makes."""
 
-    def __init__(self, seed: int, keeps: bool) -> None:
-        """keeps: a transcript is wanted."""
+    def __init__(self, seed: int, keeps: bool, odds: Odds | None = None) -> None:
+        """keeps: a transcript is wanted. odds: None: drawn from the seed."""
         self.seed = seed
-        self.odds: Odds = draw(self.dice("odds"))
-        of = ClusterOf(VNI, self.dice("hashes").getrandbits(32))
+        self.odds: Odds = odds or draw(self.dice("odds"))
+        self.of = of = ClusterOf(VNI, self.dice("hashes").getrandbits(32))
         self.timeline = Timeline()
         self.transcript = Transcript(self.timeline, keeps)
         self.network = Network(self.timeline, self.odds, self.dice("network"))

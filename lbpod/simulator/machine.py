@@ -49,6 +49,7 @@ from lbpod.core.messages import (
     LeaveWanted,
     LookNat,
     PendingDrained,
+    PutCache,
     Refuse,
     Remember,
     Reply,
@@ -173,6 +174,8 @@ class Machine:
         """Its agent says so (/readyz), or said so when it was asked last."""
         self.life = 0
         """Grows with each start of the agent: what an earlier one has asked is answered to nobody."""
+        self.resolved_flows = 0
+        """Flows for which a peer's answer went into the cache."""
         self._numbers = itertools.count(1)
         self._writes_count = 0
         self._stalled_ns = 0
@@ -436,6 +439,8 @@ class Machine:
                 self._writes_count, self._unchecked = self._writes_count + 1, True
             case _:
                 event = self.applier.apply(effect)
+                if isinstance(effect, PutCache):
+                    self.resolved_flows += len(effect.flows)
                 if isinstance(effect, Configure):
                     both = (effect.committed, effect.prepared)
                     self._names = {node.id: node.name for one in both if one is not None for node in one.nodes}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbpod.lab.registry import base36, namespaces_of
+from tests.tidy.sources import ROOT
 
 pytestmark = pytest.mark.root
 
@@ -60,6 +61,22 @@ def test_no_connection_breaks_while_backends_paths_and_load_balancers_change(tmp
         assert 0 == runs[baseline]["relayed_packets"]
     assert "BROKEN" in out
     assert [] == namespaces_of("hf" + base36(pid)), "the demo removes what it made"
+
+
+@pytest.mark.slow
+def test_where_no_packets_can_be_had_make_demo_says_so_first_and_plays_in_the_simulator(tmp_path: Path) -> None:
+    file = tmp_path / "demo.json"
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root as in many a container
+    argv = [*powerless, "make", "demo", f"ARGS=--seconds 16 --long 30 --short-rate 10 --json {file}"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert 0 == done.returncode, done.stdout[-3_000:] + done.stderr[-2_000:]
+    said = done.stdout.splitlines()
+    assert said[0].startswith("==> no real packets here: this root may not make network namespaces")
+    assert said[1].startswith("No real packets here: This process may not load BPF programs")
+    runs = json.loads(file.read_text())
+    assert {"holdfast", "hash_only", "local_table"} == set(runs)
+    assert 0 == runs["holdfast"]["broken"], runs["holdfast"]
+    assert 0 < runs["local_table"]["broken"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,24 @@ def test_a_folder_that_belongs_to_somebody_else_is_named() -> None:
     assert "build/ cannot be written here by nobody; run it again with sudo, or as who owns it." == said
 
 
+def test_the_demo_goes_on_without_root_where_the_python_packages_are_there() -> None:
+    python = (*NOBODY, "sh", "-c", ".venv/bin/python -c ''")
+    is_usable = 0 == subprocess.run(python, cwd=ROOT, capture_output=True, check=False).returncode
+    argv = (*NOBODY, SETUP, "demo")
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("==> no real packets here: this needs root (it makes network namespaces")
+    assert 1 == done.stdout.count("\n"), "and nothing else is asked for"
+    assert (3 if is_usable else 1) == done.returncode, done.stderr
+    assert is_usable == ("" == done.stderr)
+
+
+def test_the_demo_goes_on_where_bpf_is_refused() -> None:
+    argv = (str(ROOT / ".venv/bin/python"), "-c", WITHOUT_THE_SYSTEM_CALL, SETUP, "demo")
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert 3 == done.returncode, done.stdout + done.stderr
+    assert "==> no real packets here: bpf() is refused here although we are root" in done.stdout
+
+
 @pytest.mark.parametrize("release", ["5.14.21-generic", "4.19.0-26-amd64"])
 def test_an_old_kernel_is_named(tmp_path: Path, release: str) -> None:
     (tmp_path / "uname").write_text(f"#!/bin/sh\necho {release}\n")

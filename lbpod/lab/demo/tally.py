@@ -45,6 +45,8 @@ class Figures:
     latency_p99_us: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """How the broken ones failed (lbpod.lab.check_rules.Reason)."""
+    simulated: bool = False
+    """Not with packets: in the simulator."""
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)

@@ -119,7 +119,8 @@ def comparison(runs: dict[str, Figures], title: str) -> Table:
     row("BROKEN, though the backend lived", *(_broken(one.broken) for one in runs.values()))
     row("broken, backend gone", *(f"{one.broken_backend_gone:,}" for one in runs.values()))
     row("broken, nobody can tell", *(f"{one.broken_unattributed:,}" for one in runs.values()))
-    row("request p50 / p99", *(f"{one.latency_p50_us:,} / {one.latency_p99_us:,} us" for one in runs.values()))
+    if not any(one.simulated for one in runs.values()):
+        row("request p50 / p99", *(f"{one.latency_p50_us:,} / {one.latency_p99_us:,} us" for one in runs.values()))
     ours = [one if name == "holdfast" else None for name, one in runs.items()]  # the baselines know nothing of these
     row("packets relayed", *(f"{one.relayed_packets:,}" if one else "-" for one in ours))
     row("flows resolved", *(f"{one.resolved_flows:,}" if one else "-" for one in ours))
