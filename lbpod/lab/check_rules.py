@@ -119,14 +119,25 @@ class Judge:
         self._gone: dict[str, int] = {}  # name -> when we were told
         self._last_gone_ns: int | None = None
         self._haunting: set[str] = set()  # gone, and new flows may still be sent there
+        self._leaving: set[str] = set()
+        self._last_left_ns: int | None = None
         self._waiting: deque[Failure] = deque()  # in order of at_ns
 
-    def gone(self, name: str, now_ns: int, *, drained: bool = False) -> None:
-        """``drained``: no new flow has been sent to it for longer than a flow waits for its first answer, so that its
-        removal excuses none that never got one."""
+    def gone(self, name: str, now_ns: int) -> None:
         self._gone[name] = now_ns
-        if not drained:
-            self._last_gone_ns = now_ns
+        self._last_gone_ns = now_ns
+
+    def leaves(self, name: str, now_ns: int) -> None:
+        """It has drained, the config is written without it, and it serves until ``left``. Whoever it serves loses it.
+        Of those that nobody has answered yet, only those may be its doing that are reset meanwhile: it answers, but
+        for the few that reach it just before the config without it comes into force."""
+        self._gone[name] = now_ns
+        self._leaving.add(name)
+
+    def left(self, name: str, now_ns: int) -> None:
+        """Nobody forwards to it any more."""
+        self._leaving.discard(name)
+        self._last_left_ns = now_ns
 
     def haunts(self, name: str) -> None:
         """It is gone, and new flows are sent to it until ``forgotten``: nobody has told all load balancers."""
@@ -154,9 +165,15 @@ class Judge:
             return Verdict.BACKEND_GONE if failure.backend in self._gone else Verdict.BROKEN
         if self._haunting:
             return Verdict.UNATTRIBUTED
+        if failure.reason in (Reason.RESET, Reason.CLOSED) and self._may_have_left(failure.at_ns):
+            return Verdict.UNATTRIBUTED
         if self._last_gone_ns is not None and failure.at_ns - self._last_gone_ns <= self._blame_window_ns:
             return Verdict.UNATTRIBUTED
         return Verdict.BROKEN
+
+    def _may_have_left(self, at_ns: int) -> bool:
+        last_ns = self._last_left_ns
+        return bool(self._leaving) or (last_ns is not None and at_ns - last_ns <= CHECK_GRACE_NS)
 
 
 class Histogram:

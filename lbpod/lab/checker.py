@@ -6,8 +6,9 @@ A program of its own, so that it can run inside the client's namespace and its p
 
 It writes one JSON line a second (``"kind": "tick"``), one for each of the first failures (``"failure"``), and a last
 one (``"final"``) when it is told to stop: by SIGTERM, SIGINT or the line ``stop`` on its input. Other lines it takes:
-``gone NAME`` (say it *before* the backend is removed; ``gone NAME drained`` if it has had no new flows for longer
-than the timeout), ``haunts NAME`` and ``forgotten NAME`` (in between, new flows go to a backend that is gone),
+``gone NAME`` (say it *before* the backend is removed), ``leaves NAME`` and ``left NAME`` (in between, the config is
+without a backend that has drained, and not in force everywhere; its pod goes afterwards), ``haunts NAME`` and
+``forgotten NAME`` (in between, new flows go to a backend that is gone),
 ``alive NAME``, and ``mark NUMBER NS`` (something was lost at this time of the monotonic clock: a line ``"mark"`` says
 later whom it held up for how long, see ``check_holdups``). ``check_rules`` says what counts as broken.
 
@@ -132,8 +133,10 @@ def _listen(world: World, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) 
         match line.split():
             case ["gone", name]:
                 world.judge.gone(name, time.monotonic_ns())
-            case ["gone", name, "drained"]:
-                world.judge.gone(name, time.monotonic_ns(), drained=True)
+            case ["leaves", name]:
+                world.judge.leaves(name, time.monotonic_ns())
+            case ["left", name]:
+                world.judge.left(name, time.monotonic_ns())
             case ["haunts", name]:
                 world.judge.haunts(name)
             case ["forgotten", name]:

@@ -12,7 +12,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ from lbpod.core.errors import RemoteError
 from lbpod.core.messages import LbStatus
 from lbpod.lab.errors import LabError
 from lbpod.lab.host import Host
-from lbpod.lab.in_force import InForce, Place, edition_name, place_of
+from lbpod.lab.in_force import InForce, Place, edition_name, is_out, place_of
 from lbpod.lab.limits import MS_NS, SECOND_NS
 from lbpod.lab.program import Program, python
 from lbpod.lab.topology import Lab, Node, Pod
@@ -81,6 +81,14 @@ class Served:
         return place_of(self.backend.pod.address, self.backend.port)
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """A backend that the config does not have any more, and whose pod still runs. edition: of the first one without."""
+
+    served: Served
+    edition: int
+
+
 class Cluster:
     """One cluster in one lab. Whoever uses it from several threads may only ask (``get``, ``metrics``, ``ready``) in
     them. ``lbs`` are listed as load balancers, ``hosts`` carry the pods.
@@ -92,6 +100,7 @@ class Cluster:
         self.lbs: list[Node] = lab.nodes[:lb_count]
         self.hosts: list[Node] = lab.nodes[lb_count:]
         self.served: list[Served] = []  # oldest first
+        self.outgoing: list[Outgoing] = []
         self.agents: dict[str, Program] = {}  # node name -> its agent, alive or not
         self.controller: Program | None = None
         self.controllers: list[Program] = []  # all that were ever started, one after the other
@@ -240,6 +249,19 @@ class Cluster:
         backend = self.new_backend()
         self.served.append(Served(backend))
         return backend
+
+    def take_out(self, served: Served) -> None:
+        """Out of the config. Its pod may go when nobody forwards by a config that has it: see ``let_go``."""
+        self.served.remove(served)
+        self.outgoing.append(Outgoing(served, self.write_config()))
+
+    def let_go(self, everybody: Iterable[InForce]) -> list[Backend]:
+        """Those whose pods may be removed now, which is left to the caller. everybody: what each LB that may send new
+        flows forwards by."""
+        all_of_them = list(everybody)
+        free = [one for one in self.outgoing if all_of_them and is_out(one.served.place, one.edition, all_of_them)]
+        self.outgoing = [one for one in self.outgoing if one not in free]
+        return [one.served.backend for one in free]
 
     def write_config(self) -> int:
         """The whole wish, replaced in one rename, as a careful editor would. Returns its edition."""

@@ -170,12 +170,18 @@ class CheckerRun:
         argv += ["--udp"] if udp else []
         return cls(host.popen(argv, name="checker", stdin=subprocess.PIPE), stats)
 
-    def gone(self, name: str, *, drained: bool = False) -> None:
-        """Tell it that backend ``name`` is about to be removed. Call it *before* the removal.
+    def gone(self, name: str) -> None:
+        """Tell it that backend ``name`` is about to be removed. Call it *before* the removal."""
+        self._tell(f"gone {name}")
 
-        ``drained``: no load balancer has sent it a new flow for longer than the timeout.
-        """
-        self._tell(f"gone {name} drained" if drained else f"gone {name}")
+    def leaves(self, name: str) -> None:
+        """Tell it that ``name``, which has drained, goes out of the config. Call it *before* the config is written, and
+        let the pod live until ``left``."""
+        self._tell(f"leaves {name}")
+
+    def left(self, name: str) -> None:
+        """No load balancer forwards by a config that has ``name``."""
+        self._tell(f"left {name}")
 
     def haunts(self, name: str) -> None:
         """It is gone, and new flows are sent to it until ``forgotten``."""

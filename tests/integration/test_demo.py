@@ -33,7 +33,7 @@ def _demo(*arguments: str) -> tuple[int, int, str, str]:
     """Process id, exit status, output, errors."""
     argv = [sys.executable, "-m", "lbpod.cli", "demo", *arguments]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=280)
     return process.pid, process.returncode, out, err
 
 

@@ -1,6 +1,7 @@
 """The pure parts of the lab: right answers, blame for failures, checksums, and how many flows ECMP moves."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
@@ -91,12 +92,27 @@ def test_another_backend_that_went_is_no_excuse_but_for_flows_without_one() -> N
     assert [Verdict.BROKEN, Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 3 * SECOND_NS)
 
 
-def test_a_drained_backend_that_goes_excuses_its_own_flows_only() -> None:
-    judge = Judge(blame_window_ns=SECOND_NS)
-    judge.gone("web1", 0, drained=True)
+def test_a_drained_backend_that_leaves_excuses_its_own_flows_and_those_reset_before_any_answer() -> None:
+    judge = Judge(blame_window_ns=10 * SECOND_NS)
+    judge.leaves("web1", 0)
     judge.failed(_failure(1, "web1"))
-    judge.failed(_failure(2, None))
-    assert [Verdict.BACKEND_GONE, Verdict.BROKEN] == _verdicts(judge, SECOND_NS)
+    judge.failed(_failure(2, "web2"))
+    judge.failed(_failure(3, None))
+    judge.failed(replace(_failure(4, None), reason=Reason.CONNECT_TIMEOUT))
+    expected = [Verdict.BACKEND_GONE, Verdict.BROKEN, Verdict.UNATTRIBUTED, Verdict.BROKEN]
+    assert expected == _verdicts(judge, SECOND_NS), (
+        "it answers whoever asks, so who waits in vain waits for another one"
+    )
+
+
+def test_a_backend_that_has_left_excuses_only_its_own_flows() -> None:
+    judge = Judge(blame_window_ns=10 * SECOND_NS)
+    judge.leaves("web1", 0)
+    judge.left("web1", SECOND_NS)
+    judge.failed(_failure(SECOND_NS + CHECK_GRACE_NS, None))
+    judge.failed(_failure(SECOND_NS + CHECK_GRACE_NS + 1, None))
+    judge.failed(_failure(2 * SECOND_NS, "web1"))
+    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN, Verdict.BACKEND_GONE] == _verdicts(judge, 3 * SECOND_NS)
 
 
 def test_while_new_flows_go_to_a_dead_backend_nobody_can_tell_of_those_without_one() -> None:

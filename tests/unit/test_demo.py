@@ -86,8 +86,8 @@ def test_without_a_terminal_the_screen_prints_lines() -> None:
     out = io.StringIO()
     screen = Screen(Console(width=120, file=out), "Holdfast", 16, Figures(connections=5))
     screen.looked(4.0, 17, 3)
-    screen.happened("scale up: + pod1-3")
+    screen.happened("scale up: + pod1-3", 4.2)
     text = out.getvalue()
     assert "17 slots tracking" in text
-    assert "scale up: + pod1-3" in text
+    assert "4.2 s  scale up: + pod1-3" in text
     assert "▁█" == spark(deque([0, 17]))

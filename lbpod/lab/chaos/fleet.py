@@ -24,6 +24,7 @@ from lbpod.lab.chaos.ledger import Join, Kind, Leave, Ledger, Loss
 from lbpod.lab.chaos.schedule import How, Step
 from lbpod.lab.cluster import PREFIX, Cluster
 from lbpod.lab.errors import LabError
+from lbpod.lab.in_force import InForce
 from lbpod.lab.limits import MS_NS, SECOND_NS
 from lbpod.lab.topology import Node
 
@@ -103,6 +104,14 @@ class Fleet:
     def settled(self) -> bool:
         """True where every LB is in its place and none is missing."""
         return self._vacant_count == 0 and all(lb.standing is Standing.UP for lb in self.lbs)
+
+    async def tables(self) -> list[InForce] | None:
+        """What all LBs forward by that may send new flows: those to which the router sends, and those to which others
+        may relay. None where one of them is silent."""
+        lbs = [lb for lb in self.lbs if lb.standing is not Standing.LOST and not lb.is_new]
+        answers = await asyncio.gather(*(asyncio.to_thread(self._cluster.in_force, lb.node) for lb in lbs))
+        said = [(lb, answer) for lb, answer in zip(lbs, answers, strict=True) if answer is not None]
+        return [answer for lb, answer in said if lb.path or answer.serving] if len(said) == len(lbs) else None
 
     def is_expected_dead(self, node: Node) -> bool:
         """True where nobody should start the agent of this node again."""

@@ -60,14 +60,6 @@ class Doomed:
     """Since when no LB can have sent it a new flow."""
 
 
-@dataclass(frozen=True)
-class Outgoing:
-    """A backend that the config does not have any more, and whose pod still runs. edition: of the first one without."""
-
-    served: Served
-    edition: int
-
-
 class Pool:
     """In the event loop's thread; changes one at a time."""
 
@@ -81,7 +73,6 @@ class Pool:
         self._checker = checker
         self._doomed: list[Doomed] = []
         self._ghosts: list[Ghost] = []
-        self._outgoing: list[Outgoing] = []
         self._next_doom_ns = time.monotonic_ns() + self._doom_period_ns // 2
         self._busy = asyncio.Lock()
 
@@ -93,7 +84,7 @@ class Pool:
     @property
     def is_waiting(self) -> bool:
         """True where it matters what the LBs forward by."""
-        return bool(self._ghosts or self._outgoing) or any(doomed.clear_ns is None for doomed in self._doomed)
+        return bool(self._ghosts or self._cluster.outgoing) or any(doomed.clear_ns is None for doomed in self._doomed)
 
     async def seen(self, everybody: Iterable[InForce]) -> None:
         """What every LB that may send new flows forwards by."""
@@ -107,9 +98,9 @@ class Pool:
         for ghost in [one for one in self._ghosts if is_out(one.served.place, one.edition, all_of_them)]:
             self._ghosts.remove(ghost)
             self._checker.forgotten(ghost.served.backend.name)
-        for one in [one for one in self._outgoing if is_out(one.served.place, one.edition, all_of_them)]:
-            self._outgoing.remove(one)
-            await asyncio.to_thread(self._cluster.lab.remove_pod, one.served.backend.pod)
+        for backend in self._cluster.let_go(all_of_them):
+            self._checker.left(backend.name)
+            await asyncio.to_thread(self._cluster.lab.remove_pod, backend.pod)
 
     async def change(self) -> None:
         """One change."""
@@ -128,7 +119,8 @@ class Pool:
             self._checker.haunts(victim.backend.name)
             await asyncio.to_thread(self._remove_silently, victim.backend.pod)
             await asyncio.sleep(HEALTH_CHECK_NS / SECOND_NS)
-            self._take_out(victim)
+            self._cluster.served.remove(victim)
+            self._forget(victim)
             self._ghosts.append(Ghost(victim, self._cluster.write_config()))
             self._ledger.happened(time.monotonic_ns(), Kind.CHANGE, f"{victim.backend.name} has died")
 
@@ -182,13 +174,12 @@ class Pool:
 
     def _remove(self, served: Served) -> None:
         """Out of the config; the pod follows."""
-        self._checker.gone(served.backend.name, drained=True)
-        self._take_out(served)
-        self._outgoing.append(Outgoing(served, self._cluster.write_config()))
+        self._checker.leaves(served.backend.name)
+        self._cluster.take_out(served)
+        self._forget(served)
 
     def _remove_silently(self, pod: Pod) -> None:
         self._cluster.lab.remove_pod(pod, silent=True)
 
-    def _take_out(self, served: Served) -> None:
-        self._cluster.served.remove(served)
+    def _forget(self, served: Served) -> None:
         self._doomed = [one for one in self._doomed if one.served is not served]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lbpod.lab.chaos.fleet import Fleet, Standing
+from lbpod.lab.chaos.fleet import Fleet
 from lbpod.lab.chaos.ledger import Ledger, Sample
 from lbpod.lab.chaos.pool import Pool
 from lbpod.lab.chaos.ringlog import RING_PHASES
@@ -62,8 +62,8 @@ class Watch:
         if state is not None and state.get("ring") and state.get("phase") not in RING_PHASES:
             self._note_settled(frozenset(state["ring"]))
         said = {node.name: answer for node, answer in zip(lbs, answers, strict=True) if answer is not None}
-        if self._pool.is_waiting:
-            await self._look_at_tables()
+        if self._pool.is_waiting and (tables := await self._fleet.tables()) is not None:
+            await self._pool.seen(tables)
         clients = self._checker.poll()
         if clients is None:
             return None
@@ -85,15 +85,6 @@ class Watch:
             controller_up=state is not None,
             ring_count=len(state.get("ring", ())) if state is not None else 0,
         )
-
-    async def _look_at_tables(self) -> None:
-        """Tells the pool what all LBs forward by that may send new flows: those to which the router sends, and those to
-        which others may relay. Tells nothing where one of them may be silent."""
-        lbs = [lb for lb in self._fleet.lbs if lb.standing is not Standing.LOST and not lb.is_new]
-        answers = await asyncio.gather(*(asyncio.to_thread(self._cluster.in_force, lb.node) for lb in lbs))
-        said = [(lb, answer) for lb, answer in zip(lbs, answers, strict=True) if answer is not None]
-        if len(said) == len(lbs):
-            await self._pool.seen(answer for lb, answer in said if lb.path or answer.serving)
 
     def _note_settled(self, ring: frozenset[str]) -> None:
         """The ring is at rest: losses of LBs that are not in it are over."""

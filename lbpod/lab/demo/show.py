@@ -73,8 +73,9 @@ class Options:
 class Run:
     """One run on a stage that is ready."""
 
-    def __init__(self, stage: Stage, options: Options, screen: Screen) -> None:
-        self._stage = stage
+    def __init__(self, stage: Stage, options: Options, screen: Screen, *, rests: bool) -> None:
+        """rests: it is looked at until no slot tracks any more (what means nothing to the baselines)."""
+        self._stage, self._rests = stage, rests
         self._options = options
         self._screen = screen
         self._figures = screen.figures
@@ -108,7 +109,7 @@ class Run:
             looks.cancel()
             take_clients(self._figures, checker.stop())
             self._figures.seconds = round((time.monotonic_ns() - self._start_ns) / SECOND_NS, 1)
-            self._screen.happened("the clients leave")
+            self._tell("the clients leave")
             await self._rest(checker, fleet, sums)
         finally:
             fleet.stop()
@@ -139,7 +140,7 @@ class Run:
             case Act.RESHUFFLE:
                 moved = self._stage.lab.router.reshuffle(PREFIX, self._rng)
                 figures.ecmp_reshuffles += 1
-                self._screen.happened(f"{act.value}: {moved:.0%} of all flows arrive at another LB")
+                self._tell(f"{act.value}: {moved:.0%} of all flows arrive at another LB")
             case Act.LOSS:
                 loss = ChaosStep(0, 0, Chaos.LOSS, How.DESTROYED)
                 group.create_task(fleet.lose(loss, controller_up=lambda: True))
@@ -148,13 +149,13 @@ class Run:
             case _:
                 what = self._stage.play(act)
                 figures.backend_changes += 1
-                self._screen.happened(f"{act.value}: {what}")
+                self._tell(f"{act.value}: {what}")
 
     async def _rest(self, checker: CheckerRun, fleet: Fleet, sums: LbSums) -> None:
         """Until no slot tracks any more, or for as long as the audience may be asked to wait."""
         end_ns = time.monotonic_ns() + REST_NS_MAX
         while await self._look(checker, fleet, sums):
-            if time.monotonic_ns() > end_ns:
+            if not self._rests or time.monotonic_ns() > end_ns:
                 return
             await asyncio.sleep(LOOK_EVERY_NS / SECOND_NS)
 
@@ -173,6 +174,10 @@ class Run:
             if not (agent := self._stage.agents[lb.node.name]).alive:
                 raise LabError(f"the agent of {lb.node.name} has ended: {agent.log_text().strip()[-800:]}")
         said = await asyncio.to_thread(self._stage.look, [lb.node for lb in lbs])
+        if self._stage.outgoing and (tables := await fleet.tables()) is not None:
+            for backend in self._stage.let_go(tables):
+                checker.left(backend.name)
+                await asyncio.to_thread(self._stage.lab.remove_pod, backend.pod)
         newest = checker.poll()
         if newest is not None:
             take_clients(figures, newest)
@@ -183,10 +188,14 @@ class Run:
         self._screen.looked((time.monotonic_ns() - self._start_ns) / SECOND_NS, figures.tracking_slots_end, relayed)
         return figures.tracking_slots_end > 0
 
+    def _tell(self, what: str, at_ns: int | None = None) -> None:
+        at_ns = time.monotonic_ns() if at_ns is None else at_ns
+        self._screen.happened(what, (at_ns - self._start_ns) / SECOND_NS)
+
     def _tell_of_lbs(self) -> None:
         for event in self._ledger.events[self._told :]:
             if event.kind in LINES:
-                self._screen.happened(f"{event.kind}: {event.what}")
+                self._tell(f"{event.kind}: {event.what}", event.at_ns)
         self._told = len(self._ledger.events)
 
 
@@ -211,7 +220,7 @@ def show(options: Options, console: Console) -> int:
                 screen = Screen(console, TITLES[name], options.seconds, figures)
                 console.print(f"[bold]{TITLES[name]}[/bold]")
                 with live(screen):
-                    Run(stage, options, screen).play()
+                    Run(stage, options, screen, rests=name == "holdfast").play()
                 console.print(f"  {figures.connections:,} connections, {figures.broken:,} broken")
                 stage.stop()
                 results[name] = figures

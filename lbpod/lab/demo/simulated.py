@@ -53,7 +53,7 @@ class Run:
             raise LabError(f"the new load balancer is not ready {JOIN_NS_MAX // SECOND_NS} s after all was over")
         self._look()
         self._figures.seconds = round((stage.timeline.now_ns - self._start_ns) / SECOND_NS, 1)
-        self._screen.happened("the clients leave")
+        self._tell("the clients leave")
         self._rest()
 
     def _rest(self) -> None:
@@ -88,7 +88,10 @@ class Run:
             case _:
                 what = self._change(act)
                 figures.backend_changes += 1
-        self._screen.happened(f"{act.value}: {what}")
+        self._tell(f"{act.value}: {what}")
+
+    def _tell(self, what: str) -> None:
+        self._screen.happened(what, (self._stage.timeline.now_ns - self._start_ns) / SECOND_NS)
 
     def _change(self, act: Act) -> str:
         """Of the backends."""

@@ -34,12 +34,11 @@ class Stage(Cluster):
         self.write_config()
 
     def remove(self, served: Served) -> None:
-        """Takes a backend away for good; the checking client hears of it first."""
+        """Takes a backend out of the config; the checking client hears of it first. Its pod goes when no LB forwards by
+        a config that has it, so that no connection which never got an answer is excused by it."""
         if self.checker is not None:
-            self.checker.gone(served.backend.name)
-        self.served.remove(served)
-        self.write_config()
-        self.lab.remove_pod(served.backend.pod)
+            self.checker.leaves(served.backend.name)
+        self.take_out(served)
 
     def play(self, act: Act) -> str:
         """Plays a change of the backends; returns what happened in a few words."""
@@ -72,6 +71,9 @@ class Stage(Cluster):
     def reset(self, backend_count: int) -> None:
         """After a run: only so many backends, none draining, so that the next run begins like the last one."""
         self.checker = None
+        for gone in self.outgoing:
+            self.lab.remove_pod(gone.served.backend.pod)
+        self.outgoing.clear()
         for one in [one for one in self.served if one.draining]:
             self.served.remove(one)
             self.lab.remove_pod(one.backend.pod)

@@ -38,11 +38,11 @@ class Screen:
     elapsed: float = 0.0
     _last_line: float = -LINE_EVERY_SECONDS
 
-    def happened(self, what: str) -> None:
+    def happened(self, what: str, elapsed: float) -> None:
         """An event for the list."""
-        self.events.append(f"{self.elapsed:5.1f} s  {what}")
+        self.events.append(f"{elapsed:5.1f} s  {what}")
         if not self.console.is_terminal:
-            self.console.print(f"  {self.elapsed:5.1f} s  {what}")
+            self.console.print(f"  {elapsed:5.1f} s  {what}")
 
     def looked(self, elapsed: float, tracking: int, relayed: int) -> None:
         """New figures of the LBs: slots tracking (the most at one LB), packets relayed since the last look."""
