@@ -12,8 +12,9 @@
 **What is excused**, and counted:
 
 - flows of a slot that tracked when the *last of its replicas* was lost: both were gone before what they knew had been
-  handed over (``Holders``); all flows, where all LBs of the ring were lost together; the same, where the controller
-  has had to give up all of them, because it has reached none for LOST_NS;
+  handed over (``Holders``), and flows that begin before the next ring is in force; all flows, where all LBs of the ring
+  were lost together; the same, where the controller has had to give up all of them, because it has reached none for
+  LOST_NS;
 - a flow that nobody can tell the first packet of (UDP, ClientIP), where a replica's map of records was full when it
   came: it follows base, and replicas may differ about base for as long as an answer to a settle is outstanding;
 - a packet that an LB had to decide alone because it could reach, or believed up, no replica of the slot (two wrong
@@ -105,6 +106,11 @@ class Holders:
             names.discard(name)
         return lost if self.is_anybody_left else list(range(SLOT_COUNT))
 
+    def is_orphan(self, slot: int) -> bool:
+        """Its replicas are lost, and no ring without them is in force yet: who still tracks it, and who does not, may
+        differ, and nobody can say who is right."""
+        return self.ring_epoch > 0 and not self._of_slot[slot]
+
     @property
     def is_anybody_left(self) -> bool:
         """Somebody still knows of a slot."""
@@ -140,6 +146,8 @@ class Promises(Watch):
     def bind(self, bond: Bond, pod: Pod) -> None:
         """A pod has a flow from now on; unless its own time is over already."""
         bond.pod = pod if self._lives(bond.service.port, pod) else None
+        if self._holders.is_orphan(bond.slot) and self._tracks(bond):
+            self._excuse(bond, "both replicas lost")
 
     def _lives(self, port: int, pod: Pod) -> bool:
         return pod.state is not None and pod.address in self._alive.get(port, frozenset())
