@@ -363,6 +363,21 @@ def test_a_first_packet_goes_to_base_where_the_chain_leaves_a_replica_out(node: 
     assert (Verdict.FIRST_ALONE, v4("10.244.0.1")) == (outcome.verdict, pod_of(outcome))
 
 
+def test_a_backup_that_has_agreed_to_settle_begins_no_flow_that_its_owner_would_not_be_told_of(node: Node) -> None:
+    """It has not heard the end of it, so the owner's base may be another; the client tries again."""
+    node.own(PEER, SELF)
+    world.put_member(node.maps, PEER, v4("10.0.0.2"), PEER, up=False)
+    node.slots(settling=True)
+    assert Verdict.UNRECORDED_DROP == node.run(frames.tcp_to(FLOW, SYN)).verdict
+    assert [] == list(node.maps.embryonic)
+    assert NOW_NS == int(node.maps.vip_stats[TCP_VIP.id]["unrecorded_ns"])
+    node.own(SELF, PEER)
+    assert Verdict.FIRST_ALONE == node.run(frames.tcp_to(FLOW, SYN)).verdict, "the owner's base is what it says"
+    node.own(PEER, SELF)
+    world.put_member(node.maps, PEER, v4("10.0.0.2"), PEER)
+    assert Verdict.CHAIN_STARTED == node.run(frames.tcp_to(Flow(FLOW.client, 1, TCP_VIP), SYN)).verdict
+
+
 def test_an_old_flow_goes_to_base_and_stamps(node: Node) -> None:
     outcome = node.run(frames.tcp_to(FLOW, ACK))
     assert (Verdict.OLD_TO_BASE, v4("10.244.0.2")) == (outcome.verdict, pod_of(outcome))
