@@ -108,7 +108,11 @@ HF_INLINE __u32 hf_encap_chain(struct xdp_md *ctx, const struct hf_config *confi
 	return hf_transmit(ctx, node, verdict);
 }
 
-/* To the first of those left that can be sent to; nobody: to the backend, counted as `last`. */
+/*
+ * To the first of those left that can be sent to; nobody: to the backend, counted as `last`. Also to one that this LB
+ * believes to be down, if another has put it on the list: that one sends the flow to `current` because it takes all
+ * replicas for up, so none may be left out on the way. If it is really gone the packet is lost, and sent again.
+ */
 HF_INLINE __u32 hf_chain_pass_on(struct xdp_md *ctx, const struct hf_config *config, const struct hf_chain *chain,
 				 __u32 hash, __u32 origin, __u32 chained, __u32 last)
 {
@@ -117,7 +121,7 @@ HF_INLINE __u32 hf_chain_pass_on(struct xdp_md *ctx, const struct hf_config *con
 
 		if (i < chain->visited || i >= chain->visited + chain->left)
 			continue;
-		node = hf_member_node(hf_chain_member(chain, i));
+		node = hf_member_node_if(hf_chain_member(chain, i), HF_MEMBER_PRESENT);
 		if (node)
 			return hf_encap_chain(ctx, config, node, chain, hash, origin, chained);
 	}

@@ -384,9 +384,12 @@ class _Passage:
         return replace(chain, visited=tuple(visited), left=tuple(left))
 
     def _pass_on(self, chained: Verdict, last: Verdict, chain: Chain) -> Outcome:
-        """To the first replica of ``left`` that can be sent to; else the chain ends at the backend."""
+        """To the first replica of ``left`` that can be sent to; else the chain ends at the backend.
+
+        Also to one that this LB believes to be down: whoever has put it on the list takes it for up, and relies on it.
+        """
         for member in chain.left:
-            node = self.maps.member_node(member)
+            node = self.maps.member_node(member, layout.MEMBER_PRESENT)
             if node is not None:
                 self._stamp(chain.backend)
                 return self._send(chained, node, chain)

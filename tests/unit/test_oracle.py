@@ -378,6 +378,16 @@ def test_a_backup_that_has_agreed_to_settle_begins_no_flow_that_its_owner_would_
     assert Verdict.CHAIN_STARTED == node.run(frames.tcp_to(Flow(FLOW.client, 1, TCP_VIP), SYN)).verdict
 
 
+def test_a_chain_leaves_nobody_out_that_another_has_put_on_its_list(node: Node) -> None:
+    """The first one sent the flow to current because it took all replicas for up; what it says of them is relied on."""
+    world.put_member(node.maps, THIRD, v4("10.0.0.3"), THIRD, up=False)
+    outcome = node.from_peer(Chain(CURRENT, 9, False, (PEER,), (SELF, THIRD)), frames.tcp_to(FLOW, SYN))
+    assert (Verdict.CHAIN_RECORDED, v4("10.0.0.3")) == (outcome.verdict, outcome.frame[30:34])
+    world.put_member(node.maps, THIRD, v4("10.0.0.3"), THIRD, present=False)
+    outcome = node.from_peer(Chain(CURRENT, 9, False, (PEER,), (SELF, THIRD)), frames.tcp_to(FLOW, SYN))
+    assert Verdict.CHAIN_LAST == outcome.verdict, "one that nobody knows of here is no member any more"
+
+
 def test_an_old_flow_goes_to_base_and_stamps(node: Node) -> None:
     outcome = node.run(frames.tcp_to(FLOW, ACK))
     assert (Verdict.OLD_TO_BASE, v4("10.244.0.2")) == (outcome.verdict, pod_of(outcome))
