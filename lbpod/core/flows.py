@@ -168,11 +168,13 @@ def over(seen_ns: U64, wait_ns: U64 | int, now_ns: int) -> Bools:
 def live(values: Rows, client_ip: Bools, idle_ns: U64 | int, now_ns: int) -> Bools:
     """Which translated flows (rows of layout.NAT) may still have something to say.
 
-    Over: silent for longer than idle; or closed (RST, or both FINs) and silent for the margin. The margin is for the
-    last data and FIN of a pod, which it may have to send again, and whose ACKs have to reach it.
+    Over: silent for longer than idle and the margin, for what was sent just before the idle timeout is still on its
+    way; or closed (RST, or both FINs) and silent for the margin, for the last data and FIN of a pod, which it may have
+    to send again, and whose ACKs have to reach it.
     """
     seen = values["seen_ns"].astype(np.uint64)
-    return np.asarray(~over(seen, idle_ns, now_ns) & ~(closed(values, client_ip) & over(seen, MARGIN_NS, now_ns)))
+    wait_ns = np.asarray(idle_ns, dtype=np.uint64) + np.uint64(MARGIN_NS)
+    return np.asarray(~over(seen, wait_ns, now_ns) & ~(closed(values, client_ip) & over(seen, MARGIN_NS, now_ns)))
 
 
 def closed(values: Rows, client_ip: Bools) -> Bools:

@@ -45,8 +45,8 @@ def quiet(node: Node, body: QuietCall, now_ns: int) -> list[int] | None:
     ("flags", "silent_ns", "is_quiet"),
     [
         (0, 0, 0),
-        (0, 8 * SECOND_NS, 0),
-        (0, 8 * SECOND_NS + 1, 1),
+        (0, 8 * SECOND_NS + MARGIN_NS, 0),
+        (0, 8 * SECOND_NS + MARGIN_NS + 1, 1),
         (NAT_FIN_IN, 2 * MARGIN_NS, 0),
         (NAT_FIN_OUT, 2 * MARGIN_NS, 0),
         (CLOSED, MARGIN_NS, 0),
@@ -70,7 +70,7 @@ def test_with_affinity_a_client_s_flow_is_not_over_with_its_connection() -> None
     translate(node, 0, cluster.now_ns - 8 * SECOND_NS, CLOSED)
     everywhere = call(list(range(SLOT_COUNT)))
     assert 1 == quiet_count(node, everywhere, cluster.now_ns), "it may open another one until the idle timeout"
-    cluster.run(SECOND_NS)
+    cluster.run(SECOND_NS + MARGIN_NS)
     assert 0 == quiet_count(node, everywhere, cluster.now_ns)
 
 
@@ -79,11 +79,11 @@ def test_time_that_a_host_may_have_slept_is_nobody_s_silence() -> None:
     cluster, node = served()
     slot = translate(node, 0, cluster.now_ns)
     node.feed(Woke(9 * SECOND_NS), cluster.now_ns + 9 * SECOND_NS)
-    assert [0] == quiet(node, call([slot]), cluster.now_ns + 17 * SECOND_NS)
-    assert [1] == quiet(node, call([slot]), cluster.now_ns + 18 * SECOND_NS)
+    assert [0] == quiet(node, call([slot]), cluster.now_ns + 18 * SECOND_NS)
+    assert [1] == quiet(node, call([slot]), cluster.now_ns + 19 * SECOND_NS)
     slot = translate(node, 0, cluster.now_ns + 30 * SECOND_NS)
-    assert [0] == quiet(node, call([slot]), cluster.now_ns + 38 * SECOND_NS)
-    assert [1] == quiet(node, call([slot]), cluster.now_ns + 39 * SECOND_NS)
+    assert [0] == quiet(node, call([slot]), cluster.now_ns + 39 * SECOND_NS)
+    assert [1] == quiet(node, call([slot]), cluster.now_ns + 40 * SECOND_NS)
 
 
 def quiet_count(node: Node, body: QuietCall, now_ns: int) -> int:
