@@ -303,6 +303,7 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
     for vip_id in gone:
         del state.vips[vip_id]
         state.purge.pop(vip_id, None)
+        state.purge_kept.pop(vip_id, None)
         state.purging.pop(vip_id, None)
     effects += state.update_ring(now_ns)
     for vip_id, vs in sorted(state.vips.items()):

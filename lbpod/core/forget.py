@@ -56,11 +56,26 @@ Rows = npt.NDArray[np.void]
 BUSY = 503
 
 
-def note_settled(state: State, vip: int, slots: U32, now_ns: int) -> None:
+def note_settled(state: State, vip: int, slots: U32, now_ns: int, kept: U32 | None = None) -> None:
     """Until now no live flow of these slots of a VIP had another backend than ``current``: their records go with the
-    next list. (Not those of this very tick of the clock: a commit may come within it.)"""
+    next list. (Not those of this very tick of the clock: a commit may come within it.)
+
+    kept: (n,) backends whose records stay. As long as the slot tracks, its base may be set to another replica's.
+    """
     if len(slots):
         state.purge.setdefault(vip, np.zeros(SLOT_COUNT, dtype=np.uint64))[slots] = now_ns - 1
+        state.purge_kept.setdefault(vip, np.zeros(SLOT_COUNT, dtype=np.uint32))[slots] = 0 if kept is None else kept
+
+
+def left_over(state: State, vips: U32, slots: U32, records: Rows) -> Bools:
+    """(n,): which records were seen last before their slot settled, and say nothing any more."""
+    found = np.zeros(len(vips), dtype=np.bool_)
+    seen, backends = records["seen_ns"].astype(np.uint64), records["backend"]
+    for vip, settled in sorted(state.purge.items()):
+        ours = np.flatnonzero(vips == vip)
+        at, kept = settled[slots[ours]], state.purge_kept[vip][slots[ours]]
+        found[ours] = (at != 0) & (seen[ours] <= at) & ((kept == 0) | (kept != backends[ours]))
+    return found
 
 
 def tick(state: State, now_ns: int) -> Effects:
@@ -103,12 +118,12 @@ class _Dumped(Question):
         state.dumps.done_ns = self.asked_at_ns
         state.records_quiet = not len(answer.flows) and not any(vs.slots.track for vs in state.vips.values())
         flows, records = answer.flows, answer.records
-        vips, seen = flows["vip"], records["seen_ns"].astype(np.uint64)
+        vips = flows["vip"]
         slots, old = _slots_and_old(state, flows, records, now_ns)
         words, held = state.words(vips, slots)
         tracking = is_tracking(words)
         drop = ~held | (state.vip_of[_in_range(state, records)] != vips)
-        drop |= _settled(state, vips, slots, seen) | (~tracking & old)
+        drop |= left_over(state, vips, slots, records) | (~tracking & old)
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
         self._take_from_purge(state)
@@ -159,16 +174,6 @@ def _slots_and_old(state: State, flows: Rows, records: Rows, now_ns: int) -> tup
         seen = np.maximum(seen, state.replicas_changed_ns[slots])
     old = over(seen, window, now_ns)
     return slots, known & (old | (records["flags"] == RECORD_MISSING))
-
-
-def _settled(state: State, vips: U32, slots: U32, seen_ns: npt.NDArray[np.uint64]) -> Bools:
-    """Which were seen last before their slot settled."""
-    found = np.zeros(len(vips), dtype=np.bool_)
-    for vip, settled in sorted(state.purge.items()):
-        ours = vips == vip
-        at = settled[slots[ours]]
-        found[ours] = (at != 0) & (seen_ns[ours] <= at)
-    return found
 
 
 # --- As owner ---------------------------------------------------------------------------------------------------------

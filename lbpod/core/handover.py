@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import change, settle
+from lbpod.core import change, forget, settle
 from lbpod.core.flows import flows_from
 from lbpod.core.keeper_state import Answer, Effects, Handover, Question, State, slots_bytes, slots_from
 from lbpod.core.layout import RECORD
@@ -216,11 +216,7 @@ def _means_something(state: State, listed: RecordsDumped, slots: U32, known: Boo
     places = np.flatnonzero(known)
     vips = listed.flows["vip"][places]
     words, _ = state.words(vips, slots[places])
-    seen = listed.records["seen_ns"][places].astype(np.uint64)
-    left = np.zeros(len(places), dtype=np.bool_)
-    for vip, settled in sorted(state.purge.items()):
-        at = np.where(vips == vip, settled[slots[places]], np.uint64(0))
-        left |= (at != 0) & (seen <= at)
+    left = forget.left_over(state, vips, slots[places], listed.records[places])
     means[places] = is_tracking(words) & ~left & (state.vip_of[_ids(state, listed.records[places])] == vips)
     return means
 

@@ -350,6 +350,8 @@ class State:
 
         self.purge: dict[int, U64] = {}
         """VIP -> (SLOT_COUNT,) when slots settled whose records are still to be dropped (0: none)."""
+        self.purge_kept: dict[int, U32] = {}
+        """VIP -> (SLOT_COUNT,) backends whose records stay all the same (0: none). Keys: at least those of `purge`."""
         self.purging: dict[int, U64] = {}
         """What the last DropRecords stands for, in case it fails."""
         self.dumps = Dumps()

@@ -204,6 +204,7 @@ def done(state: State, request: int, call: RingDoneCall, now_ns: int) -> Effects
     effects = [*state.update_ring(now_ns), state.configure(), *(DeleteVip(vip) for vip in gone)]
     if not stays:
         state.purge.clear()
+        state.purge_kept.clear()
         state.purging.clear()
         effects.append(DropFlows())
     for _, vs in sorted(state.vips.items()):

@@ -433,7 +433,7 @@ class _BackupSeen(Question):
         if call.kind is SettleKind.SETTLE:
             changed = vs.slots.agree(agreed)
             # No live flow has another backend: records that say so are of flows that are over.
-            forget.note_settled(state, vs.id, agreed, now_ns)
+            forget.note_settled(state, vs.id, agreed, now_ns, current_of(vs.slots.words[agreed]))
         else:
             apart = agreed[base_of(vs.slots.words[agreed]) != current_of(vs.slots.words[agreed])]
             changed = vs.slots.rebase(apart, current_of(vs.slots.words[apart]), state.alive, now_ns)
