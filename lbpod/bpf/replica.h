@@ -82,24 +82,19 @@ HF_INLINE int hf_all_heard(const struct hf_config *config, __u32 slot)
  * First packet of TCP, any of UDP and of ClientIP: recorded. It goes where every LB would look for it, if it cannot be
  * recorded, or if a replica is left out of the chain: that one may be up all the same (only its agent is not, say), and
  * the flow's next packets may reach it. So it is with a crashed LB until own and prev have dropped it: base is safe,
- * and the stamp only makes settling wait. But a backup that has agreed to settle, and not heard the end of it, may have
- * another base than the owner: there is no such place then. Dropped, and sent again. unannounced: a full record at once.
+ * and the stamp only makes settling wait. unannounced: a full record at once.
  */
 HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
 			       __u32 slot, __u64 word, int first, int unannounced, __u64 now)
 {
-	__u32 *pair = bpf_map_lookup_elem(&own, &slot);
-	int owner = pair && (*pair & 0xffff) == config->self, heard = hf_all_heard(config, slot);
+	__u32 *pair;
+
+	int heard = hf_all_heard(config, slot);
 
 	choice->backend = first && heard ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
 	choice->verdict = HF_DROP_NO_BACKEND;
 	if (!hf_backend_alive(choice->backend))
 		return;
-	if (!heard && !owner && !unannounced && word & HF_SLOT_SETTLING) {
-		hf_note_unrecorded(flow->vip, now);
-		choice->verdict = HF_UNRECORDED_DROP;
-		return;
-	}
 	if (!heard)
 		hf_note_unrecorded(flow->vip, now);
 	if (!hf_record(flow, choice->backend, unannounced, now)) {
@@ -111,7 +106,8 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 	hf_note_unrecorded(flow->vip, now);
 	choice->backend = hf_base_or_current(word);
 	choice->verdict = HF_UNRECORDED_BASE;
-	if (!unannounced && (!owner || word & HF_SLOT_SETTLING))
+	pair = bpf_map_lookup_elem(&own, &slot);
+	if (!unannounced && (!pair || (*pair & 0xffff) != config->self || word & HF_SLOT_SETTLING))
 		choice->verdict = HF_UNRECORDED_DROP;
 }
 

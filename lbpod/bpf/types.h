@@ -15,7 +15,7 @@
 /* A slot is one aligned 64-bit word, read and written whole: current | flags | base << 32. All zero: no backend. */
 #define HF_SLOT_CURRENT_MASK 0x00FFFFFFu
 #define HF_SLOT_TRACKING 0x01000000u /* clear: steady, use current and look no further */
-#define HF_SLOT_SETTLING 0x02000000u /* a settle is under way whose end is not known here */
+#define HF_SLOT_SETTLING 0x02000000u /* an answer to a settle is outstanding */
 #define HF_SLOT_BASE_SHIFT 32
 
 /* struct hf_vip.flags */

@@ -3,7 +3,7 @@
 **Who sends what** (DESIGN: section 4). Of every slot whose owner or backup will be another, the *first live replica*
 (the owner, or the backup where the owner is lost) sends
 
-- the slot's word (tracking or steady, base) to every other replica to come, *also to one that is a replica
+- the slot's word (tracking or steady, base, SETTLING) to every other replica to come, *also to one that is a replica
   already*: owner and backup may differ in base while an answer to a settle is outstanding, and after this they do
   not. That answer, should it still come, says nothing more (``settle.void_rounds``);
 - its records, full and embryonic, to those that are no replica yet.

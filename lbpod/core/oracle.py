@@ -333,18 +333,14 @@ class _Passage:
         if not heard:
             # Whom the chain leaves out may be up all the same, and would send the flow's next packets to base.
             self._note_unrecorded()
-            if self.settling and not self.unannounced and not self._is_owner():
-                raise _End(Verdict.UNRECORDED_DROP)  # its base may be another
         full = self.unannounced
         if self._record_full(backend) if full else self._record_embryonic(backend):
             return self._start_chain(Verdict.CHAIN_STARTED, Verdict.FIRST_ALONE, backend, full=full)
         self._note_unrecorded()
-        if not full and (not self._is_owner() or self.settling):
+        owner = int(self.maps.own[self.slot]) & 0xFFFF
+        if not full and (self.config.self != owner or self.settling):
             raise _End(Verdict.UNRECORDED_DROP)
         return self._to_backend(Verdict.UNRECORDED_BASE, self._base_or_current(), stamp=True)
-
-    def _is_owner(self) -> bool:
-        return self.config.self == int(self.maps.own[self.slot]) & 0xFFFF
 
     def _start_chain(self, chained: Verdict, alone: Verdict, backend: int, full: bool) -> Outcome:
         others = [m for m in self.maps.replicas(self.slot) if m != self.config.self]

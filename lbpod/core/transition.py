@@ -228,8 +228,7 @@ class Slots:
             track = self._tracked()
             base, current = base_of(words), current_of(words)
             base = np.where(alive[base], base, current)
-            # SETTLING is about bases that may differ; these are equal now.
-            self.words[slots] = make_words(current, base, _TRACKING)
+            self.words[slots] = make_words(current, base, words & _FLAGS | _TRACKING)
             track.changed_at_ns[slots] = now_ns
             track.unknown[slots] = True
             track.agreed[slots] = False
@@ -262,13 +261,10 @@ class Slots:
         return self._write(slots, self.words[slots] & ~_SETTLING)
 
     def agree(self, slots: U32) -> U32:
-        """As backup: ``base := current``, and go on tracking. SETTLING, until it is told the end of it: whether the
-        owner has heard of it, and so whether its base is the same, is not known here."""
+        """As backup: ``base := current``, and go on tracking."""
         if self.track is not None:
             self.track.agreed[slots] = is_tracking(self.words[slots])
-        words = self.words[slots]
-        agreed = make_words(current_of(words), current_of(words), _TRACKING | _SETTLING)
-        return self._write(slots, np.where(is_tracking(words), agreed, words))
+        return self._set_base(slots, current_of(self.words[slots]))
 
     def take_over(self, slots: U32, bases: U32, alive: Bools) -> U32:
         """As owner: ``base`` is what the backup has made it (``current`` where that backend has died since)."""

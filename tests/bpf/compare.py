@@ -37,7 +37,6 @@ OURS: Final = frozenset(
         Verdict.CHAIN_STARTED,
         Verdict.FIRST_ALONE,
         Verdict.UNRECORDED_BASE,
-        Verdict.UNRECORDED_DROP,
         Verdict.OLD_TO_BASE,
         Verdict.OLD_TO_CURRENT,
     }

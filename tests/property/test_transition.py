@@ -120,7 +120,6 @@ class Pair:
                 twin.base = twin.current if twin.tracking else twin.base
                 if name == "agree":  # only what is quiet is agreed to
                     twin.flows &= {twin.current}
-                    twin.settling = twin.tracking
         else:
             self.slots.finish(slots)
             for twin in twins:

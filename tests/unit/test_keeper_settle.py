@@ -201,7 +201,7 @@ def test_a_question_that_never_arrives_leaves_both_as_they_were_but_for_the_flag
     flag = np.uint64(0x0200_0000)
     for node, words in zip(cluster.muxes, before, strict=True):
         assert (words == node.words() & ~flag).all()
-        assert (settling(node) <= node.owned()).all(), "only owners flag, and who agrees"
+        assert (settling(node) <= node.owned()).all(), "only owners flag"
         assert settling(node).any()
 
 
@@ -214,7 +214,6 @@ def test_an_answer_that_never_arrives_leaves_the_backup_tracking_and_the_owner_f
         assert (node.base() == node.current())[node.backed()].all(), "the backup has agreed"
         assert (node.base() != node.current())[node.owned()].all(), "the owner does not know"
         assert settling(node)[node.owned()].all(), "so what it cannot record must not go to base"
-        assert settling(node)[node.backed()].all(), "nor here what the owner would not be told of"
     cluster.muted = lambda sender, receiver, body: False
     cluster.run(20 * SECOND_NS)
     assert [0, 0, 0] == tracking(cluster), "agreeing twice is agreeing once"

@@ -363,21 +363,6 @@ def test_a_first_packet_goes_to_base_where_the_chain_leaves_a_replica_out(node: 
     assert (Verdict.FIRST_ALONE, v4("10.244.0.1")) == (outcome.verdict, pod_of(outcome))
 
 
-def test_a_backup_that_has_agreed_to_settle_begins_no_flow_that_its_owner_would_not_be_told_of(node: Node) -> None:
-    """It has not heard the end of it, so the owner's base may be another; the client tries again."""
-    node.own(PEER, SELF)
-    world.put_member(node.maps, PEER, v4("10.0.0.2"), PEER, up=False)
-    node.slots(settling=True)
-    assert Verdict.UNRECORDED_DROP == node.run(frames.tcp_to(FLOW, SYN)).verdict
-    assert [] == list(node.maps.embryonic)
-    assert NOW_NS == int(node.maps.vip_stats[TCP_VIP.id]["unrecorded_ns"])
-    node.own(SELF, PEER)
-    assert Verdict.FIRST_ALONE == node.run(frames.tcp_to(FLOW, SYN)).verdict, "the owner's base is what it says"
-    node.own(PEER, SELF)
-    world.put_member(node.maps, PEER, v4("10.0.0.2"), PEER)
-    assert Verdict.CHAIN_STARTED == node.run(frames.tcp_to(Flow(FLOW.client, 1, TCP_VIP), SYN)).verdict
-
-
 def test_a_chain_leaves_nobody_out_that_another_has_put_on_its_list(node: Node) -> None:
     """The first one sent the flow to current because it took all replicas for up; what it says of them is relied on."""
     world.put_member(node.maps, THIRD, v4("10.0.0.3"), THIRD, up=False)

@@ -188,7 +188,6 @@ def test_the_backup_agrees_and_goes_on_tracking() -> None:
     assert (2, 2, True) == at(slots, 7)
     assert slots.track is not None
     assert bool(slots.track.agreed[7])
-    assert bool(is_settling(slots.words)[7]), "until it is told the end of it"
     assert 0 == len(slots.agree(ONE)), "agreeing twice is agreeing once"
 
 
