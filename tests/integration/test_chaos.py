@@ -1,8 +1,4 @@
-"""One minute of chaos, in which nothing breaks; and that the harness would see it: two baselines break some.
-
-Fewer connections than `make chaos` has, so that two processors can keep up with it: what an overloaded machine breaks
-is not what a run is about. Everything happens as often as there.
-"""
+"""The chaos run sees what breaks: two baselines break some. (That Holdfast breaks none is `make chaos`' to say.)"""
 
 import json
 import os
@@ -32,44 +28,6 @@ def _chaos(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     assert (folder / "chaos.json").exists(), out[-3_000:]
     assert [] == namespaces_of("hf" + base36(process.pid)), "the run removes what it made"
     return process.returncode, json.loads((folder / "chaos.json").read_text()), (folder / "chaos.html").read_text()
-
-
-FIGURES = {
-    "connections",
-    "long_lived",
-    "broken",
-    "broken_backend_gone",
-    "broken_two_replicas_lost",
-    "backend_changes",
-    "lb_losses",
-    "lb_joins",
-    "agent_kills",
-    "controller_kills",
-    "ecmp_reshuffles",
-    "failover_ms",
-    "join_ms",
-    "minutes",
-}
-
-
-@pytest.mark.slow
-def test_a_minute_in_which_everything_changes_and_dies_breaks_no_connection(tmp_path: Path) -> None:
-    status, found, page = _chaos(tmp_path, "--minutes", "1", "--long", "200", "--short-rate", "40", *SMALL)
-    assert 0 == status, (found["broken"], found["broken_reasons"], found["machine"], found["events"])
-    assert set(found) >= FIGURES
-    assert (0, 0) == (found["broken"], found["broken_two_replicas_lost"])
-    assert found["connections"] > 1_000
-    assert 1.0 == found["minutes"]
-    assert found["backend_changes"] >= 75
-    assert found["lb_losses"] >= 2
-    assert found["lb_joins"] >= 2
-    assert found["agent_kills"] >= 5
-    assert found["controller_kills"] >= 2
-    assert found["ecmp_reshuffles"] >= 35
-    assert found["relayed_packets"] > 0
-    for times in (found["failover_ms"], found["join_ms"]):
-        assert 0 < times["p50"] <= times["p99"] <= times["max"]
-    assert "<svg" in page
 
 
 @pytest.mark.slow
