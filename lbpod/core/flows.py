@@ -160,6 +160,22 @@ def flows_from(data: bytes) -> Rows:
     return np.frombuffer(data, dtype=FLOW)
 
 
+def slots_bytes(slots: U32) -> bytes:
+    """Slots as they travel (u16)."""
+    return slots.astype("<u2").tobytes()
+
+
+def slots_from(data: bytes) -> U32:
+    """Slots of a body, ascending, each once: as we send them ourselves, or put in order."""
+    slots = np.frombuffer(data, dtype="<u2").astype(np.uint32)
+    return slots if (slots[:-1] < slots[1:]).all() else np.unique(slots)
+
+
+def ids_from(data: bytes) -> U32:
+    """Backend ids of a body. The border has checked their range."""
+    return np.frombuffer(data, dtype="<u4").astype(np.uint32)
+
+
 def over(seen_ns: U64, wait_ns: U64 | int, now_ns: int) -> Bools:
     """True where ``wait_ns`` has passed since a stamp. Nothing wraps: stamps may be a little ahead of ``now_ns``."""
     return seen_ns + np.asarray(wait_ns, dtype=np.uint64) < np.uint64(now_ns)

@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core import change, forget, settle
-from lbpod.core.flows import flows_from
-from lbpod.core.keeper_state import Answer, Effects, Handover, Question, State, slots_bytes, slots_from
+from lbpod.core.flows import flows_from, slots_bytes, slots_from
+from lbpod.core.keeper_state import Answer, Effects, Handover, Question, State
 from lbpod.core.layout import RECORD
 from lbpod.core.limits import HANDOVER_HOLD_NS, HANDOVER_PAGES_MAX, HANDOVER_RECORDS_MAX, MEMBER_NONE, SLOT_COUNT
 from lbpod.core.messages import (

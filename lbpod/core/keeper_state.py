@@ -682,19 +682,3 @@ def plan_of(snapshot: Snapshot) -> Plan:
 def same_table(one: tuple[Backend, ...], other: tuple[Backend, ...]) -> bool:
     """Do these eligible backends make the same table, ids and all?"""
     return [(b.id, b.address, b.port, b.weight) for b in one] == [(b.id, b.address, b.port, b.weight) for b in other]
-
-
-def slots_bytes(slots: U32) -> bytes:
-    """Slots as they travel (u16)."""
-    return slots.astype("<u2").tobytes()
-
-
-def slots_from(data: bytes) -> U32:
-    """Slots of a body, ascending, each once: as we send them ourselves, or put in order."""
-    slots = np.frombuffer(data, dtype="<u2").astype(np.uint32)
-    return slots if (slots[:-1] < slots[1:]).all() else np.unique(slots)
-
-
-def ids_from(data: bytes) -> U32:
-    """Backend ids of a body. The border has checked their range."""
-    return np.frombuffer(data, dtype="<u4").astype(np.uint32)

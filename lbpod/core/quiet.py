@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core import sweep
-from lbpod.core.flows import LiveFlows, endpoints_match
-from lbpod.core.keeper_state import Answer, Effects, NatList, Question, State, ids_from
+from lbpod.core.flows import LiveFlows, endpoints_match, ids_from
+from lbpod.core.keeper_state import Answer, Effects, NatList, Question, State
 from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
 from lbpod.core.messages import LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply
 from lbpod.core.model import Backend, Vip

@@ -42,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core import forget
-from lbpod.core.flows import groups, over
+from lbpod.core.flows import groups, ids_from, over, slots_bytes, slots_from
 from lbpod.core.keeper_state import (
     Answer,
     Effects,
@@ -51,9 +51,6 @@ from lbpod.core.keeper_state import (
     Round,
     State,
     VipState,
-    ids_from,
-    slots_bytes,
-    slots_from,
 )
 from lbpod.core.limits import (
     BACKEND_IDS_MAX,
