@@ -344,14 +344,12 @@ class State:
         self.node_of_member: dict[int, int] = {}
         self.resting: dict[int, tuple[Endpoint, int]] = {}
         """Backend ids that have died here: what they named, and when. Not to be used again while in here."""
-
         self.died_at_ns = 0
         """When a backend last died here."""
-
         self.purge: dict[int, U64] = {}
         """VIP -> (SLOT_COUNT,) when slots settled whose records are still to be dropped (0: none)."""
         self.purge_kept: dict[int, U32] = {}
-        """VIP -> (SLOT_COUNT,) backends whose records stay all the same (0: none). Keys: at least those of `purge`."""
+        """Beside ``purge``: backends whose records stay all the same (0: none)."""
         self.purging: dict[int, U64] = {}
         """What the last DropRecords stands for, in case it fails."""
         self.dumps = Dumps()
