@@ -22,7 +22,6 @@ import structlog
 
 from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BrokenError, is_ours, sentence_of
-from lbpod.agent.logs import configure_logs
 from lbpod.agent.remembered import Memory
 from lbpod.agent.settings import OnTerm, Settings
 from lbpod.agent.uplink import UplinkError, find_uplink
@@ -37,6 +36,7 @@ from lbpod.datapath.loader import FastPath, LoadSettings, load
 from lbpod.datapath.neighbours import Neighbours
 from lbpod.datapath.port import DatapathError
 from lbpod.datapath.rows import Uplink
+from lbpod.logs import configure_logs
 
 _LOG: Final = structlog.get_logger()
 

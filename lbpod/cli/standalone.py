@@ -16,7 +16,7 @@ def controller(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the controller of a cluster without Kubernetes."""
-    from lbpod.agent.logs import configure_logs
+    from lbpod.logs import configure_logs
     from lbpod.standalone.driver import run
 
     if log_level not in {"debug", "info", "warning", "error"}:

@@ -1,12 +1,10 @@
-"""The standalone controller's only loop: events to the Planner, its effects to disk and network, and a watched file.
+"""The standalone controller around its Driver: a watched file that becomes Worlds, and a state file.
 
-Decided here: nothing about the cluster (the Planner does that), only how its effects are carried out: in their order,
-one event at a time; ``Persist`` before anything after it; calls side by side, each answered by exactly one event. The
-file is read again when its folder changes (an editor's rename, a ConfigMap's symlink) and looked at once a second in
-case nobody tells; it is used only if its bytes have changed and all of it is good. A bad edit changes nothing but
-/readyz, ``holdfast_config_error`` and one line in the log.
+Decided here: when the file is used. It is read again when its folder changes (an editor's rename, a ConfigMap's
+symlink) and looked at once a second in case nobody tells; it is used only if its bytes have changed and all of it is
+good. A bad edit changes nothing but /readyz, ``holdfast_config_error`` and one line in the log.
 
-Left to others: logs' form (the command), certificates (``lbpod.certs``).
+Left to others: the loop around the Planner (``lbpod.controller``), logs' form (the command), certificates.
 """
 
 import asyncio
@@ -14,37 +12,21 @@ import contextlib
 import hashlib
 import signal
 import sys
-import time
-from collections import deque
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 import structlog
 import watchfiles
 from aiohttp import web
 
 from lbpod.certs import CertsError, Credentials
-from lbpod.core.limits import CONFIG_LOOK_NS, LOOK_AFTER_NS, TICK_NS
-from lbpod.core.messages import (
-    AskStatus,
-    Persist,
-    Persisted,
-    PersistFailed,
-    Phase as PlannerPhase,
-    PlannerEffect,
-    PlannerEvent,
-    PlannerStatus,
-    Push,
-    Report,
-    Tick,
-    WorldSeen,
-)
+from lbpod.controller.driver import Driver
+from lbpod.core.limits import CONFIG_LOOK_NS, LOOK_AFTER_NS
+from lbpod.core.messages import Persist, Persisted, PersistFailed, PlannerStatus
 from lbpod.core.model import World
-from lbpod.core.planner import Planner
 from lbpod.standalone.config import Settings, load
-from lbpod.standalone.http import STATE_NOTHING, Metrics, make_app
+from lbpod.standalone.http import FileMetrics, make_app
 from lbpod.standalone.marks import ConfigError
-from lbpod.standalone.push import PushClient
 from lbpod.standalone.state import StateError, StateFile, Written
 
 LISTEN_DEFAULT: Final = "127.0.0.1:9901"
@@ -56,24 +38,48 @@ _WATCH_DEBOUNCE_MS: Final = 100
 _LOG: Final = structlog.get_logger()
 
 
+class Generations:
+    """The state file as the Driver's Store."""
+
+    def __init__(self, state: StateFile) -> None:
+        self._state = state
+
+    async def persist(self, effect: Persist) -> Persisted | PersistFailed:
+        """In a thread: a disk may take its time."""
+        wanted = Written(effect.generation, effect.snapshot.next_ids)
+        try:
+            found = await asyncio.to_thread(self._state.persist, wanted, effect.after)
+        except StateError as error:
+            return PersistFailed(effect.generation, 0, str(error))
+        if found is not None:
+            reason = f"{self._state.path} holds generation {found.generation}"
+            return PersistFailed(effect.generation, found.generation, reason, found.next_ids)
+        return Persisted(effect.generation)
+
+
 class Controller:
     """One controller. ``run`` until ``stop``; make it anywhere, run it in an event loop."""
 
     def __init__(self, config: Path, world: World, settings: Settings) -> None:
-        self.status: PlannerStatus = STATE_NOTHING
         self.config_error = ""
-        self.converged = False
-        self.metrics = Metrics()
+        self.metrics = FileMetrics()
         self._config = config
         self._settings = settings
         self._world = world
         self._credentials = Credentials(settings.tls)
-        self._state = StateFile(settings.state)
-        self._planner = Planner(settings.cluster)
-        # Bounded by its writers: one event per node's call, one per edit, one per persist.
-        self._events: asyncio.Queue[PlannerEvent] = asyncio.Queue()
-        self._calls: set[asyncio.Task[None]] = set()
+        store = Generations(StateFile(settings.state))
+        self._driver = Driver(settings.cluster, self._credentials.client, store, self.metrics)
         self._stopping = asyncio.Event()
+
+    @property
+    def status(self) -> PlannerStatus:
+        """Where the Planner stands."""
+        return self._driver.status
+
+    @property
+    def converged(self) -> bool:
+        """All that was wanted has been in force at least once since the start."""
+        return self._driver.converged
 
     def stop(self) -> None:
         """Ends ``run`` soon; calls under way are given up, which is safe at any moment."""
@@ -81,100 +87,17 @@ class Controller:
 
     async def run(self) -> None:
         """Everything, until ``stop``."""
-        client = PushClient(self._credentials.client)
-        self.metrics.report(self.status)
         self.metrics.config("")
-        try:
-            async with asyncio.TaskGroup() as group:
-                loop = group.create_task(self._loop(client))
-                watch = group.create_task(self._watch())
-                look = group.create_task(self._look_after())
-                await self._stopping.wait()
-                loop.cancel()
-                watch.cancel()
-                look.cancel()
-                for call in tuple(self._calls):
-                    call.cancel()
-        finally:
-            await client.close()
-
-    # --- Events and effects -------------------------------------------------------------------------------------------
-    async def _loop(self, client: PushClient) -> None:
-        next_tick_ns = time.monotonic_ns()
-        await self._feed(client, WorldSeen(self._world))
-        while True:
-            now_ns = time.monotonic_ns()
-            wake_ns = min(next_tick_ns, self._planner.gather_end_ns or next_tick_ns)
-            event: PlannerEvent
-            if wake_ns <= now_ns:
-                event = Tick()
-                next_tick_ns = now_ns + TICK_NS
-            else:
-                try:
-                    async with asyncio.timeout((wake_ns - now_ns) / _SECOND_NS):
-                        event = await self._events.get()
-                except TimeoutError:
-                    continue
-            await self._feed(client, event)
-
-    async def _feed(self, client: PushClient, event: PlannerEvent) -> None:
-        """One event, and those that its effects bring about at once."""
-        events: deque[PlannerEvent] = deque([event])
-        while events:
-            # In a thread: a change that touches many VIPs builds tables for seconds, and /healthz must go on.
-            effects = await asyncio.to_thread(self._planner.step, events.popleft(), time.monotonic_ns())
-            for effect in effects:
-                answer = await self._carry_out(client, effect)
-                if answer is not None:
-                    events.append(answer)
-
-    async def _carry_out(self, client: PushClient, effect: PlannerEffect) -> PlannerEvent | None:
-        match effect:
-            case Persist():
-                return await self._persist(effect)
-            case AskStatus() | Push():
-                task = asyncio.create_task(self._call(client, effect))
-                self._calls.add(task)
-                task.add_done_callback(self._calls.discard)
-            case Report(status):
-                self._report(status)
-            case _:
-                assert_never(effect)
-        return None
-
-    async def _persist(self, effect: Persist) -> PlannerEvent:
-        wanted = Written(effect.generation, effect.snapshot.next_ids)
-        try:
-            found = await asyncio.to_thread(self._state.persist, wanted, effect.after)
-        except StateError as error:
-            return PersistFailed(effect.generation, 0, str(error))
-        if found is not None:
-            reason = f"{self._settings.state} holds generation {found.generation}"
-            return PersistFailed(effect.generation, found.generation, reason, found.next_ids)
-        return Persisted(effect.generation)
-
-    async def _call(self, client: PushClient, effect: AskStatus | Push) -> None:
-        event = await client.call(effect)
-        self.metrics.called(effect, event)
-        await self._events.put(event)
-
-    def _report(self, status: PlannerStatus) -> None:
-        before = self.status
-        self.status = status
-        self.metrics.report(status)
-        if status.phase is PlannerPhase.IDLE and status.generation:
-            self.converged = True
-        if status.problem and status.problem != before.problem:
-            _LOG.warning("problem", sentence=status.problem)
-        if status.phase is not before.phase:
-            _LOG.info(
-                "phase",
-                phase=status.phase.value,
-                generation=status.generation,
-                lbs=status.lbs,
-                lbs_at_generation=status.lbs_at_generation,
-                lagging=status.lagging,
-            )
+        self._driver.see(self._world)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._driver.run()),
+                group.create_task(self._watch()),
+                group.create_task(self._look_after()),
+            ]
+            await self._stopping.wait()
+            for task in tasks:
+                task.cancel()
 
     async def _look_after(self) -> None:
         """Certificates that were replaced on disk are used from now on."""
@@ -232,7 +155,7 @@ class Controller:
         self.config_error = ""
         self.metrics.config("")
         _LOG.info("config", used=True, vips=len(world.vips), nodes=len(world.nodes))
-        await self._events.put(WorldSeen(world))
+        self._driver.see(world)
 
 
 def _fingerprint(path: Path) -> bytes:

@@ -1,0 +1,162 @@
+"""The only loop of a controller: Worlds, answers and time to the Planner, its effects to the disk and the network.
+
+Decided here: nothing about the cluster (the Planner does that), only how its effects are carried out: in their order,
+one event at a time; ``Persist`` before anything after it; calls side by side, each answered by exactly one event.
+
+Left to its owner: where Worlds come from (``see``), where a generation is written down (``Store``), what is said of it
+(``Listener``). Before the first World nothing at all happens: half a World would take backends away.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from typing import Final, Protocol, assert_never
+
+import structlog
+
+from lbpod.controller.metrics import Metrics
+from lbpod.controller.push import PushClient
+from lbpod.core.limits import TICK_NS
+from lbpod.core.messages import (
+    AskStatus,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Phase,
+    PlannerEffect,
+    PlannerEvent,
+    PlannerStatus,
+    Push,
+    Report,
+    Tick,
+    WorldSeen,
+)
+from lbpod.core.model import Cluster, World
+from lbpod.core.planner import Planner
+
+STATUS_NOTHING: Final = PlannerStatus(Phase.STARTING, 0, 0, 0, (), "", 0, ())
+_SECOND_NS: Final = 1_000_000_000
+
+_LOG: Final = structlog.get_logger()
+
+
+class Store(Protocol):
+    """Where generations are written down."""
+
+    async def persist(self, effect: Persist) -> Persisted | PersistFailed:
+        """Compare-and-swap; never raises for what the world does."""
+
+
+class Listener(Protocol):
+    """Whoever wants to know how it goes."""
+
+    def reported(self, status: PlannerStatus) -> None:
+        """The Planner's status has changed."""
+
+
+class Driver:
+    """One Planner and its loop. Make it anywhere; ``run`` it in an event loop, and cancel that to end it: calls under
+    way are given up, which is safe at any moment."""
+
+    def __init__(
+        self, cluster: Cluster, tls: ssl.SSLContext, store: Store, metrics: Metrics, listener: Listener | None = None
+    ) -> None:
+        self.status: PlannerStatus = STATUS_NOTHING
+        self.converged = False
+        """All that was wanted has been in force at least once since the start."""
+        self._tls = tls
+        self._store = store
+        self._metrics = metrics
+        self._listener = listener
+        self._planner = Planner(cluster)
+        # Bounded by its writers: one event per node's call, one per World that differs, one per persist.
+        self._events: asyncio.Queue[PlannerEvent] = asyncio.Queue()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._begun = asyncio.Event()
+        metrics.report(self.status)
+
+    def see(self, world: World) -> None:
+        """This is what is observed from now on."""
+        self._events.put_nowait(WorldSeen(world))
+        self._begun.set()
+
+    async def run(self) -> None:
+        """Everything, until it is cancelled."""
+        client = PushClient(self._tls)
+        try:
+            await self._begun.wait()
+            await self._loop(client)
+        finally:
+            for call in tuple(self._calls):
+                call.cancel()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+            await client.close()
+
+    async def _loop(self, client: PushClient) -> None:
+        next_tick_ns = time.monotonic_ns()
+        await self._feed(client, self._events.get_nowait())
+        while True:
+            now_ns = time.monotonic_ns()
+            wake_ns = min(next_tick_ns, self._planner.gather_end_ns or next_tick_ns)
+            event: PlannerEvent
+            if wake_ns <= now_ns:
+                event = Tick()
+                next_tick_ns = now_ns + TICK_NS
+            else:
+                try:
+                    async with asyncio.timeout((wake_ns - now_ns) / _SECOND_NS):
+                        event = await self._events.get()
+                except TimeoutError:
+                    continue
+            await self._feed(client, event)
+
+    async def _feed(self, client: PushClient, event: PlannerEvent) -> None:
+        """One event, and those that its effects bring about at once."""
+        events: deque[PlannerEvent] = deque([event])
+        while events:
+            # In a thread: a change that touches many VIPs builds tables for seconds, and /healthz must go on.
+            effects = await asyncio.to_thread(self._planner.step, events.popleft(), time.monotonic_ns())
+            for effect in effects:
+                answer = await self._carry_out(client, effect)
+                if answer is not None:
+                    events.append(answer)
+
+    async def _carry_out(self, client: PushClient, effect: PlannerEffect) -> PlannerEvent | None:
+        match effect:
+            case Persist():
+                return await self._store.persist(effect)
+            case AskStatus() | Push():
+                task = asyncio.create_task(self._call(client, effect))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
+            case Report(status):
+                self._report(status)
+            case _:
+                assert_never(effect)
+        return None
+
+    async def _call(self, client: PushClient, effect: AskStatus | Push) -> None:
+        event = await client.call(effect)
+        self._metrics.called(effect, event)
+        await self._events.put(event)
+
+    def _report(self, status: PlannerStatus) -> None:
+        before = self.status
+        self.status = status
+        self._metrics.report(status)
+        if status.phase is Phase.IDLE and status.generation:
+            self.converged = True
+        if status.problem and status.problem != before.problem:
+            _LOG.warning("problem", sentence=status.problem)
+        if status.phase is not before.phase:
+            _LOG.info(
+                "phase",
+                phase=status.phase.value,
+                generation=status.generation,
+                lbs=status.lbs,
+                lbs_at_generation=status.lbs_at_generation,
+                lagging=status.lagging,
+            )
+        if self._listener is not None:
+            self._listener.reported(status)
