@@ -7,7 +7,7 @@ ARGS ?=
 SEEDS ?= 1000
 PY := .venv/bin/python
 # `check` compiles and reads, `simulate` moves no real packet; the others do, and so ask more of the machine.
-LEVEL := $(if $(filter-out check objects simulate,$(MAKECMDGOALS)),machine,tools)
+LEVEL := $(if $(filter-out check objects simulate,$(MAKECMDGOALS)),$(if $(filter e2e,$(MAKECMDGOALS)),cluster,machine),tools)
 
 SOURCES := $(wildcard lbpod/bpf/*.bpf.c lbpod/lab/bpf/*.bpf.c tests/*/*.bpf.c)
 HEADERS := $(wildcard lbpod/bpf/*.h lbpod/lab/bpf/*.h tests/*/*.h)
@@ -18,11 +18,11 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter 
 LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo chaos test check bench simulate soak objects setup lint clean
+.PHONY: help demo chaos test check bench simulate soak e2e objects setup lint clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]'
-	@sed -n 's/^\([a-z]*\):[^#]*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9]*\):[^#]*## /  \1\t/p' Makefile | expand -t 12
 
 # Where no packets can be moved (no root, no BPF: status 3), nothing is compiled, and the demo runs in the simulator.
 demo: ## real connections while everything changes: Holdfast beside two baselines, about two minutes
@@ -48,6 +48,10 @@ simulate: setup ## SEEDS=1000: that many clusters on virtual time, where everyth
 
 soak: setup objects ## the random tests with a hundred times as many cases
 	@HOLDFAST_SOAK=1 $(PY) -m pytest -o faulthandler_timeout=0 $(filter %/property %/scenarios %/simulation %/bpf,$(LADDER)) $(ARGS)
+
+e2e: setup objects ## CRD, operator and chart against a real Kubernetes API server; the first time it is built (Go 1.26)
+	@tools/kube.sh api
+	@$(PY) -m pytest tests/cluster $(ARGS)
 
 objects: $(OBJECTS) ## the compiled BPF programs, beside their sources
 

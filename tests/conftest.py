@@ -43,13 +43,21 @@ def _has_command(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
+def _has_kubernetes() -> bool:
+    """True where tools/kube.sh has built an API server."""
+    ran = subprocess.run(["tools/kube.sh", "folder"], capture_output=True, text=True, check=False, timeout=10)
+    return ran.returncode == 0 and (Path(ran.stdout.strip()) / "kube-apiserver").exists()
+
+
 FEATURES: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "bpf": lambda: Path("/proc/sys/kernel/unprivileged_bpf_disabled").exists(),
     "namespaces": _has_namespaces,
     "clang": lambda: subprocess.run(["tools/find-clang.sh"], capture_output=True, check=False).returncode == 0,
     "curl": _has_command("curl"),
+    "etcd": _has_command("etcd"),
     "ethtool": _has_command("ethtool"),
+    "kubernetes": _has_kubernetes,
     "nginx": _has_command("nginx"),
     "tcpdump": _has_command("tcpdump"),
     "wrk": _has_command("wrk"),

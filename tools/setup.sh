@@ -5,6 +5,7 @@
 #   tools/setup.sh machine    that, and what moves packets: root, a kernel with BPF and namespaces, nginx, wrk, ...
 #   tools/setup.sh demo       that, where the machine may move packets; where it may not (no root, no BPF), the Python
 #                             packages alone, which need no root, and exit status 3: the demo then runs in the simulator
+#   tools/setup.sh cluster    that, and what a Kubernetes API server needs beside it (tools/kube.sh builds it)
 #
 # Written for a fresh Debian 12; it asks for facts (is there an `nginx`?), not for package names, so that any machine
 # that has them will do. Where it cannot go on it says so in one sentence and exits 1. The second run takes a fraction
@@ -15,8 +16,13 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-level=${1:?usage: tools/setup.sh tools|machine|demo}
+level=${1:?usage: tools/setup.sh tools|machine|demo|cluster}
 log=build/setup.log
+with_cluster=no
+if [ "$level" = cluster ]; then
+	with_cluster=yes
+	level=machine
+fi
 
 cannot() {
 	echo "holdfast: cannot go on: $*" >&2
@@ -124,6 +130,8 @@ look_for_missing() {
 	need wrk command -v wrk
 	need tcpdump command -v tcpdump
 	need procps command -v sysctl
+	[ $with_cluster = yes ] || return 0
+	need etcd-server command -v etcd
 }
 
 apt_install() (
@@ -167,7 +175,7 @@ install_python_packages() {
 	key=$({ pwd -P; .venv/bin/python --version; cat pyproject.toml; } | sha256sum)
 	[ "$(cat $stamp 2>/dev/null)" != "$key" ] || return 0
 	step "installing the Python packages of pyproject.toml into .venv (a minute)" \
-		.venv/bin/python -m pip install --disable-pip-version-check --prefer-binary -e '.[lab,test,dev]'
+		.venv/bin/python -m pip install --disable-pip-version-check --prefer-binary -e '.[lab,operator,test,dev]'
 	echo "$key" >$stamp
 }
 

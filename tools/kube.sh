@@ -1,0 +1,90 @@
+#!/bin/bash
+# Build what the tests of tests/cluster need beside Python: Kubernetes and helm, from their Go modules, into a cache
+# folder outside the checkout. `make e2e` calls it.
+#
+#   tools/kube.sh api     kube-apiserver, kubectl, helm: what the API server's tests need (4 minutes on two cores, once)
+#   tools/kube.sh all     and the rest of a cluster: controller manager, scheduler, kubelet, kube-proxy
+#   tools/kube.sh folder  print the cache folder and nothing else
+#
+# The folder's name holds both versions and a key of the go.mod files, so a new version is built beside the old one and
+# the second run takes a fraction of a second. A binary gets its name only when it is whole (build, then rename).
+#
+# Why from modules: machines that can fetch Go modules need no registry of images or of binaries, and the versions are
+# pinned by go.sum. Tried and dropped: `go install MODULE@VERSION` (refuses modules with `replace`).
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+what=${1:?usage: tools/kube.sh api|all|folder}
+
+kube=$(sed -n 's|.*k8s.io/kubernetes v\([0-9.]*\)$|\1|p' tests/cluster/kube/go.mod | head -n 1)
+helm=$(sed -n 's|.*helm.sh/helm/v4 v\([0-9.]*\)$|\1|p' tests/cluster/helm/go.mod | head -n 1)
+key=$(cat tests/cluster/{kube,helm}/{go.mod,go.sum} | sha256sum | cut -c 1-8)
+folder=${XDG_CACHE_HOME:-$HOME/.cache}/holdfast/kube-$kube-helm-$helm-$key
+
+cannot() {
+	echo "holdfast: cannot go on: $*" >&2
+	exit 1
+}
+
+find_go() {
+	local go
+	for go in go /usr/local/go/bin/go /usr/lib/go-1.26/bin/go; do
+		if command -v "$go" >/dev/null && "$go" version | grep -Eq 'go1\.(2[6-9]|[3-9][0-9])'; then
+			command -v "$go"
+			return
+		fi
+	done
+	return 1
+}
+
+# build MODULE-FOLDER PACKAGE NAME [LDFLAGS]: one binary, unless it is there.
+build() {
+	local module=$1 package=$2 name=$3 ldflags=${4:-} started=$SECONDS said=$SECONDS pid
+	[ ! -x "$folder/$name" ] || return 0
+	printf '==> building %s' "$name"
+	(cd "$module" && exec env CGO_ENABLED=0 GOFLAGS=-buildvcs=false nice -n 19 \
+		"$go" build -mod=readonly -trimpath -ldflags "-s -w $ldflags" -o "$folder/.$name.new" "$package") >>"$log" 2>&1 </dev/null &
+	pid=$!
+	trap 'kill "$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.2
+		if ((SECONDS - said >= 5)); then
+			printf ' .'
+			said=$SECONDS
+		fi
+	done
+	if ! wait "$pid"; then
+		printf ' failed\n'
+		tail -n 20 "$log" >&2
+		cannot "$name was not built; the lines above are the end of $log"
+	fi
+	trap - INT TERM
+	mv "$folder/.$name.new" "$folder/$name"
+	printf ' (%d s)\n' $((SECONDS - started))
+}
+
+kubernetes() {
+	local version=k8s.io/component-base/version
+	build tests/cluster/kube "k8s.io/kubernetes/cmd/$1" "$1" \
+		"-X $version.gitVersion=v$kube -X $version.gitMajor=${kube%%.*} -X $version.gitMinor=$(cut -d . -f 2 <<<"$kube")"
+}
+
+case $what in
+folder)
+	echo "$folder"
+	exit
+	;;
+api) wanted="kube-apiserver kubectl" ;;
+all) wanted="kube-apiserver kubectl kube-controller-manager kube-scheduler kubelet kube-proxy" ;;
+*) cannot "$what is not known; use api, all or folder." ;;
+esac
+
+mkdir -p "$folder"
+log=$folder/build.log
+exec 9>"$folder/.lock"
+flock -w 1800 9 || cannot "another build has been running for half an hour (it holds $folder/.lock)."
+go=$(find_go) || cannot "Kubernetes is built with Go 1.26 or newer, and there is none in PATH or /usr/local/go."
+for name in $wanted; do
+	kubernetes "$name"
+done
+build tests/cluster/helm helm.sh/helm/v4/cmd/helm helm
