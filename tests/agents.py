@@ -174,11 +174,17 @@ class Caller:
         await self._session.close()
 
     async def call(
-        self, method: str, agent: Reachable, path: str, data: bytes = b"", accept: str = "*/*"
+        self,
+        method: str,
+        agent: Reachable,
+        path: str,
+        data: bytes = b"",
+        accept: str = "*/*",
+        host: str = "127.0.0.1",
     ) -> tuple[int, bytes]:
         """Status and body."""
         assert self._session is not None, "use it in `async with`"
-        url = f"https://127.0.0.1:{agent.control_port}{path}"
+        url = f"https://{host}:{agent.control_port}{path}"
         async with self._session.request(method, url, data=data, headers={"Accept": accept}) as response:
             return response.status, await response.read()
 
@@ -198,9 +204,9 @@ class Caller:
         method, path = wire.ROUTES[type(body)]
         return await self.call(method, agent, path, wire.encode(body))
 
-    async def state(self, agent: Reachable) -> LbStatus:
+    async def state(self, agent: Reachable, host: str = "127.0.0.1") -> LbStatus:
         """GET /v1/state, with the snapshot."""
-        status, data = await self.call("GET", agent, wire.PATH_STATE + "?snapshot=1")
+        status, data = await self.call("GET", agent, wire.PATH_STATE + "?snapshot=1", host=host)
         assert 200 == status, data
         return wire.decode(LbStatus, data)
 

@@ -52,7 +52,7 @@ class Listener(Protocol):
     """Whoever wants to know how it goes."""
 
     def reported(self, status: PlannerStatus) -> None:
-        """The Planner's status has changed."""
+        """The Planner's status has changed, or a World has come into force."""
 
 
 class Driver:
@@ -65,21 +65,26 @@ class Driver:
         self.status: PlannerStatus = STATUS_NOTHING
         self.converged = False
         """All that was wanted has been in force at least once since the start."""
+        self.in_force = 0
+        """Number of the newest World (as ``see`` counts them) of which nothing is left to do."""
         self._tls = tls
         self._store = store
         self._metrics = metrics
-        self._listener = listener
+        self.listener = listener
         self._planner = Planner(cluster)
         # Bounded by its writers: one event per node's call, one per World that differs, one per persist.
         self._events: asyncio.Queue[PlannerEvent] = asyncio.Queue()
         self._calls: set[asyncio.Task[None]] = set()
         self._begun = asyncio.Event()
+        self._given, self._fed, self._taken = 0, 0, 0  # Worlds: seen, handed to the Planner, made a generation of
         metrics.report(self.status)
 
-    def see(self, world: World) -> None:
-        """This is what is observed from now on."""
+    def see(self, world: World) -> int:
+        """This is what is observed from now on. Returns its number."""
         self._events.put_nowait(WorldSeen(world))
         self._begun.set()
+        self._given += 1
+        return self._given
 
     async def run(self) -> None:
         """Everything, until it is cancelled."""
@@ -115,12 +120,22 @@ class Driver:
         """One event, and those that its effects bring about at once."""
         events: deque[PlannerEvent] = deque([event])
         while events:
+            self._fed += isinstance(events[0], WorldSeen)
             # In a thread: a change that touches many VIPs builds tables for seconds, and /healthz must go on.
             effects = await asyncio.to_thread(self._planner.step, events.popleft(), time.monotonic_ns())
             for effect in effects:
                 answer = await self._carry_out(client, effect)
                 if answer is not None:
                     events.append(answer)
+        if self.status.phase is Phase.IDLE and self._planner.gather_end_ns is None:
+            self._settle(self._fed)
+
+    def _settle(self, world: int) -> None:
+        """Nothing is left to do of this World."""
+        if world > self.in_force:
+            self.in_force = world
+            if self.listener is not None:
+                self.listener.reported(self.status)
 
     async def _carry_out(self, client: PushClient, effect: PlannerEffect) -> PlannerEvent | None:
         match effect:
@@ -145,8 +160,12 @@ class Driver:
         before = self.status
         self.status = status
         self._metrics.report(status)
+        if status.phase is Phase.PERSISTING and before.phase is not Phase.PERSISTING:
+            self._taken = self._fed
         if status.phase is Phase.IDLE and status.generation:
             self.converged = True
+        if status.changes > before.changes:  # a change of the ring takes no World into force
+            self._settle(self._taken)
         if status.problem and status.problem != before.problem:
             _LOG.warning("problem", sentence=status.problem)
         if status.phase is not before.phase:
@@ -158,5 +177,5 @@ class Driver:
                 lbs_at_generation=status.lbs_at_generation,
                 lagging=status.lagging,
             )
-        if self._listener is not None:
-            self._listener.reported(status)
+        if self.listener is not None:
+            self.listener.reported(status)

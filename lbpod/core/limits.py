@@ -341,6 +341,46 @@ CALLS_MAX: Final = 64
 CALL_LOST_NS: Final = 10_000_000_000
 """A call of the Planner that its shell has not answered within this time counts as failed."""
 
+# --- Kubernetes operator ----------------------------------------------------------------------------------------------
+AGENT_GRACE_NS: Final = 15_000_000_000
+"""A node whose agent's pod is gone counts as one with an agent for so long: pods are replaced within seconds, and who
+is really lost the Planner finds out by itself."""
+
+API_TIMEOUT_NS: Final = 10_000_000_000
+"""A call to the Kubernetes API that is not answered within this time has failed."""
+
+API_RETRY_NS: Final = 1_000_000_000
+"""Pause before such a call is tried again."""
+
+API_CALLS_MAX: Final = 8
+"""Statuses that are written side by side."""
+
+STATUS_GATHER_NS: Final = 200_000_000
+"""Statuses are looked at so long after something has changed: a change of the backends is in force by then, and one
+write says all of it."""
+
+SWEEP_NS: Final = 60_000_000_000
+"""What is known of the cluster is compared with what the API lists this often: a watch that was interrupted does not
+tell of what was deleted meanwhile."""
+
+SWEEP_PAGE: Final = 500
+"""Objects that one call of such a comparison lists."""
+
+PERSIST_TRIES_MAX: Final = 3
+"""Times that the generation is read and written anew because somebody else wrote in between."""
+
+LEASE_HOLD_NS: Final = 15_000_000_000
+"""An operator that has not renewed its Lease for so long does not hold it any more."""
+
+LEASE_RENEW_NS: Final = 4_000_000_000
+"""It is renewed, or tried for, this often."""
+
+MINTED_NODES_MAX: Final = 800
+"""Nodes that certificates are made for: with theirs, a Secret has nearly the mebibyte that it may have."""
+
+CERTIFICATES_LOOK_NS: Final = 3_600_000_000_000
+"""Certificates are looked at this often, even where no node has come or gone."""
+
 # --- Certificates -----------------------------------------------------------------------------------------------------
 CA_DAYS: Final = 3_650
 CERTIFICATE_DAYS: Final = 730
@@ -372,6 +412,9 @@ def check() -> None:
         "a shell gives up before the Planner gives up on the shell"
     )
     assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
+    assert LOST_NS < AGENT_GRACE_NS, "the Planner has noticed by then"
+    assert LEASE_RENEW_NS + API_TIMEOUT_NS < LEASE_HOLD_NS, "one call may fail"
+    assert STATUS_GATHER_NS < API_RETRY_NS <= API_TIMEOUT_NS
     assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
     assert 3 * BEAT_NS < BEAT_DOWN_NS < 1_000_000_000, (
         "three beats have to be lost, and the backup serves within a second"

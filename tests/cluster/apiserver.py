@@ -130,7 +130,8 @@ class Process:
     running: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it; it dies with us."""
+        """Starts it; it dies with us: with the thread that calls this, as the kernel has it, so call it in the main
+        one."""
         with self.log.open("ab") as log:
             argv = ["setpriv", "--pdeathsig", "KILL", "--", *self.argv]
             self.running = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -249,11 +250,11 @@ class ApiServer:
     def start(self) -> None:
         """Both processes, until /readyz says ok."""
         self.etcd.start()
-        self.start_apiserver()
-
-    def start_apiserver(self) -> None:
-        """The API server alone: after `apiserver.stop`, a restart."""
         self.apiserver.start()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it answers."""
         end = time.monotonic() + START_S
         while not self._is_ready():
             self.etcd.check()

@@ -1,0 +1,210 @@
+"""What is said about a VirtualService: its status and conditions, and which changes of them are worth an event. Pure.
+
+Decided here: the words. A status is written only where it differs, and says nothing that changes by the second: counts,
+not lists, and figures of the ring as of when it was last at rest, for a change of one VIP passes through all load
+balancers, and must not be written into a thousand others. An event is a transition that somebody should act upon or has
+waited for; the same status twice is none.
+
+| condition | True means |
+| --- | --- |
+| Accepted | the spec can be served: valid, allowed, nobody older has the address |
+| ResolvedRefs | the Service, its endpoints' slices and the named ports are found |
+| Programmed | load balancers serve it, be it as it once was |
+| Converged | all load balancers have in force what the spec and the endpoints say now |
+| Degraded | it is served, but not as well as it could be: nothing ready, endpoints left out, the last good state |
+| Ready | clients are served as the spec says: Accepted, ResolvedRefs, Programmed, and at least one ready backend |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lboperator.nouns import VirtualService
+from lboperator.observe import Verdict
+from lbpod.core.messages import PlannerStatus
+from lbpod.core.model import BackendState
+
+Status = dict[str, Any]
+TYPES: Final = ("Accepted", "ResolvedRefs", "Programmed", "Converged", "Degraded", "Ready")
+
+
+@dataclass(frozen=True)
+class Where:
+    """How far the load balancers are. status: the Planner's newest; rest: as of when it was last at rest; in_force:
+    what this VirtualService wants now is in force everywhere."""
+
+    status: PlannerStatus
+    rest: PlannerStatus
+    in_force: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """One Kubernetes event. is_warning: somebody should do something."""
+
+    is_warning: bool
+    reason: str
+    message: str
+
+
+def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status, now: str) -> Status:
+    """The status as it should be. before: as it is; now: RFC 3339."""
+    served = [vip for vip in verdict.vips if vip.name in {one.name for one in where.status.vips}]
+    states: dict[bytes, BackendState] = {}
+    for vip in verdict.vips:
+        for one in vip.backends:
+            states[one.address] = min(one.state, states.get(one.address, one.state))
+    ready = sum(state is BackendState.READY for state in states.values())
+    names = {vip.name for vip in verdict.vips}
+    epochs = [one.epoch for one in where.status.vips if one.name in names]
+    was_programmed = _is_true(before, "Programmed")
+    programmed = bool(served) and len(served) == len(verdict.vips) and (where.in_force or was_programmed)
+    conditions = [
+        _accepted(verdict),
+        _resolved(verdict),
+        _programmed(verdict, programmed, where.status),
+        _converged(verdict, where, programmed=programmed),
+        _degraded(verdict, ready, len(states) - ready),
+    ]
+    conditions.append(_ready(conditions, ready, len(states) - ready))
+    return {
+        "observedGeneration": vs.generation,
+        "epoch": max(epochs, default=0),
+        "ports": ",".join(f"{port.port}/{port.protocol}" for port in vs.ports),
+        "backends": {"ready": ready, "draining": len(states) - ready},
+        "loadBalancers": {
+            "ready": where.rest.lbs - len(where.rest.lost),
+            "atEpoch": where.rest.lbs_at_generation,
+        },
+        "conditions": [_stamped(one, before, vs.generation, now) for one in conditions],
+    }
+
+
+def events_of(before: Status, after: Status) -> list[Event]:
+    """What has happened between the two: one event for each condition that has turned bad, or good again."""
+    found = []
+    for kind in ("Accepted", "ResolvedRefs", "Degraded", "Ready"):  # the others come and go with every change
+        old, new = _condition(before, kind), _condition(after, kind)
+        assert new is not None, "a status that was made here has all conditions"
+        was_bad, is_bad = old is not None and _is_bad(kind, old), _is_bad(kind, new)
+        if kind == "Ready":
+            # What makes it not ready has been said by another condition.
+            if not is_bad and (old is None or was_bad):
+                found.append(Event(False, new["reason"], new["message"]))
+        elif is_bad and (old is None or not was_bad or old["reason"] != new["reason"]):
+            found.append(Event(True, new["reason"], new["message"]))
+        elif was_bad and not is_bad and new["status"] != "Unknown" and new["reason"] != "LastGoodState":
+            found.append(Event(False, f"{kind}Healed", new["message"]))
+    return found
+
+
+def _is_bad(kind: str, condition: Mapping[str, Any]) -> bool:
+    """Somebody should do something about it, and no other condition says so."""
+    if kind == "Degraded":
+        return bool(condition["status"] == "True" and condition["reason"] != "LastGoodState")
+    return bool(condition["status"] == "False")
+
+
+# --- Conditions -------------------------------------------------------------------------------------------------------
+_Said = tuple[str, str, str, str]
+"""Type, status, reason, message."""
+
+
+def _accepted(verdict: Verdict) -> _Said:
+    message = verdict.accepted or "the spec can be served"
+    return (
+        "Accepted",
+        _word(not verdict.accepted),
+        verdict.accepted_reason.value,
+        message + _kept(verdict.accepted, verdict),
+    )
+
+
+def _resolved(verdict: Verdict) -> _Said:
+    if verdict.accepted:
+        return "ResolvedRefs", "Unknown", "NotAccepted", "the spec is not accepted, so nothing was looked up"
+    message = verdict.resolved or "the Service and its ports are found"
+    said = message + _kept(verdict.resolved, verdict)
+    return "ResolvedRefs", _word(not verdict.resolved), verdict.resolved_reason.value, said
+
+
+def _kept(problem: str, verdict: Verdict) -> str:
+    return "; the last good state stays in force" if problem and verdict.vips else ""
+
+
+def _programmed(verdict: Verdict, programmed: bool, status: PlannerStatus) -> _Said:
+    if programmed:
+        return "Programmed", "True", "Programmed", "load balancers serve it"
+    if not verdict.vips:
+        return "Programmed", "False", "NothingToServe", "there is nothing of it that could be served"
+    if not status.lbs:
+        return (
+            "Programmed",
+            "False",
+            "NoLoadBalancers",
+            "no load balancer has answered yet; look at the pods of the DaemonSet",
+        )
+    return "Programmed", "False", "Pending", "load balancers are being told"
+
+
+def _converged(verdict: Verdict, where: Where, *, programmed: bool) -> _Said:
+    if not verdict.is_good:
+        return "Converged", "False", "SpecNotServed", "the spec is not served as it is"
+    if where.in_force and programmed:
+        return "Converged", "True", "Converged", "all load balancers have it in force"
+    problem = where.status.problem
+    return "Converged", "False", "Pending", problem or "load balancers are being told"
+
+
+def _degraded(verdict: Verdict, ready: int, draining: int) -> _Said:
+    if not verdict.vips:
+        return "Degraded", "False", "NotServed", "it is not served at all"
+    if not verdict.is_good:
+        return "Degraded", "True", "LastGoodState", "the last good state is served, not the spec as it is"
+    if not ready and draining:
+        message = f"no endpoint is ready; {draining} that terminate or are not ready get new connections, too"
+        return "Degraded", "True", "NoReadyBackends", message
+    if not ready:
+        message = "the Service has no ready endpoint; look at its selector, and whether its pods are ready"
+        return "Degraded", "True", "NoReadyBackends", message
+    if verdict.homeless:
+        message = f"{verdict.homeless} endpoints are left out: no agent of Holdfast runs on their nodes"
+        return "Degraded", "True", "EndpointsLeftOut", message
+    return "Degraded", "False", "AllGood", "nothing is missing"
+
+
+def _ready(conditions: Sequence[_Said], ready: int, draining: int) -> _Said:
+    for kind, status, reason, message in conditions:
+        if kind in {"Accepted", "ResolvedRefs", "Programmed"} and status != "True":
+            return "Ready", "False", reason, message
+    if not ready and not draining:
+        return "Ready", "False", "NoReadyBackends", "the Service has no ready endpoint"
+    return "Ready", "True", "Ready", "clients are served"
+
+
+def _word(holds: bool) -> str:
+    return "True" if holds else "False"
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    found = status.get("conditions")
+    return next((one for one in found if one.get("type") == kind), None) if isinstance(found, list) else None
+
+
+def _is_true(status: Mapping[str, Any], kind: str) -> bool:
+    found = _condition(status, kind)
+    return found is not None and found.get("status") == "True"
+
+
+def _stamped(said: _Said, before: Status, generation: int, now: str) -> dict[str, Any]:
+    kind, status, reason, message = said
+    old = _condition(before, kind)
+    since = old.get("lastTransitionTime") if old is not None and old.get("status") == status else None
+    return {
+        "type": kind,
+        "status": status,
+        "observedGeneration": generation,
+        "lastTransitionTime": since or now,
+        "reason": reason,
+        "message": message,
+    }

@@ -1,0 +1,69 @@
+"""What kopf is told: which kinds are watched, and that every event is only a change of what is known.
+
+``on.event`` and indexes, nothing else: kopf then writes nothing into objects, needs no finalizer and blocks no
+deletion, also where the operator is gone. The indexes hold nothing; they are there because kopf calls no other handler
+before all indexed kinds were listed once. So the first ``ready`` is a promise that the cache is complete.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import kopf
+
+from lboperator.api import login
+from lboperator.cache import Cache, Kind
+from lboperator.nouns import key_of
+
+NAME: Final = "holdfast.dev"
+
+
+def make_registry(cache: Cache, ready: asyncio.Event, end: Callable[[], Awaitable[None]]) -> kopf.OperatorRegistry:
+    """Handlers that fill the cache. ready: set once it is complete; end: ends all else (kopf takes tasks that go on
+    after its own for hung, and waits five seconds for them)."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.cleanup(registry=registry)
+    async def _end(**_: Any) -> None:
+        await end()
+
+    @kopf.on.login(registry=registry)
+    def _login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo:
+        return login(settings)
+
+    for kind in Kind:
+        _watch(registry, cache, ready, kind)
+    return registry
+
+
+def _watch(registry: kopf.OperatorRegistry, cache: Cache, ready: asyncio.Event, kind: Kind) -> None:
+    group, version, plural = kind.value
+
+    @kopf.index(group, version, plural, id=f"{plural}-index", registry=registry)
+    async def _index(body: kopf.Body, **_: Any) -> None:
+        cache.put(kind, body)
+
+    @kopf.on.event(group, version, plural, id=f"{plural}-event", registry=registry)
+    async def _event(type: str | None, body: kopf.Body, **_: Any) -> None:
+        if type == "DELETED":
+            cache.drop(kind, key_of(body))
+        ready.set()
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """kopf's settings, each for a reason."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # events are ours to decide: on transitions only
+    settings.scanning.disabled = True  # no watch of CRDs and namespaces, and no right to it
+    settings.peering.standalone = True  # it is no fence; epochs are
+    settings.persistence.finalizer = f"{NAME}/finalizer"  # never used: no handler asks for one
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=NAME)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=NAME, key="last-handled")
+    settings.networking.request_timeout = 30.0  # five minutes of silence are too long for any of our calls
+    settings.networking.connect_timeout = 5.0
+    settings.networking.error_backoffs = (0.5, 1.0, 2.0, 4.0)
+    settings.watching.server_timeout = 300  # whole: the API server refuses 300.0
+    settings.watching.client_timeout = 330.0
+    settings.queueing.idle_timeout = 1.0  # memory of objects that do not change is given back soon
+    settings.queueing.error_delays = (0.5, 1.0, 2.0, 4.0)
+    return settings

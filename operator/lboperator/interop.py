@@ -1,0 +1,169 @@
+"""Services of type LoadBalancer with our class: each gets a VirtualService of its own, and says where it is. Pure.
+
+The VirtualService carries the Service's name and belongs to it (owner reference), so it goes with it; everything else,
+conditions included, is as with one that a person made. A person's VirtualService of the same name is left alone. What
+cannot be honoured is refused, not ignored: a Service that limits its clients' addresses must not be open to all.
+
+Addresses are requested, not handed out: by the annotation ``holdfast.dev/address`` or by ``spec.loadBalancerIP``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lboperator import nouns
+from lboperator.nouns import Body, Key, VirtualService
+
+ADDRESS: Final = "holdfast.dev/address"
+API_VERSION: Final = "holdfast.dev/v1alpha1"
+
+
+@dataclass(frozen=True)
+class Create:
+    """This VirtualService is to be made."""
+
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """The spec of this one is to be so."""
+
+    key: Key
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Delete:
+    """This one is not wanted any more; uid: of that one, and no other of its name."""
+
+    key: Key
+    uid: str
+
+
+@dataclass(frozen=True)
+class Tell:
+    """The status of this Service is to list these ingress points."""
+
+    key: Key
+    ingress: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """This Service cannot be served."""
+
+    key: Key
+    uid: str
+    reason: str
+    sentence: str
+
+
+Action = Create | Change | Delete | Tell | Problem
+
+
+def plan(
+    services: Mapping[Key, Body],
+    virtual_services: Iterable[VirtualService],
+    programmed: frozenset[Key],
+    load_balancer_class: str,
+) -> list[Action]:
+    """What is to be done, from all Services of type LoadBalancer. programmed: VirtualServices that are being served."""
+    there = {vs.key: vs for vs in virtual_services}
+    actions: list[Action] = []
+    kept: set[Key] = set()
+    for key in sorted(services):
+        body = services[key]
+        spec, metadata = body["spec"], body["metadata"]
+        if spec.get("loadBalancerClass") != load_balancer_class or metadata.get("deletionTimestamp"):
+            continue
+        uid, had = metadata.get("uid", ""), there.get(key)
+        sentence = _why_not(body) or _why_taken(key, uid, had)
+        if sentence:
+            actions.append(Problem(key, uid, *sentence))
+        else:
+            kept.add(key)
+            actions.extend(_serve(_virtual_service(body), had))
+        is_served = not sentence and had is not None and key in programmed
+        ingress = (had.address,) if had is not None and is_served else ()
+        if ingress != _ingress(body):
+            actions.append(Tell(key, ingress))
+    mine = [vs for vs in there.values() if vs.owner and vs.key not in kept]
+    actions.extend(Delete(vs.key, vs.uid) for vs in sorted(mine, key=lambda vs: vs.key))
+    return actions
+
+
+def _serve(wanted: dict[str, Any], had: VirtualService | None) -> list[Action]:
+    if had is None:
+        return [Create(wanted)]
+    made = nouns.virtual_service(wanted)
+    if made.address != had.address:
+        return [Delete(had.key, had.uid)]  # an address stays for life; the next look makes another one
+    same = (made.ports, made.service, made.affinity) == (had.ports, had.service, had.affinity)
+    return [] if same else [Change(had.key, wanted["spec"])]
+
+
+def _why_not(body: Body) -> tuple[str, str] | None:
+    spec = body["spec"]
+    if not _address(body):
+        sentence = f"no address is requested; set the annotation {ADDRESS}, for Holdfast hands none out"
+        return "NoAddressRequested", sentence
+    if spec.get("loadBalancerSourceRanges"):
+        return "SourceRangesUnsupported", "loadBalancerSourceRanges cannot be honoured, so the Service is not served"
+    odd = sorted({str(port.get("protocol")) for port in spec.get("ports", ())} - {"TCP", "UDP", "None"})
+    if odd:
+        return "ProtocolUnsupported", f"{', '.join(odd)} cannot be served; use TCP or UDP"
+    return None
+
+
+def _why_taken(key: Key, uid: str, had: VirtualService | None) -> tuple[str, str] | None:
+    if had is None or had.owner == uid:
+        return None
+    return "NameTaken", f"there is a VirtualService {key[0]}/{key[1]} that is not this Service's; rename or remove it"
+
+
+def _address(body: Body) -> str:
+    annotations = body["metadata"].get("annotations") or {}
+    return str(annotations.get(ADDRESS) or body["spec"].get("loadBalancerIP") or "")
+
+
+def _ingress(body: Body) -> tuple[str, ...]:
+    found = ((body.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+    return tuple(str(one.get("ip", "")) for one in found)
+
+
+def _virtual_service(body: Body) -> dict[str, Any]:
+    metadata, spec = body["metadata"], body["spec"]
+    ports = []
+    for one in spec.get("ports", ()):
+        port = {
+            "protocol": one.get("protocol", "TCP"),
+            "port": one["port"],
+            "targetPort": one.get("targetPort", one["port"]),
+        }
+        ports.append({"name": one["name"], **port} if one.get("name") else port)
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "VirtualService",
+        "metadata": {
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "labels": {"app.kubernetes.io/managed-by": "holdfast-operator"},
+            "ownerReferences": [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Service",
+                    "name": metadata["name"],
+                    "uid": metadata["uid"],
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": {
+            "address": _address(body),
+            "ports": ports,
+            "backendRef": {"name": metadata["name"]},
+            "affinity": "ClientIP" if spec.get("sessionAffinity") == "ClientIP" else "None",
+        },
+    }

@@ -1,0 +1,93 @@
+"""The operator's metrics and its small HTTP server: /healthz, /readyz and /metrics.
+
+Ready means: what it knows is complete, and all that was wanted has been in force since the start. A load balancer that
+lags makes the *operator* not unready, it is in the metrics; nor does a VirtualService that cannot be served.
+"""
+
+import time
+from collections import Counter as Tally
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from aiohttp import web
+from prometheus_client import Counter, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from lboperator.nouns import Key
+from lboperator.observe import Reason, Verdict
+from lbpod.controller.metrics import Metrics
+
+_BAD: Final = tuple(one for one in Reason if one not in {Reason.ACCEPTED, Reason.RESOLVED})
+
+
+class OperatorMetrics(Metrics):
+    """Beside those of all controllers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._services = Gauge("holdfast_virtualservices", "VirtualServices", registry=self.registry)
+        self._bad = Gauge(
+            "holdfast_virtualservices_not_served",
+            "VirtualServices that are not served as they say, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._observed = Gauge(
+            "holdfast_operator_observed_timestamp_seconds",
+            "When the cluster was looked at last, as a Unix time",
+            registry=self.registry,
+        )
+        self._statuses = Counter(
+            "holdfast_operator_status_writes", "Statuses written", ["outcome"], registry=self.registry
+        )
+        self._swept = Counter(
+            "holdfast_operator_sweeps", "Comparisons with what the API lists", ["outcome"], registry=self.registry
+        )
+
+    def observed(self, verdicts: Mapping[Key, Verdict]) -> None:
+        """The cluster was looked at."""
+        tally = Tally(
+            reason
+            for one in verdicts.values()
+            for reason in (one.accepted_reason, one.resolved_reason)
+            if reason in _BAD
+        )
+        self._services.set(len(verdicts))
+        for reason in _BAD:
+            self._bad.labels(reason.value).set(tally[reason])
+        self._observed.set(time.time())
+
+    def wrote_status(self, outcome: str) -> None:
+        """A status was written, or could not be."""
+        self._statuses.labels(outcome).inc()
+
+    def swept(self, outcome: str) -> None:
+        """A comparison has ended."""
+        self._swept.labels(outcome).inc()
+
+
+class Outlook(Protocol):
+    """What the server asks."""
+
+    def why_not_ready(self) -> str:
+        """One sentence, or empty."""
+
+
+def make_app(outlook: Outlook, metrics: OperatorMetrics) -> web.Application:
+    """The application, to be run by the operator."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        sentence = outlook.why_not_ready()
+        return web.Response(text=f"{sentence or 'ok'}\n", status=503 if sentence else 200)
+
+    async def all_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", all_metrics)
+    return app

@@ -1,0 +1,113 @@
+"""Carries out what ``interop`` has planned for Services of type LoadBalancer: one call to the API for each action.
+
+An action that fails is planned again at the next look, since nothing is remembered but which problems have been told.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Final, assert_never
+
+import structlog
+
+from lboperator.api import Api, ApiError, Json
+from lboperator.cache import Cache
+from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, plan
+from lboperator.nouns import Key
+from lbpod.core.limits import API_RETRY_NS, STATUS_GATHER_NS
+
+_SECOND_NS: Final = 1_000_000_000
+_LOG: Final = structlog.get_logger()
+
+
+class Services:
+    """Looks whenever it is poked. Invariant: ``_told`` is about Services that have that problem now."""
+
+    def __init__(self, api: Api, cache: Cache, load_balancer_class: str) -> None:
+        self._api = api
+        self._cache = cache
+        self._class = load_balancer_class
+        self._due = asyncio.Event()
+        self._told: dict[Key, Problem] = {}
+
+    def poke(self) -> None:
+        """Something may have changed."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while self._class:
+            await self._due.wait()
+            await asyncio.sleep(STATUS_GATHER_NS / _SECOND_NS)
+            self._due.clear()
+            actions = plan(self._cache.lb_services, self._cache.virtual_services(), self._programmed(), self._class)
+            failed = False
+            for action in actions:
+                failed |= not await self._try(action)
+            problems = {one.key for one in actions if isinstance(one, Problem)}
+            self._told = {key: one for key, one in self._told.items() if key in problems}
+            if failed:
+                await asyncio.sleep(API_RETRY_NS / _SECOND_NS)
+                self._due.set()
+
+    def _programmed(self) -> frozenset[Key]:
+        def is_programmed(status: Json) -> bool:
+            conditions = {one.get("type"): one.get("status") for one in status.get("conditions") or ()}
+            return conditions.get("Accepted") == "True" and conditions.get("Programmed") == "True"
+
+        return frozenset(key for key, status in self._cache.statuses.items() if is_programmed(status))
+
+    async def _try(self, action: Action) -> bool:
+        try:
+            await self._carry_out(action)
+        except ApiError as error:
+            if error.status not in {404, 409}:  # gone, or there already: the next event says so
+                _LOG.warning("service not served", action=type(action).__name__, reason=str(error))
+            return error.status in {404, 409}
+        return True
+
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case Create(body):
+                await self._api.call("POST", _path(body["metadata"]["namespace"]), body)
+            case Change(key, spec):
+                await self._api.merge(_path(*key), {"spec": spec})
+            case Delete(key, uid):
+                options: Json = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+                await self._api.call("DELETE", _path(*key), options)
+            case Tell(key, ingress):
+                points = [{"ip": address, "ipMode": "VIP"} for address in ingress]
+                path = f"/api/v1/namespaces/{key[0]}/services/{key[1]}/status"
+                await self._api.merge(path, {"status": {"loadBalancer": {"ingress": points}}})
+            case Problem():
+                await self._tell(action)
+            case _:
+                assert_never(action)
+
+    async def _tell(self, problem: Problem) -> None:
+        if self._told.get(problem.key) == problem:
+            return
+        self._told[problem.key] = problem
+        namespace, name = problem.key
+        _LOG.warning("service", name=f"{namespace}/{name}", reason=problem.reason, sentence=problem.sentence)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        reference = {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name, "uid": problem.uid}
+        body: Json = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{name}-", "namespace": namespace},
+            "involvedObject": reference,
+            "reason": problem.reason,
+            "message": problem.sentence,
+            "type": "Warning",
+            "source": {"component": "holdfast-operator"},
+            "reportingComponent": "holdfast.dev/operator",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        await self._api.call("POST", f"/api/v1/namespaces/{namespace}/events", body)
+
+
+def _path(namespace: str, name: str = "") -> str:
+    folder = f"/apis/holdfast.dev/v1alpha1/namespaces/{namespace}/virtualservices"
+    return f"{folder}/{name}" if name else folder

@@ -1,0 +1,187 @@
+"""Status, conditions and events: what users read of a VirtualService, word by word, and that the same state twice is
+neither a new status nor an event."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lboperator import nouns
+from lboperator.conditions import TYPES, Event, Where, events_of, status_of
+from lboperator.observe import Reason, Verdict
+from lbpod.core.messages import Phase, PlannerStatus, VipStatus
+from lbpod.core.model import Affinity, BackendState, Protocol, WorldBackend, WorldVip, parse_address
+from tests.operator_objects import virtual_service
+
+T1, T2 = "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"
+VS = nouns.virtual_service(virtual_service(generation=3))
+
+
+def vip(ready: int = 2, draining: int = 0) -> WorldVip:
+    states = [BackendState.READY] * ready + [BackendState.DRAINING] * draining
+    backends = tuple(
+        WorldBackend(parse_address(f"10.1.0.{last}"), 8080, "n1", 1, state)
+        for last, state in enumerate(states, start=1)
+    )
+    address = parse_address("203.0.113.10")
+    return WorldVip("shop/web/http", address, 80, Protocol.TCP, Affinity.NONE, 1, 1, backends)
+
+
+REST = PlannerStatus(Phase.IDLE, 17, 3, 3, (), "", 1, (VipStatus("shop/web/http", 16, 2, 0),), ("n1", "n2", "n3"))
+GOOD = Verdict(vips=(vip(),))
+
+
+def said(verdict: Verdict, before: dict[str, Any] | None = None, now: str = T1, **where: Any) -> dict[str, Any]:
+    stand = replace(Where(REST, REST, True), **where)
+    return status_of(VS, verdict, stand, before or {}, now)
+
+
+def words(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
+
+
+def test_all_is_well() -> None:
+    status = said(GOOD)
+    conditions = status.pop("conditions")
+    assert {
+        "observedGeneration": 3,
+        "epoch": 16,
+        "ports": "80/TCP",
+        "backends": {"ready": 2, "draining": 0},
+        "loadBalancers": {"ready": 3, "atEpoch": 3},
+    } == status
+    assert list(TYPES) == [one["type"] for one in conditions]
+    assert [("True", 3, T1)] * 4 + [("False", 3, T1), ("True", 3, T1)] == [
+        (one["status"], one["observedGeneration"], one["lastTransitionTime"]) for one in conditions
+    ]
+    assert [Event(False, "Ready", "clients are served")] == events_of({}, {"conditions": conditions})
+
+
+def test_the_same_state_is_the_same_status_and_no_event() -> None:
+    first = said(GOOD)
+    again = said(GOOD, first, T2)
+    assert first == again
+    assert [] == events_of(first, again)
+
+
+def test_backends_of_several_ports_count_once() -> None:
+    other = vip(1, 1)
+    both = Verdict(vips=(vip(2), WorldVip("shop/web/x", other.address, 81, *other_fields(other))))
+    assert {"ready": 2, "draining": 0} == said(both)["backends"]
+
+
+def other_fields(one: WorldVip) -> tuple[Any, ...]:
+    return one.protocol, one.affinity, one.idle_ns, one.drain_ns, one.backends
+
+
+@pytest.mark.parametrize(
+    ("verdict", "wanted"),
+    [
+        (
+            Verdict(Reason.CONFLICT, "203.0.113.10:80/TCP is already served by a/b"),
+            {
+                "Accepted": ("False", "AddressConflict"),
+                "ResolvedRefs": ("Unknown", "NotAccepted"),
+                "Programmed": ("False", "NothingToServe"),
+                "Converged": ("False", "SpecNotServed"),
+                "Degraded": ("False", "NotServed"),
+                "Ready": ("False", "AddressConflict"),
+            },
+        ),
+        (
+            Verdict(resolved_reason=Reason.NO_SERVICE, resolved="there is no Service", vips=(vip(),)),
+            {
+                "Accepted": ("True", "Accepted"),
+                "ResolvedRefs": ("False", "ServiceNotFound"),
+                "Programmed": ("True", "Programmed"),
+                "Converged": ("False", "SpecNotServed"),
+                "Degraded": ("True", "LastGoodState"),
+                "Ready": ("False", "ServiceNotFound"),
+            },
+        ),
+        (
+            Verdict(vips=(vip(0, 2),)),
+            {
+                "Accepted": ("True", "Accepted"),
+                "ResolvedRefs": ("True", "ResolvedRefs"),
+                "Programmed": ("True", "Programmed"),
+                "Converged": ("True", "Converged"),
+                "Degraded": ("True", "NoReadyBackends"),
+                "Ready": ("True", "Ready"),
+            },
+        ),
+        (
+            Verdict(vips=(vip(0, 0),)),
+            {
+                "Accepted": ("True", "Accepted"),
+                "ResolvedRefs": ("True", "ResolvedRefs"),
+                "Programmed": ("True", "Programmed"),
+                "Converged": ("True", "Converged"),
+                "Degraded": ("True", "NoReadyBackends"),
+                "Ready": ("False", "NoReadyBackends"),
+            },
+        ),
+    ],
+    ids=["conflict", "no service", "all draining", "nobody"],
+)
+def test_what_is_wrong_is_said_by_the_condition_that_it_belongs_to(
+    verdict: Verdict, wanted: dict[str, tuple[str, str]]
+) -> None:
+    assert wanted == words(said(verdict))
+
+
+def test_endpoints_that_are_left_out_degrade_and_no_more() -> None:
+    status = said(Verdict(vips=(vip(),), homeless=2))
+    assert ("True", "EndpointsLeftOut") == words(status)["Degraded"]
+    assert ("True", "Ready") == words(status)["Ready"]
+    assert any("2 endpoints are left out" in one.message for one in events_of({}, status))
+
+
+def test_the_last_good_state_is_mentioned_where_it_stays() -> None:
+    def message(vips: tuple[WorldVip, ...]) -> str:
+        status = said(Verdict(Reason.INVALID, "affinity X is not known; use None", vips=vips))
+        return str(status["conditions"][0]["message"])
+
+    assert "affinity X is not known; use None; the last good state stays in force" == message((vip(),))
+    assert "affinity X is not known; use None" == message(())
+
+
+def test_a_change_on_its_way_is_not_converged_and_serves_on() -> None:
+    before = said(GOOD)
+    changing = PlannerStatus(Phase.PREPARING, 18, 3, 0, ("n2",), "waiting for n2", 1, REST.vips)
+    status = said(GOOD, before, T2, status=changing, in_force=False)
+    assert ("True", "Programmed") == words(status)["Programmed"]
+    assert ("False", "Pending") == words(status)["Converged"]
+    assert ("True", "Ready") == words(status)["Ready"]
+    assert {"ready": 3, "atEpoch": 3} == status["loadBalancers"], "as of the last rest"
+    converged = next(one for one in status["conditions"] if one["type"] == "Converged")
+    assert ("waiting for n2", T2) == (converged["message"], converged["lastTransitionTime"])
+    assert [] == events_of(before, status), "this comes and goes with every change"
+
+
+def test_nothing_is_programmed_before_it_was_in_force_once() -> None:
+    begun = PlannerStatus(Phase.STAGING, 1, 3, 0, (), "", 0, REST.vips)
+    status = said(GOOD, status=begun, rest=begun, in_force=False)
+    assert {"Programmed": ("False", "Pending"), "Ready": ("False", "Pending")} == {
+        kind: words(status)[kind] for kind in ("Programmed", "Ready")
+    }
+    nobody = PlannerStatus(Phase.STARTING, 0, 0, 0, (), "", 0, ())
+    status = said(GOOD, status=nobody, rest=nobody, in_force=False)
+    assert ("False", "Pending") == words(status)["Converged"]
+    assert 0 == status["epoch"]
+
+
+def test_events_are_transitions() -> None:
+    good = said(GOOD)
+    missing = said(
+        Verdict(resolved_reason=Reason.NO_SERVICE, resolved="there is no Service a", vips=(vip(),)), good, T2
+    )
+    assert [
+        Event(True, "ServiceNotFound", "there is no Service a; the last good state stays in force"),
+    ] == events_of(good, missing)
+    other = said(Verdict(resolved_reason=Reason.NO_PORT, resolved="no port b", vips=(vip(),)), missing, T2)
+    assert ["PortNotFound"] == [one.reason for one in events_of(missing, other)]
+    healed = said(GOOD, other, T2)
+    assert [(False, "ResolvedRefsHealed"), (False, "Ready")] == [
+        (one.is_warning, one.reason) for one in events_of(other, healed)
+    ]

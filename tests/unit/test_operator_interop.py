@@ -1,0 +1,131 @@
+"""Services of type LoadBalancer: what is made for them, what is left alone, what is refused and not half done."""
+
+from typing import Any
+
+import pytest
+
+from lboperator import nouns
+from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, plan
+from lboperator.nouns import Key, VirtualService
+
+CLASS = "holdfast.dev/holdfast"
+KEY = ("shop", "web")
+
+
+def service(*, ingress: str = "", annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    """One of type LoadBalancer, as the API server has it."""
+    points = [{"ip": ingress, "ipMode": "VIP"}] if ingress else []
+    wanted = {
+        "type": "LoadBalancer",
+        "loadBalancerClass": CLASS,
+        "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": "http"}],
+        "sessionAffinity": "None",
+    }
+    notes = {"holdfast.dev/address": "203.0.113.10"} if annotations is None else annotations
+    return {
+        "metadata": {"namespace": "shop", "name": "web", "uid": "uid-1", "annotations": notes},
+        "spec": {**wanted, **spec},
+        "status": {"loadBalancer": {"ingress": points} if points else {}},
+    }
+
+
+def looked_at(body: dict[str, Any], there: list[VirtualService] | None = None, *, served: bool = False) -> list[Action]:
+    programmed: frozenset[Key] = frozenset({KEY}) if served else frozenset()
+    return plan({KEY: body}, there or [], programmed, CLASS)
+
+
+def made_of(body: dict[str, Any], **metadata: Any) -> VirtualService:
+    """The VirtualService that was made of this Service."""
+    (action,) = looked_at(body)
+    assert isinstance(action, Create)
+    return nouns.virtual_service({**action.body, "metadata": {**action.body["metadata"], "uid": "vs", **metadata}})
+
+
+def test_a_service_gets_a_virtual_service_that_belongs_to_it() -> None:
+    (action,) = looked_at(service(sessionAffinity="ClientIP"))
+    assert isinstance(action, Create)
+    assert {
+        "address": "203.0.113.10",
+        "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": "http"}],
+        "backendRef": {"name": "web"},
+        "affinity": "ClientIP",
+    } == action.body["spec"]
+    (owner,) = action.body["metadata"]["ownerReferences"]
+    assert ("Service", "uid-1", True, False) == (
+        owner["kind"],
+        owner["uid"],
+        owner["controller"],
+        owner["blockOwnerDeletion"],
+    )
+
+
+def test_once_it_is_there_nothing_is_left_to_do_but_to_tell() -> None:
+    vs = made_of(service())
+    assert [] == looked_at(service(), [vs])
+    assert [Tell(KEY, ("203.0.113.10",))] == looked_at(service(), [vs], served=True)
+    assert [] == looked_at(service(ingress="203.0.113.10"), [vs], served=True)
+    assert [Tell(KEY, ())] == looked_at(service(ingress="203.0.113.10"), [vs])
+
+
+def test_the_address_may_also_be_asked_for_in_the_spec() -> None:
+    assert "203.0.113.11" == made_of(service(annotations={}, loadBalancerIP="203.0.113.11")).address
+
+
+def test_changes_of_the_service_follow() -> None:
+    vs = made_of(service())
+    (action,) = looked_at(service(sessionAffinity="ClientIP"), [vs])
+    assert isinstance(action, Change)
+    assert "ClientIP" == action.spec["affinity"]
+    (action,) = looked_at(service(ports=[{"protocol": "TCP", "port": 81, "targetPort": 8081}]), [vs])
+    assert isinstance(action, Change)
+    assert [{"protocol": "TCP", "port": 81, "targetPort": 8081}] == action.spec["ports"]
+
+
+def test_another_address_is_another_virtual_service() -> None:
+    vs = made_of(service())
+    moved = service(annotations={"holdfast.dev/address": "203.0.113.12"})
+    assert [Delete(KEY, "vs")] == looked_at(moved, [vs])
+    assert isinstance(looked_at(moved)[0], Create)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [service(loadBalancerClass="other.example/lb"), service(loadBalancerClass=None)],
+    ids=["another class", "no class"],
+)
+def test_other_classes_are_others_business(body: dict[str, Any]) -> None:
+    assert [] == looked_at(body)
+    assert [Delete(KEY, "vs")] == looked_at(body, [made_of(service())]), "but what was ours goes"
+
+
+def test_a_service_that_is_gone_takes_its_own_with_it_and_no_other() -> None:
+    mine = made_of(service())
+    persons = nouns.virtual_service({"metadata": {"namespace": "shop", "name": "mine", "uid": "x"}})
+    assert [Delete(KEY, "vs")] == plan({}, [mine, persons], frozenset(), CLASS)
+    going = service()
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert [Delete(KEY, "vs")] == looked_at(going, [mine])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (service(annotations={}), "NoAddressRequested"),
+        (service(loadBalancerSourceRanges=["10.0.0.0/8"]), "SourceRangesUnsupported"),
+        (service(ports=[{"protocol": "SCTP", "port": 1}]), "ProtocolUnsupported"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_and_withdrawn(body: dict[str, Any], reason: str) -> None:
+    (problem,) = looked_at(body)
+    assert isinstance(problem, Problem)
+    assert reason == problem.reason
+    body["status"] = service(ingress="203.0.113.10")["status"]
+    kinds = [type(one) for one in looked_at(body, [made_of(service())], served=True)]
+    assert [Problem, Tell, Delete] == kinds
+
+
+def test_a_persons_virtual_service_of_that_name_is_left_alone() -> None:
+    persons = nouns.virtual_service({"metadata": {"namespace": "shop", "name": "web", "uid": "x"}})
+    (problem,) = looked_at(service(), [persons], served=True)
+    assert isinstance(problem, Problem)
+    assert "NameTaken" == problem.reason
