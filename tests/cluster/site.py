@@ -183,17 +183,22 @@ class Site:
         ]
 
     # --- Processes ----------------------------------------------------------------------------------------------------
-    def start_operator(self) -> None:
+    def make_operator(self, name: str = "operator", port: int = 0) -> Process:
+        """An operator that has not been started yet. name: of its log and its folder."""
         environment = {
             **os.environ,
             **self.settings,
             "KUBECONFIG": str(self.kubeconfig),
             "HOLDFAST_NAMESPACE": self.system,
-            "HOLDFAST_TLS": str(self.folder / "operator-tls"),
-            "HOLDFAST_LISTEN": f"127.0.0.1:{self.http_port}",
+            "HOLDFAST_TLS": str(self.folder / f"{name}-tls"),
+            "HOLDFAST_LISTEN": f"127.0.0.1:{port or self.http_port}",
         }
-        argv = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-m", "lboperator"]
-        self.operator = Process(argv, self.folder / "operator.log")
+        argv = ["env", *(f"{key}={value}" for key, value in environment.items()), sys.executable, "-m", "lboperator"]
+        return Process(argv, self.folder / f"{name}.log")
+
+    def start_operator(self) -> None:
+        """The one that most tests know."""
+        self.operator = self.make_operator()
         self.operator.start()
 
     async def stop_operator(self, number: int = signal.SIGTERM) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.apiserver import ApiServer
+from tests.cluster.apiserver import ApiServer, free_port
 from tests.cluster.site import VIRTUAL_SERVICES, Site, until
 from tests.operator_objects import endpoint
 
@@ -226,3 +226,63 @@ async def test_logs_are_json_line_by_line(site: Site) -> None:
     assert "phase" in {one["event"] for one in lines}
     secrets = await site.secret("holdfast-ca")
     assert secrets["ca.key"].decode() not in site.operator.log.read_text()
+
+
+async def test_a_service_of_our_class_gets_a_virtual_service_and_says_where_it_is(site: Site) -> None:
+    services = f"/api/v1/namespaces/{site.shop}/services"
+    ports = [{"name": "http", "port": 80, "targetPort": "http"}]
+    spec = {"type": "LoadBalancer", "loadBalancerClass": "holdfast.dev/holdfast", "ports": ports}
+    await site.call("POST", services, {"metadata": {"name": "shop"}, "spec": spec})
+    path = f"/api/v1/namespaces/{site.shop}/events"
+
+    async def told() -> bool:
+        return "NoAddressRequested" in {one["reason"] for one in (await site.call("GET", path))["items"]}
+
+    await until("the missing address to be said", told)
+    await site.put_slice(endpoint("10.1.0.7", site.node_name(1), ready=True), name="shop-1", service="shop")
+    annotation = {"metadata": {"annotations": {"holdfast.dev/address": "203.0.113.20"}}}
+    await asyncio.to_thread(site.api.merge, f"{services}/shop", annotation)
+
+    async def ingress() -> object:
+        status = (await site.call("GET", f"{services}/shop"))["status"]["loadBalancer"]
+        return status.get("ingress") == [{"ip": "203.0.113.20", "ipMode": "VIP"}]
+
+    await until("the address to be told", ingress)
+    assert "True" == (await site.conditions("shop"))["Ready"][0]
+    assert [1] == site.backends(site.node_name(1))
+    await site.delete(f"{services}/shop")
+
+    async def gone() -> bool:
+        return not (await site.call("GET", VIRTUAL_SERVICES.format(site.shop)))["items"]
+
+    await until("its VirtualService to go with it", gone)
+
+
+async def test_of_two_operators_one_works_and_the_other_takes_over(site: Site) -> None:
+    await site.stop_operator()
+    await asyncio.to_thread(site.install, "operator.replicas=2")
+    site.settings["HOLDFAST_LEASE"] = f"{site.prefix}-operator"
+    site.start_operator()
+    await site.put_virtual_service()
+    await ready(site, 2)
+    before = site.slots(site.node_name(1))
+    second_port = free_port()
+    second = site.make_operator("second", second_port)
+    second.start()
+    try:
+        lease = f"/apis/coordination.k8s.io/v1/namespaces/{site.system}/leases/{site.prefix}-operator"
+        holder = (await site.call("GET", lease))["spec"]["holderIdentity"]
+        await asyncio.sleep(3)
+        assert "lease acquired" not in second.log.read_text()
+        await site.stop_operator(signal.SIGKILL)
+
+        async def taken_over() -> bool:
+            return bool((await site.call("GET", lease))["spec"]["holderIdentity"] != holder)
+
+        await until("the second to take over", taken_over)
+        await site.web(1, 2, 3)
+        await ready(site, 3)
+        assert before != site.slots(site.node_name(1))
+    finally:
+        await asyncio.to_thread(second.stop)
+    assert "" == (await site.call("GET", lease))["spec"].get("holderIdentity", ""), "given back at the end"

@@ -1,0 +1,228 @@
+"""The chart: what helm and the API server say of it, with default values and with everything switched on; what its
+schema refuses; and the promises about privileges, rights and upgrades, read from what is really rendered."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.apiserver import ApiError, ApiServer, Json
+from tests.tidy.sources import ROOT
+
+CHART = str(ROOT / "charts/holdfast")
+EVERYTHING = (
+    "operator.replicas=2",
+    "monitoring.kind=podMonitor",
+    "loadBalancers.exposeHttp=true",
+    "monitoring.prometheusRule.enabled=true",
+    "monitoring.dashboard.enabled=true",
+    "test.address=203.0.113.99",
+    "allowedAddresses={203.0.113.0/24,198.51.100.7}",
+    "loadBalancers.mapSizes.records=1048576",
+    "loadBalancers.interface=bond0",
+    "loadBalancers.lbNodeLabels.edge=yes",
+    "image.registry=registry.example:5000",
+    "image.pullSecrets[0].name=registry",
+    f"operator.image.digest=sha256:{'0' * 64}",
+    "operator.podLabels.team=net",
+    "operator.podAnnotations.a=b",
+    "operator.nodeSelector.role=infra",
+    "operator.tolerations[0].operator=Exists",
+    "operator.extraEnv[0].name=A",
+    "operator.extraEnv[0].value=B",
+)
+OTHERS = ("monitoring.coreos.com",)
+"""Groups of CRDs that are not ours, and not installed here."""
+
+
+def render(api: ApiServer, *values: str, namespace: str = "default") -> list[Json]:
+    flags = [flag for one in values for flag in ("--set-string" if one.endswith("=yes") else "--set", one)]
+    text = api.helm("template", "holdfast", CHART, "--namespace", namespace, *flags)
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def one(objects: list[Json], kind: str, name: str = "") -> Json:
+    found = [each for each in objects if each["kind"] == kind and name in each["metadata"]["name"]]
+    assert 1 == len(found), [each["metadata"]["name"] for each in found]
+    return found[0]
+
+
+def test_helm_has_nothing_to_complain_about(api: ApiServer) -> None:
+    assert "0 chart(s) failed" in api.helm("lint", "--strict", CHART)
+
+
+@pytest.mark.parametrize(
+    "values", [(), EVERYTHING, ("tls.mint=false", "loadBalancerClass=")], ids=["default", "all", "own"]
+)
+def test_the_api_server_takes_every_object(api: ApiServer, namespace: str, values: tuple[str, ...]) -> None:
+    api.call("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
+    objects = render(api, *values, namespace=namespace)
+    known = [each for each in objects if each["apiVersion"].split("/")[0] not in OTHERS]
+    text = yaml.safe_dump_all(known)
+    said = api.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+    assert len(known) == said.count("(server dry run)"), said
+    accounts = [each for each in known if each["kind"] == "ServiceAccount"]
+    assert 2 == len(accounts)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("replicas=1", "additional properties 'replicas' not allowed"),
+        ("operator.replica=1", "additional properties 'replica' not allowed"),
+        ("operator.replicas=3", "at '/operator/replicas': maximum: got 3, want 2"),
+        ("operator.logLevel=loud", "at '/operator/logLevel': value must be one of 'debug', 'info', 'warning', 'error'"),
+        ("monitoring.kind=both", "at '/monitoring/kind': value must be one of 'none', 'serviceMonitor', 'podMonitor'"),
+        ("allowedAddresses={203.0.113.0/33}", "at '/allowedAddresses/0'"),
+        ("allowedAddresses={web}", "at '/allowedAddresses/0'"),
+        ("vni=16777216", "at '/vni': maximum"),
+        ("loadBalancers.port=0", "at '/loadBalancers/port': minimum"),
+        ("loadBalancers.onTerm=die", "at '/loadBalancers/onTerm': value must be one of 'leave', 'stay'"),
+        ("loadBalancers.mapSizes.slots=1", "additional properties 'slots' not allowed"),
+        ("operator.image.digest=sha256:abc", "at '/operator/image/digest'"),
+        ("monitoring.prometheusRule.disabled={Other}", "at '/monitoring/prometheusRule/disabled/0'"),
+        ("crds.enabled=maybe", "at '/crds/enabled': got string, want boolean"),
+        ("monitoring.kind=podMonitor", "set loadBalancers.exposeHttp to true"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_place(api: ApiServer, value: str, sentence: str) -> None:
+    with pytest.raises(AssertionError) as refused:
+        api.helm("template", "holdfast", CHART, "--set", value)
+    assert sentence in str(refused.value)
+
+
+def test_load_balancers_have_three_capabilities_and_no_token(api: ApiServer) -> None:
+    objects = render(api)
+    pod = one(objects, "DaemonSet")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {
+        "runAsUser": 0,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "BPF", "PERFMON"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    } == container["securityContext"]
+    assert (True, False) == (pod["hostNetwork"], pod["automountServiceAccountToken"])
+    assert "hostPID" not in pod
+    assert {"/sys/fs/bpf", "/run/holdfast"} == {
+        each["hostPath"]["path"] for each in pod["volumes"] if "hostPath" in each
+    }
+    assert False is one(objects, "ServiceAccount", "-lb")["automountServiceAccountToken"]
+    bound = [
+        subject["name"] for each in objects if each["kind"].endswith("RoleBinding") for subject in each["subjects"]
+    ]
+    assert {"holdfast-operator"} == set(bound), "load balancers have no role"
+
+
+def test_the_operator_is_nobody_and_reads_its_own_secrets_only(api: ApiServer) -> None:
+    objects = render(api)
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    context = container["securityContext"]
+    assert (True, True, ["ALL"]) == (
+        context["runAsNonRoot"],
+        context["readOnlyRootFilesystem"],
+        context["capabilities"]["drop"],
+    )
+    everywhere = one(objects, "ClusterRole")["rules"]
+    assert not any("secrets" in rule["resources"] or "pods" in rule["resources"] for rule in everywhere)
+    assert not any("*" in rule["verbs"] + rule["resources"] for rule in everywhere)
+    own = [rule for rule in one(objects, "Role")["rules"] if "secrets" in rule["resources"]]
+    assert [None, ["holdfast-ca", "holdfast-lb-tls"]] == [rule.get("resourceNames") for rule in own]
+    assert ["create"] == own[0]["verbs"]
+
+
+def test_without_a_load_balancer_class_services_are_read_only(api: ApiServer) -> None:
+    rules = one(render(api, "loadBalancerClass="), "ClusterRole")["rules"]
+    assert not any("services/status" in rule["resources"] for rule in rules)
+    assert not any(
+        {"create", "delete"} & set(rule["verbs"]) for rule in rules if "virtualservices" in rule["resources"]
+    )
+
+
+def test_a_budget_only_where_there_is_somebody_to_stay(api: ApiServer) -> None:
+    assert not [each for each in render(api) if each["kind"] == "PodDisruptionBudget"]
+    assert {"type": "Recreate"} == one(render(api), "Deployment")["spec"]["strategy"]
+    two = render(api, "operator.replicas=2")
+    assert 1 == one(two, "PodDisruptionBudget")["spec"]["minAvailable"]
+
+
+def test_monitors_exclude_each_other(api: ApiServer) -> None:
+    def kinds(*values: str) -> set[str]:
+        return {each["kind"] for each in render(api, *values)} & {"ServiceMonitor", "PodMonitor"}
+
+    assert set() == kinds()
+    assert {"ServiceMonitor"} == kinds("monitoring.kind=serviceMonitor")
+    assert {"PodMonitor"} == kinds("monitoring.kind=podMonitor", "loadBalancers.exposeHttp=true")
+
+
+def test_alerts_and_dashboard_use_metrics_that_there_are(api: ApiServer) -> None:
+    objects = render(api, *EVERYTHING)
+    rules = one(objects, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    schema = json.loads(Path(CHART, "values.schema.json").read_text())
+    disabled = schema["properties"]["monitoring"]["properties"]["prometheusRule"]["properties"]["disabled"]
+    assert [rule["alert"] for rule in rules] == disabled["items"]["enum"]
+    sources = "".join(
+        (ROOT / file).read_text()
+        for file in ("lbpod/agent/metrics.py", "lbpod/controller/metrics.py", "operator/lboperator/metrics.py")
+    )
+    dashboard = one(objects, "ConfigMap", "dashboard")["data"]["holdfast.json"]
+    asked = " ".join([*(rule["expr"] for rule in rules), dashboard])
+    names = set(re.findall(r"holdfast_[a-z_]+", asked))
+    assert [] == sorted(name for name in names if f'"{name.removesuffix("_total")}"' not in sources)
+    assert json.loads(dashboard)["panels"]
+    fewer = render(api, *EVERYTHING, "monitoring.prometheusRule.disabled={HoldfastNotNative}")
+    assert len(rules) - 1 == len(one(fewer, "PrometheusRule")["spec"]["groups"][0]["rules"])
+
+
+def test_every_value_is_explained() -> None:
+    bare = []
+    lines = Path(CHART, "values.yaml").read_text().splitlines()
+    for number, line in enumerate(lines):
+        key = re.match(r"( *)([A-Za-z]+):(?: *(.*))?$", line)
+        if key is None or (not key[3] and number + 1 < len(lines) and lines[number + 1].lstrip().startswith("#")):
+            continue  # a group, whose members are explained
+        is_group = not key[3]
+        if (
+            not is_group
+            and not lines[number - 1].lstrip().startswith("#")
+            and "updateStrategy" not in lines[number - 1]
+        ):
+            bare.append(line)
+    assert [] == [
+        line
+        for line in bare
+        if line.strip()
+        not in {"rollingUpdate: {maxUnavailable: 1}", "requests: {cpu: 50m, memory: 128Mi}", "limits: {memory: 512Mi}"}
+    ]
+
+
+def test_an_installation_is_upgraded_rolled_back_and_removed(api: ApiServer, namespace: str) -> None:
+    """Without controllers no pod runs here; what is looked at is what helm does with the objects."""
+    crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/virtualservices.holdfast.dev"
+    said = api.helm("install", namespace, CHART, "--namespace", namespace, "--take-ownership")
+    assert "kubectl wait --for=condition=Ready virtualservice/web" in said
+    assert "WARNING: allowedAddresses is empty" in said
+    labels = {"metadata": {"labels": {"app.kubernetes.io/part-of": "something-older"}}}
+    api.merge(crd, labels)
+    api.helm(
+        "upgrade", namespace, CHART, "--namespace", namespace, "--set", "operator.logLevel=debug", "--force-conflicts"
+    )
+    assert "holdfast" == api.call("GET", crd)["metadata"]["labels"]["app.kubernetes.io/part-of"], "CRDs are upgraded"
+    deployment = f"/apis/apps/v1/namespaces/{namespace}/deployments/{namespace}-holdfast-operator"
+
+    def level() -> str:
+        env = api.call("GET", deployment)["spec"]["template"]["spec"]["containers"][0]["env"]
+        return str(next(each["value"] for each in env if each["name"] == "HOLDFAST_LOG_LEVEL"))
+
+    assert "debug" == level()
+    api.helm("rollback", namespace, "1", "--namespace", namespace, "--force-conflicts")
+    assert "info" == level()
+    api.helm("uninstall", namespace, "--namespace", namespace)
+    with pytest.raises(ApiError, match="404"):
+        api.call("GET", deployment)
+    assert api.call("GET", crd)["metadata"]["name"], "with it, every VirtualService stays"
+    left: dict[str, Any] = api.call("GET", f"/apis/apps/v1/namespaces/{namespace}/daemonsets")
+    assert [] == left["items"]
