@@ -230,7 +230,7 @@ class OurStage(Stage):
 
 
 class _Gone:
-    """A machine that is no more: who calls it learns so once a connection has taken too long (standalone/push.py)."""
+    """A machine that is no more: who calls it learns so once a connection has taken too long (controller/push.py)."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
