@@ -202,7 +202,7 @@ def test_every_value_is_explained() -> None:
 def test_an_installation_is_upgraded_rolled_back_and_removed(api: ApiServer, namespace: str) -> None:
     """Without controllers no pod runs here; what is looked at is what helm does with the objects."""
     crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/virtualservices.holdfast.dev"
-    said = api.helm("install", namespace, CHART, "--namespace", namespace, "--take-ownership")
+    said = api.helm("install", namespace, CHART, "--namespace", namespace, "--take-ownership", "--force-conflicts")
     assert "kubectl wait --for=condition=Ready virtualservice/web" in said
     assert "WARNING: allowedAddresses is empty" in said
     labels = {"metadata": {"labels": {"app.kubernetes.io/part-of": "something-older"}}}
