@@ -33,8 +33,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 @pytest.fixture
-def namespace(api: ApiServer) -> str:
-    """A namespace that is this test's own. (Without a namespace controller, none is ever removed.)"""
+def namespace(api: ApiServer) -> Iterator[str]:
+    """A namespace that is this test's own. Without a namespace controller none is ever removed, but the VirtualServices
+    are: operators see the whole cluster."""
     name = f"test-{next(_NUMBERS)}"
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    return name
+    yield name
+    api.call("DELETE", f"/apis/holdfast.dev/v1alpha1/namespaces/{name}/virtualservices")

@@ -37,8 +37,6 @@ async def site(api: ApiServer, namespace: str, tmp_path: Path) -> AsyncIterator[
             yield site
     finally:
         await site.stop_operator()
-        # Operators see the whole cluster, so the next one would see these.
-        await site.delete(VIRTUAL_SERVICES.format(site.shop))
         for number in (1, 2):
             await site.delete(f"/api/v1/nodes/{site.node_name(number)}")
 
