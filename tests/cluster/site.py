@@ -19,6 +19,7 @@ import numpy as np
 
 from lbpod.agent.agent import Agent
 from lbpod.agent.settings import Endpoint
+from lbpod.core.layout import SLOT_CURRENT_MASK
 from lbpod.core.messages import LbStatus
 from lbpod.core.model import parse_address
 from lbpod.datapath.memory import MemoryDatapath
@@ -247,12 +248,13 @@ class Site:
 
     def backends(self, name: str, vip: int = 1) -> list[int]:
         """Ids of the backends in the slots of a VIP, and how many slots each has."""
-        slots = self.maps[name].read_slots(vip) & np.uint64(0xFFFFFF)
+        slots = self.maps[name].read_slots(vip) & np.uint64(SLOT_CURRENT_MASK)
         return sorted(np.unique(slots).tolist())
 
     def slots(self, name: str, vip: int = 1) -> bytes:
-        """All slot words of a VIP."""
-        return self.maps[name].read_slots(vip).tobytes()
+        """The backend of each slot of a VIP. (Whether a slot tracks is the agents' business: one that is starved of CPU
+        fences itself, and all its slots track.)"""
+        return (self.maps[name].read_slots(vip) & np.uint64(SLOT_CURRENT_MASK)).tobytes()
 
     async def http(self, path: str) -> tuple[int, str]:
         """The operator's own server; status 0: nobody answers."""

@@ -126,6 +126,10 @@ async def test_what_is_wrong_is_said_and_the_last_good_state_stays(site: Site) -
     assert 'not_served{reason="ServiceNotFound"} 1.0' in (await site.http("/metrics"))[1]
     assert before == site.slots(site.node_name(1))
 
+    async def told() -> bool:
+        return ("Warning", "ServiceNotFound") in await site.events()
+
+    await until("the event, which follows the status", told)
     # Not even a restart forgets it.
     await site.stop_operator(signal.SIGKILL)
     site.start_operator()
