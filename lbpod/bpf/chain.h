@@ -47,8 +47,11 @@ HF_INLINE int hf_chain_has(const struct hf_chain *chain, __u32 member)
 	return 0;
 }
 
-/* The ownership word as it is now: read where it stands, neither earlier nor later. */
-#define HF_PAIR(PAIR) ((PAIR) ? *(const volatile __u32 *)(PAIR) : HF_NOBODY)
+/* An ownership word as it is now: read where it stands, neither earlier nor later. */
+HF_INLINE __u32 hf_pair(const volatile __u32 *pair)
+{
+	return pair ? *pair : HF_NOBODY;
+}
 
 /* Appends the replicas of one ownership word that are new to the chain and can be sent to. */
 HF_INLINE void hf_chain_extend(struct hf_chain *chain, const struct hf_config *config, __u32 pair)
@@ -71,15 +74,13 @@ HF_INLINE void hf_chain_extend(struct hf_chain *chain, const struct hf_config *c
  */
 HF_INLINE void hf_chain_extend_all(struct hf_chain *chain, const struct hf_config *config, __u32 slot)
 {
-	const __u32 *after = bpf_map_lookup_elem(&next, &slot), *mine = bpf_map_lookup_elem(&own, &slot);
-	const __u32 *before = bpf_map_lookup_elem(&prev, &slot);
-	__u32 coming = HF_PAIR(after), present = HF_PAIR(mine), gone = HF_PAIR(before);
+	__u32 coming = config->ring_change ? hf_pair(bpf_map_lookup_elem(&next, &slot)) : HF_NOBODY;
 
-	hf_chain_extend(chain, config, present);
+	hf_chain_extend(chain, config, hf_pair(bpf_map_lookup_elem(&own, &slot)));
 	if (!config->ring_change)
 		return;
 	hf_chain_extend(chain, config, coming);
-	hf_chain_extend(chain, config, gone);
+	hf_chain_extend(chain, config, hf_pair(bpf_map_lookup_elem(&prev, &slot)));
 }
 
 HF_INLINE __u32 hf_encap_chain(struct xdp_md *ctx, const struct hf_config *config, const struct hf_node *node,

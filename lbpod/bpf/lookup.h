@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Records by key, a desk of them at a time, looked up or dropped: BPF has no batch look-up by key, a batched deletion
- * ends at the first key that is not there, and one system call each costs five times as much. A plain bounded loop: bpf_loop takes only a stack pointer as its context, and is younger than our oldest
- * kernel.
+ * ends at the first key that is not there, and one system call each costs five times as much. A plain bounded loop:
+ * bpf_loop takes only a stack pointer as its context, and is younger than our oldest kernel.
  */
 #ifndef HF_LOOKUP_H
 #define HF_LOOKUP_H
