@@ -13,7 +13,8 @@ section 3):
   the slot is steady (nobody records that), and when the slot tracks the next time, the old record would move it, or
   two replicas would disagree about it. So what was seen last before the slot settled is dropped whenever it is found,
   whatever the slot has become since. Every replica does so by itself, at three moments: when it turns the slot steady;
-  as backup already when it agrees (the word that it is steady may never come); and when a steady slot begins to track
+  as backup already when it agrees (the word that it is steady may never come; those that name ``current`` stay, for its
+  base may yet be set to that of an owner that has not heard of it); and when a steady slot begins to track
   (what came through a chain in between, from an LB that still tracked, names what is ``base`` now);
 - **with the ring**: nothing is forgotten while a ring change is under way, for all of it is being handed over. What an
   LB is no replica of any more (or has come to by a chain that was under way) goes with the next list, and before the
@@ -122,7 +123,7 @@ class _Dumped(Question):
         slots, old = _slots_and_old(state, flows, records, now_ns)
         words, held = state.words(vips, slots)
         tracking = is_tracking(words)
-        drop = ~held | (state.vip_of[_in_range(state, records)] != vips)
+        drop = ~held | (state.vip_of[backend_ids(state, records)] != vips)
         drop |= left_over(state, vips, slots, records) | (~tracking & old)
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
@@ -156,7 +157,7 @@ def foreign(state: State, flows: Rows) -> Bools:
     return found
 
 
-def _in_range(state: State, records: Rows) -> U32:
+def backend_ids(state: State, records: Rows) -> U32:
     """Backend ids of records; 0 for what is no id."""
     backends = records["backend"]
     return np.asarray(np.where(backends < len(state.vip_of), backends, 0), dtype=np.uint32)

@@ -217,14 +217,10 @@ def _means_something(state: State, listed: RecordsDumped, slots: U32, known: Boo
     vips = listed.flows["vip"][places]
     words, _ = state.words(vips, slots[places])
     left = forget.left_over(state, vips, slots[places], listed.records[places])
-    means[places] = is_tracking(words) & ~left & (state.vip_of[_ids(state, listed.records[places])] == vips)
+    means[places] = (
+        is_tracking(words) & ~left & (state.vip_of[forget.backend_ids(state, listed.records[places])] == vips)
+    )
     return means
-
-
-def _ids(state: State, records: Rows) -> U32:
-    """Backend ids of records; 0 for what is no id."""
-    backends = records["backend"]
-    return np.asarray(np.where(backends < len(state.vip_of), backends, 0), dtype=np.uint32)
 
 
 def _both(state: State, share: _Share, listed: RecordsDumped, slots: U32) -> Iterator[StateCall]:
@@ -367,7 +363,7 @@ def _take_records(state: State, request: int, page: StateCall, covered: U32, now
     slots[known] = state.facts.slots(flows[known])
     is_covered = np.zeros(SLOT_COUNT + 1, dtype=np.bool_)
     is_covered[covered] = True
-    fits = is_covered[slots] & (state.vip_of[_ids(state, records)] == flows["vip"])
+    fits = is_covered[slots] & (state.vip_of[forget.backend_ids(state, records)] == flows["vip"])
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     # Another machine's clock: seen now is later than it was, which is the safe side.
