@@ -4,7 +4,7 @@ with real certificates, and clients to call them."""
 import asyncio
 import ssl
 import typing
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from lbpod.certs import Credentials, client_context, files_in
 from lbpod.core import wire
 from lbpod.core.hashing import flow_hashes
 from lbpod.core.keeper import Keeper
-from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, PENDING
+from lbpod.core.layout import FLOW, PENDING
 from lbpod.core.messages import CommitCall, LbStatus, PrepareCall
 from lbpod.core.model import (
     Affinity,
@@ -43,40 +43,13 @@ from lbpod.core.model import (
 )
 from lbpod.core.ownership import Member, ownership
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot
-from lbpod.datapath.port import U32, Datapath
+from lbpod.datapath.memory import MemoryHops
+from lbpod.datapath.port import Datapath
 from lbpod.datapath.rows import Uplink
 
 UPLINK = Uplink("eth0", 3, bytes.fromhex("020000000001"), 1600, parse_address("10.0.0.1"))
 VIP_ADDRESS = parse_address("203.0.113.10")
 Rows = npt.NDArray[Any]
-
-
-class Hops:
-    """Next hops that are known at once, or not."""
-
-    def __init__(self) -> None:
-        self.nodes: Mapping[int, bytes] = {}
-        self.known = True
-
-    def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
-        self.nodes = nodes
-        return sorted(nodes)
-
-    def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
-        rows = np.zeros(len(ids), NODE)
-        for place, number in enumerate(sorted(ids)):
-            rows[place]["addr"] = np.frombuffer(self.nodes[number], np.uint8)
-            rows[place]["flags"] = NODE_REACHABLE if self.known else 0
-        return np.array(sorted(ids), np.uint32), rows
-
-    def handle_events(self) -> Sequence[int]:
-        return sorted(self.nodes)
-
-    def resolve_all(self) -> Sequence[int]:
-        return sorted(self.nodes)
-
-    def fileno(self) -> int:
-        return -1
 
 
 def snapshot(
@@ -118,7 +91,7 @@ def make_parts(
     return Parts(
         brain=Keeper(node) if brain is None else brain,
         datapath=datapath,
-        hops=Hops(),
+        hops=MemoryHops(),
         uplink=replace(UPLINK, address=address),
         memory=Memory(folder / node),
         credentials=Credentials(files_in(folder / "tls", node)),

@@ -11,7 +11,7 @@ order of the law (nobody commits what not everybody has prepared) unless a test 
 
 import heapq
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, Final, get_args
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from lbpod.core import oracle, wire
 from lbpod.core.keeper import Keeper
-from lbpod.core.layout import NODE, NODE_REACHABLE
 from lbpod.core.limits import BATCH_MAX, PEER_TIMEOUT_NS, TICK_NS
 from lbpod.core.messages import (
     Answered,
@@ -67,7 +66,7 @@ from lbpod.core.snapshot import Tables, VipKey, digest_of, eligible, next_snapsh
 from lbpod.core.table import Table
 from lbpod.core.transition import base_of, current_of, is_tracking
 from lbpod.datapath.apply import Applier
-from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.rows import Uplink
 
 U32 = npt.NDArray[np.uint32]
@@ -80,33 +79,6 @@ VIP_ADDRESS: Final = parse_address("203.0.113.10")
 HOSTS: Final = ("host1", "host2")
 IFINDEX: Final = 0
 _CAN_FAIL: Final = (*get_args(DatapathEffect), Remember)
-
-
-class Hops:
-    """Next hops that are always known."""
-
-    def __init__(self) -> None:
-        self._nodes: Mapping[int, bytes] = {}
-
-    def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
-        self._nodes = nodes
-        return sorted(nodes)
-
-    def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
-        rows = np.zeros(len(ids), NODE)
-        for place, number in enumerate(sorted(ids)):
-            rows[place]["addr"] = np.frombuffer(self._nodes[number], np.uint8)
-            rows[place]["flags"] = NODE_REACHABLE
-        return np.array(sorted(ids), np.uint32), rows
-
-    def handle_events(self) -> Sequence[int]:
-        return []
-
-    def resolve_all(self) -> Sequence[int]:
-        return []
-
-    def fileno(self) -> int:
-        return -1
 
 
 class SharedTables(Tables):
@@ -152,7 +124,7 @@ class Node:
         uplink = Uplink("eth0", IFINDEX, bytes(6), 1_600, self.address)
         self.keeper = Keeper(self.name)
         self.keeper._state.tables = SharedTables(CLUSTER.seed)
-        self.applier = Applier(self.datapath, self.name, uplink, Hops())
+        self.applier = Applier(self.datapath, self.name, uplink, MemoryHops(IFINDEX))
 
     def restart(self, now_ns: int) -> None:
         """The agent dies and starts again; the maps stay, and so does what was remembered."""

@@ -9,7 +9,7 @@ What it leaves to others: faults by seed (``faulty``), and the rules (``oracle``
 thousands of flows in a test; nothing of this runs in production.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar, assert_never
 
 import numpy as np
@@ -32,6 +32,37 @@ NAT_FULL_DENOMINATOR: Final = 8
 """`nat` counts as nearly full from 7/8 on: the kernel's LRU begins to evict before its last free entry is gone."""
 
 V = TypeVar("V")
+
+
+class MemoryHops:
+    """Implements ``apply.NextHops`` where no cable is: all next hops are known at once, and stay as they are."""
+
+    def __init__(self, ifindex: int = 0) -> None:
+        self.nodes: Mapping[int, bytes] = {}
+        self.known = True
+        """False: none is."""
+        self._ifindex = ifindex
+
+    def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
+        self.nodes = nodes
+        return sorted(nodes)
+
+    def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
+        found = np.zeros(len(ids), layout.NODE)
+        for row, number in zip(found, sorted(ids), strict=True):
+            row["addr"] = np.frombuffer(self.nodes[number], np.uint8)
+            row["ifindex"] = self._ifindex
+            row["flags"] = layout.NODE_REACHABLE if self.known else 0
+        return np.array(sorted(ids), np.uint32), found
+
+    def handle_events(self) -> Sequence[int]:
+        return []
+
+    def resolve_all(self) -> Sequence[int]:
+        return []
+
+    def fileno(self) -> int:
+        return -1
 
 
 class MemoryDatapath:

@@ -10,7 +10,7 @@ comes meanwhile waits), or all of it is gone, to come back empty.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -21,7 +21,6 @@ import numpy.typing as npt
 from lbpod.core import oracle
 from lbpod.core.errors import RemoteError
 from lbpod.core.keeper import Keeper
-from lbpod.core.layout import NODE, NODE_REACHABLE
 from lbpod.core.limits import (
     BATCH_MAX,
     BEAT_DOWN_NS,
@@ -68,7 +67,7 @@ from lbpod.core.oracle import Outcome
 from lbpod.core.snapshot import Tables
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.faulty import FaultyDatapath
-from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import DatapathError
 from lbpod.datapath.rows import Uplink
 from lbpod.simulator.network import CONTROLLER, Answer, Call, Network, over_the_wire
@@ -92,34 +91,6 @@ WITHDRAW_NS: Final = 500 * MS_NS
 """How long an agent that ends waits for the router to notice, before it asks to leave the ring."""
 
 LEAVE_LOOK_NS: Final = 100 * MS_NS
-
-
-class Hops:
-    """Next hops that are always known: a cable that is out is a link that is cut."""
-
-    def __init__(self) -> None:
-        self._nodes: Mapping[int, bytes] = {}
-
-    def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
-        self._nodes = nodes
-        return sorted(nodes)
-
-    def rows(self, ids: Collection[int]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any]]:
-        rows = np.zeros(len(ids), NODE)
-        for place, number in enumerate(sorted(ids)):
-            rows[place]["addr"] = np.frombuffer(self._nodes[number], np.uint8)
-            rows[place]["ifindex"] = IFINDEX
-            rows[place]["flags"] = NODE_REACHABLE
-        return np.array(sorted(ids), np.uint32), rows
-
-    def handle_events(self) -> Sequence[int]:
-        return []
-
-    def resolve_all(self) -> Sequence[int]:
-        return []
-
-    def fileno(self) -> int:
-        return -1
 
 
 @dataclass(frozen=True)
@@ -219,7 +190,7 @@ class Machine:
         # One builder for everybody: all must come to the same tables, and that they do is the unit tests' business.
         self.keeper._state.tables = self._stage.tables
         uplink = Uplink("uplink", IFINDEX, bytes(6), UNDERLAY_MTU, self.address)
-        self.applier = Applier(self.datapath, self.name, uplink, Hops())
+        self.applier = Applier(self.datapath, self.name, uplink, MemoryHops(IFINDEX))
         self._requests: dict[int, Answer] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._names: dict[int, str] = {}

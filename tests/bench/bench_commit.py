@@ -37,7 +37,8 @@ from lbpod.core.model import Snapshot
 from lbpod.core.snapshot import digest_of
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.kernel import KernelDatapath
-from tests.agents import UPLINK, Hops, follow
+from lbpod.datapath.memory import MemoryHops
+from tests.agents import UPLINK, follow
 from tests.bench.bench_resolve import kernel_maps, replaced
 
 WRITES: Final = 200
@@ -53,7 +54,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 def _writes(maps: KernelDatapath, rounds: int) -> list[float]:
     """Each round writes other words to all slots."""
-    applier = Applier(maps, "n1", UPLINK, Hops())
+    applier = Applier(maps, "n1", UPLINK, MemoryHops())
     applier.apply(CreateVip(2))
     slots = np.arange(SLOT_COUNT, dtype=np.uint32)
     found = []
@@ -70,7 +71,7 @@ class _Lb:
 
     def __init__(self, maps: KernelDatapath, folder: Path) -> None:
         self._keeper = Keeper("n1")
-        self._applier = Applier(maps, "n1", UPLINK, Hops())
+        self._applier = Applier(maps, "n1", UPLINK, MemoryHops())
         self._memory = Memory(folder)
 
     def call(self, body: Snapshot | PrepareCall | CommitCall) -> float:

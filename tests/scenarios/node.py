@@ -10,14 +10,13 @@ end, so each transcript is a property test, too.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.keeper import Keeper
-from lbpod.core.layout import NODE, NODE_REACHABLE
 from lbpod.core.limits import BATCH_MAX, CASCADE_MAX
 from lbpod.core.messages import (
     Ask,
@@ -37,7 +36,7 @@ from lbpod.core.messages import (
 )
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.faulty import FaultyDatapath
-from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import DatapathError
 from lbpod.datapath.rows import Uplink
 from tests.scenarios.tables import shared_tables
@@ -51,34 +50,6 @@ CHECK_EVERY: Final = 4
 """Steps that write slots from one check of the invariants to the next."""
 
 OnAnswer = Callable[[Reply | Refuse], None]
-
-
-class Hops:
-    """Next hops that are always known: in a scenario nobody pulls a cable."""
-
-    def __init__(self) -> None:
-        self._nodes: Mapping[int, bytes] = {}
-
-    def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
-        self._nodes = nodes
-        return sorted(nodes)
-
-    def rows(self, ids: Collection[int]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any]]:
-        rows = np.zeros(len(ids), NODE)
-        for place, number in enumerate(sorted(ids)):
-            rows[place]["addr"] = np.frombuffer(self._nodes[number], np.uint8)
-            rows[place]["ifindex"] = IFINDEX
-            rows[place]["flags"] = NODE_REACHABLE
-        return np.array(sorted(ids), np.uint32), rows
-
-    def handle_events(self) -> Sequence[int]:
-        return []
-
-    def resolve_all(self) -> Sequence[int]:
-        return []
-
-    def fileno(self) -> int:
-        return -1
 
 
 class Node:
@@ -113,7 +84,7 @@ class Node:
         uplink = Uplink("uplink", IFINDEX, bytes(6), UNDERLAY_MTU, self.address)
         self.keeper = Keeper(self.name)
         self.keeper._state.tables = shared_tables(self._cluster_seed)
-        self.applier = Applier(self.faulty, self.name, uplink, Hops())
+        self.applier = Applier(self.faulty, self.name, uplink, MemoryHops(IFINDEX))
         self._waiting: dict[int, OnAnswer] = {}
         self.outbox = []
         self.life += 1

@@ -19,15 +19,15 @@ from lbpod.certs import mint
 from lbpod.core.messages import KeeperEffect, KeeperEvent, LbStatus, QuietCall, Tick
 from lbpod.core.model import parse_address
 from lbpod.core.watch import Beliefs
-from lbpod.datapath.memory import MemoryDatapath
-from tests.agents import Caller, Hops, follow, make_parts, roll_out, running, world
+from lbpod.datapath.memory import MemoryDatapath, MemoryHops
+from tests.agents import Caller, follow, make_parts, roll_out, running, world
 
 
 def broken() -> NoReturn:
     raise AssertionError("this cannot be")
 
 
-class LoudHops(Hops):
+class LoudHops(MemoryHops):
     """A socket that has something to tell, and what happens when it is read."""
 
     def __init__(self, on_event: Callable[[], object]) -> None:

@@ -45,9 +45,9 @@ from lbpod.core.messages import (
 )
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.apply import Applier
-from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import FlowMap
-from tests.agents import UPLINK, Hops, flows, snapshot
+from tests.agents import UPLINK, flows, snapshot
 
 QUIET = QuietCall(5, b"", b"")
 ANSWER = QuietAnswer(True, b"")
@@ -79,7 +79,7 @@ class Script:
 
 
 def driver_of(script: Script, datapath: MemoryDatapath, folder: Path) -> Driver:
-    return Driver(script, datapath, Applier(datapath, "n1", UPLINK, Hops()), Memory(folder))
+    return Driver(script, datapath, Applier(datapath, "n1", UPLINK, MemoryHops()), Memory(folder))
 
 
 async def finish(driver: Driver, running: asyncio.Task[None]) -> None:

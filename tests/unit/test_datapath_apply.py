@@ -40,9 +40,9 @@ from lbpod.core.model import (
 )
 from lbpod.core.ownership import Member, ownership
 from lbpod.datapath.apply import Applier
-from lbpod.datapath.memory import MemoryDatapath
+from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import U32, ArrayName, DatapathError, FlowMap
-from tests.agents import UPLINK, VIP_ADDRESS, Hops, flows, snapshot
+from tests.agents import UPLINK, VIP_ADDRESS, flows, snapshot
 
 
 class Watched(MemoryDatapath):
@@ -80,7 +80,7 @@ class Looking(MemoryDatapath):
 
 
 def applier(datapath: MemoryDatapath) -> Applier:
-    return Applier(datapath, "n1", UPLINK, Hops())
+    return Applier(datapath, "n1", UPLINK, MemoryHops())
 
 
 def test_configure_writes_everything_that_a_snapshot_says() -> None:
@@ -172,7 +172,9 @@ def test_while_two_snapshots_are_in_force_both_are_served() -> None:
 
 def test_a_node_that_no_snapshot_knows_takes_no_part() -> None:
     datapath = Watched()
-    Applier(datapath, "stranger", UPLINK, Hops()).apply(Configure(snapshot(1), None, frozenset({10}), frozenset()))
+    Applier(datapath, "stranger", UPLINK, MemoryHops()).apply(
+        Configure(snapshot(1), None, frozenset({10}), frozenset())
+    )
     assert MEMBER_NONE == datapath.maps.config["self"][0]
     assert BACKEND_ALIVE == datapath.maps.backends["flags"][10]
     assert UPLINK.address == datapath.maps.config["node_addr"][0].tobytes()
@@ -190,7 +192,7 @@ def test_before_the_first_snapshot_nothing_of_an_earlier_agent_is_touched() -> N
 
 
 def test_next_hops_of_an_earlier_agent_are_believed_for_a_while() -> None:
-    datapath, hops = Watched(), Hops()
+    datapath, hops = Watched(), MemoryHops()
     applier(datapath).apply(Configure(snapshot(1), None, frozenset({10}), frozenset()))
     hops.known = False
     agent = Applier(datapath, "n1", UPLINK, hops)
