@@ -108,7 +108,8 @@ async def own(folder: Path, maps: KernelDatapath) -> None:
         flows, _ = relayed_flows(FLOW_COUNT, ASKER, OWNER)
         records = np.zeros(FLOW_COUNT // 2, RECORD)
         records["backend"] = 1
-        records["seen_ns"] = time.monotonic_ns()
+        # Seen after the slots have begun to track: what is older then says nothing any more, and goes.
+        records["seen_ns"] = time.monotonic_ns() + WAIT_SECONDS_MAX * 10**9
         maps.flows_put(FlowMap.RECORDS, flows[::2], records)
         print(agent.control_port, flush=True)
         await asyncio.to_thread(sys.stdin.read)
