@@ -4,7 +4,7 @@ Ratios are quoted from one run on one machine, which is named with its kernel an
 machine is a rumour. Nothing here fails for being slow: a bench measures, a test judges. A bench that this machine
 cannot run (no root, no BPF) is named with the reason and left out.
 
-    python -m tests.bench [--quick] [--json FILE] [--report FILE] [--only fastpath,resolve,commit,table]
+    python -m tests.bench [--quick] [--json FILE] [--report FILE] [--only fastpath,resolve,commit,handover,settle,table]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lbpod.datapath import libbpf
-from tests.bench import bench_commit, bench_resolve, bench_table, fastpath
+from tests.bench import bench_commit, bench_handover, bench_resolve, bench_settle, bench_table, fastpath
 
 ROOT: Final = Path(__file__).parents[2]
 Figures = dict[str, Any]
@@ -44,6 +44,18 @@ BENCHES: Final = (
     Bench("fastpath", "what a packet costs", fastpath.run, lambda: fastpath.run(rounds=3)),
     Bench("resolve", "flows that one agent asks another about", bench_resolve.run, lambda: bench_resolve.run(3)),
     Bench("commit", "a changed table into the maps", bench_commit.run, lambda: bench_commit.run(50, 3)),
+    Bench(
+        "handover",
+        "records that one agent hands over to another that joins",
+        lambda: bench_handover.run(1_000_000),
+        lambda: bench_handover.run(200_000, 1),
+    ),
+    Bench(
+        "settle",
+        "how long slots track after a change, under short flows",
+        bench_settle.run,
+        lambda: bench_settle.run(2),
+    ),
     Bench("table", "the lookup table", bench_table.run, lambda: bench_table.run((10, 100))),
 )
 
@@ -68,6 +80,14 @@ def goals(figures: Mapping[str, Figures]) -> list[Goal]:
     if "commit" in figures:
         took_us = figures["commit"]["commit_us"]
         found.append(Goal("commit of 65,536 slots, us", f"{took_us:,}", "< 1,000", took_us < 1_000))
+    if "handover" in figures:
+        rate, join = figures["handover"]["handover_records_per_s"], figures["handover"]["join_s"]
+        count = figures["handover"]["handover"]["records"]
+        found.append(Goal("agent pair, records handed over a second", f"{rate:,}", ">= 300,000", rate >= 300_000))
+        found.append(Goal(f"an LB joins with {count:,} records in its slots, s", f"{join:,}", "< 3", join < 3))
+    if "settle" in figures:
+        took = figures["settle"]["tracking_s"]
+        found.append(Goal("a slot tracks after a change, short flows, median s", f"{took:,}", "< 5", took < 5))
     if "table" in figures and "1000" in figures["table"]["build_ms"]:
         build, change = (figures["table"][key]["1000"] for key in ("build_ms", "change_ms"))
         found.append(Goal("table of 1,000 backends, ms", f"{build:,}", "<= 1,000", build <= 1_000))
@@ -167,7 +187,7 @@ def report(figures: Mapping[str, Figures], named: Figures, command: str) -> str:
         lines += ["", f"A VIP takes {per_vip:,} bytes, a flow in steady state {held:g}."]
     if "table" in figures:
         lines += ["", "## The lookup table: balance and disruption", "", *_table_lines(figures["table"])]
-    for name in ("resolve", "commit"):
+    for name in ("resolve", "commit", "handover", "settle"):
         if name in figures:
             lines += ["", f"## {name.capitalize()}", ""]
             lines += [f"- {key}: {value}" for key, value in figures[name][name].items()]
