@@ -36,7 +36,7 @@ LEFT_SHARE: Final = 0.002
 
 
 def quantiles(samples: list[tuple[float, int]], shares: tuple[float, ...] = QUANTILES) -> list[float]:
-    """Seconds after which these shares of the slots had settled. samples: seconds since the change, slots that track."""
+    """Seconds after which these shares of the slots had settled. samples: seconds since the change, slots tracking."""
     peak = max(count for _, count in samples)
     after = [(at, count) for at, count in samples if at >= next(at for at, count in samples if count == peak)]
     return [next((at for at, count in after if count <= peak * (1 - share)), SETTLE_S_MAX) for share in shares]
