@@ -4,6 +4,7 @@
 #define HF_REPLICA_H
 
 #include "chain.h"
+#include "relay.h"
 
 struct hf_choice {
 	__u32 backend; /* 0 or dead: nobody */
@@ -11,6 +12,9 @@ struct hf_choice {
 	__u32 alone; /* 0, or through the other replicas first: the verdict where there is none */
 	__u32 full;  /* with `alone`: HF_CHAIN_FULL or 0 */
 };
+
+/* No choice of ours: on to the backup. */
+#define HF_ASK_BACKUP HF_EXIT(XDP_TX, HF_RELAYED)
 
 /* The same in one word, or an exit (backend 0). */
 #define HF_CHOICE(CHOICE) ((__u64)((CHOICE).backend | (CHOICE).full) << 32 | (CHOICE).alone << 8 | (CHOICE).verdict)
@@ -111,6 +115,27 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 		choice->verdict = HF_UNRECORDED_DROP;
 }
 
+/*
+ * Node of the backup, where it knows better than this LB what base is: the owner has asked it to settle the slot, and has
+ * no answer. It may have agreed, and then has sent new flows to its new base while the owner seemed down. What it has
+ * not agreed to has the same base there as here. Also one that is only doubted: it may serve all the same. NULL: nobody
+ * knows better.
+ */
+HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
+{
+	const struct hf_node *node;
+	__u32 *pair;
+
+	if (!(word & HF_SLOT_SETTLING) || word >> HF_SLOT_BASE_SHIFT == (word & HF_SLOT_CURRENT_MASK) ||
+	    HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
+		return NULL;
+	pair = bpf_map_lookup_elem(&own, &slot);
+	if (!pair || (*pair & 0xffff) != config->self)
+		return NULL;
+	node = hf_member_node(*pair >> 16);
+	return node ? node : hf_member_node_if(*pair >> 16, HF_MEMBER_DOUBTED);
+}
+
 /* What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then. */
 HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
 {
@@ -129,6 +154,8 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	unannounced = hf_is_unannounced(&packet, origin);
 	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, now)) {
 		choice.alone = 0;
+		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
+			return HF_ASK_BACKUP;
 		if (icmp || (!unannounced && !syn))
 			hf_choose_old(&choice, word);
 		else
@@ -144,11 +171,25 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	return HF_CHOICE(choice);
 }
 
+HF_COLD __u32 hf_relay_to_backup(struct xdp_md *ctx, __u32 hash, __u64 word, __u32 origin)
+{
+	const struct hf_config *config = hf_config();
+	const struct hf_node *node;
+	struct hf_packet packet;
+
+	if (!config || hf_packet_again(ctx, origin, &packet))
+		return HF_DROP(HF_DROP_MALFORMED);
+	node = hf_backup_asked(config, hash >> 16, word, origin);
+	return node ? hf_relay(ctx, config, node, packet.tot_len, hash, origin) : HF_DROP(HF_DROP_NO_ROUTE);
+}
+
 HF_COLD __u32 hf_replica(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
 {
 	__u64 choice = hf_replica_choose(ctx, hash, vip_id, word, origin);
 	__u32 backend = choice >> 32;
 
+	if (choice == HF_ASK_BACKUP)
+		return hf_relay_to_backup(ctx, hash, word, origin);
 	if (!backend)
 		return choice;
 	if (choice >> 8 & 0xff)

@@ -266,8 +266,13 @@ class _Passage:
         # it has base and records.
         deciders = self.maps.owners(self.slot) if relay is None else self.maps.replicas(self.slot)
         if self.config.self in deciders:
-            return self._decide_as_replica()
+            return self._decide_as_replica(relay)
         return self._decide_as_another(relay)
+
+    def _relay(self, node: int, relay: Relay | None) -> Outcome:
+        """On to a node that decides. relay: as it came."""
+        hops, origin = (0, self.config.self) if relay is None else (relay.hops, relay.origin)
+        return self._send(Verdict.RELAYED, node, Relay(self.config.epoch, hops + 1, origin))
 
     def _decide_as_another(self, relay: Relay | None) -> Outcome:
         """Not ours to decide: a lease, else the owner or its backup, else alone."""
@@ -283,8 +288,7 @@ class _Passage:
         if node is not None and hops < limits.RELAY_HOPS_MAX:
             if relay is None and not self.first and not self.subject.icmp:
                 self.maps.pending.put(self.key, Pending(self.slot, 0, self.now_ns))
-            origin = self.config.self if relay is None else relay.origin
-            return self._send(Verdict.RELAYED, node, Relay(self.config.epoch, hops + 1, origin))
+            return self._relay(node, relay)
         return self._to_backend(Verdict.DECIDED_ALONE, self._base_or_current())
 
     def _owner_node(self) -> int | None:
@@ -297,7 +301,19 @@ class _Passage:
                     return node
         return None
 
-    def _decide_as_replica(self) -> Outcome:
+    def _backup_asked(self, relay: Relay | None) -> int | None:
+        """Node of the backup, where the owner (this LB) has asked it to settle the slot and has no answer: it may have
+        agreed, and then knows better what base is. What it has not agreed to has the same base there as here.
+        One that is only doubted may serve all the same."""
+        owner, backup = int(self.maps.own[self.slot]) & 0xFFFF, int(self.maps.own[self.slot]) >> 16
+        if not self.settling or self.base == self.current or self.config.self != owner:
+            return None
+        if relay is not None and relay.hops >= limits.RELAY_HOPS_MAX:
+            return None
+        node = self.maps.member_node(backup)
+        return node if node is not None else self.maps.member_node(backup, layout.MEMBER_DOUBTED)
+
+    def _decide_as_replica(self, relay: Relay | None) -> Outcome:
         full = self._live(self.maps.records.get(self.key))
         if full is not None:
             self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
@@ -305,6 +321,9 @@ class _Passage:
         embryonic = self._live(self.maps.embryonic.get(self.key))
         if embryonic is not None:
             return self._meet_embryonic(embryonic)
+        asked = None if self.first else self._backup_asked(relay)
+        if asked is not None:
+            return self._relay(asked, relay)
         if self.subject.icmp or not (self.unannounced or self.syn):
             if self._alive(self.base):
                 return self._to_backend(Verdict.OLD_TO_BASE, self.base, stamp=True)

@@ -10,10 +10,11 @@ most. Counting from the question, or from the answer, would add however long the
 agent that was stopped for three seconds, the owner settled slots whose flows lived, and they broke.
 
 **What an owner may promise.** With a record: its backend. Without one, TCP: base, where the owner itself sends the
-flow's packets. UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner,
-so that it is recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no
-room. A lease on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the
-flow from being recorded and so put the rebase off; without one, the next packet is relayed and records it.
+flow's packets; nothing, where it has asked the backup to settle the slot and has no answer (the backup decides then).
+UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner, so that it is
+recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no room. A lease
+on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the flow from being
+recorded and so put the rebase off; without one, the next packet is relayed and records it.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from lbpod.core.messages import (
     ResolveAnswer,
     ResolveCall,
 )
-from lbpod.core.transition import base_of, current_of, is_tracking
+from lbpod.core.transition import base_of, current_of, is_settling, is_tracking
 
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[np.void]
@@ -145,7 +146,9 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
         state.vip_of[np.where(noted < len(state.vip_of), noted, 0)] == vips
     )
     backend = np.where(tracking & recorded, noted, np.where(tracking & state.alive[base], base, current))
-    sure = held & state.is_replica(slots) & state.alive[backend]
+    # The backup has been asked to settle and has not answered: its base counts, and it may be another by now.
+    open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)
+    sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
     leased = sure & ~(tracking & ~recorded & state.facts.unannounced[vips])
     answer[known[sure]] = backend[sure]
     leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])

@@ -4,8 +4,9 @@
 
 1. *The owner finds slots quiet and asks the backup.* Before it looks at its stamps it flags them SETTLING: from then
    on the fast path drops a first packet that finds no room, instead of sending it to base. So nothing can go to base
-   unrecorded between the look and the answer. If the answer never comes, the flag stays: the backup may have agreed,
-   and the two bases may differ until it is asked again.
+   unrecorded between the look and the answer. If the answer never comes, the flag stays, through refusals too, until
+   the backup agrees: it may have agreed before and have forgotten that since, and then its base is the newer one. So
+   while the flag stands the backup decides about what the owner has no record of (``lbpod/bpf/replica.h``).
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
    committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
    have records that it has not, and would be bypassed. Agreeing twice is agreeing once (``Track.agreed``).
@@ -79,7 +80,7 @@ from lbpod.core.messages import (
     Tell,
     Trace,
 )
-from lbpod.core.transition import Track, base_of, current_of, is_tracking
+from lbpod.core.transition import Track, base_of, current_of, is_settling, is_tracking
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -307,8 +308,9 @@ def _flag_and_look(state: State, vs: VipState, now_ns: int) -> Effects:
         return _end(vs, now_ns)
     slots = view.slots[chosen]
     round_.phase, round_.waiting = Phase.LOOKING, 1
+    fresh = slots[~is_settling(vs.slots.words[slots])]
     effects = state.write(vs, vs.slots.flag(slots))
-    return [*effects, LookSeen(state.open(_OwnSeen(vs, round_, slots), now_ns), vs.id)]
+    return [*effects, LookSeen(state.open(_OwnSeen(vs, round_, slots, fresh), now_ns), vs.id)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -318,6 +320,8 @@ class _OwnSeen(Question):
     vs: VipState
     round: Round
     slots: U32
+    fresh: U32
+    """Of the slots, those that this round has flagged: no earlier question about them is open."""
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, SeenRead):
@@ -327,18 +331,18 @@ class _OwnSeen(Question):
             return []
         slots = self.slots[is_tracking(self.vs.slots.words[self.slots])]
         if not state.is_calm or self.round.epoch != state.generation:
-            return [*state.write(self.vs, self.vs.slots.unflag(slots)), *_end(self.vs, now_ns)]
-        return _ask_backups(state, self.vs, slots, answer, now_ns)
+            return [*state.write(self.vs, self.vs.slots.unflag(self.fresh)), *_end(self.vs, now_ns)]
+        return _ask_backups(state, self.vs, slots, self.fresh, answer, now_ns)
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         self.round.waiting -= 1
         if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
-        return [*state.write(self.vs, self.vs.slots.unflag(self.slots)), *_end(self.vs, now_ns)]
+        return [*state.write(self.vs, self.vs.slots.unflag(self.fresh)), *_end(self.vs, now_ns)]
 
 
-def _ask_backups(state: State, vs: VipState, slots: U32, seen: SeenRead, now_ns: int) -> Effects:
-    """Ask each backup about the slots that are quiet here; the others lose their flag."""
+def _ask_backups(state: State, vs: VipState, slots: U32, fresh: U32, seen: SeenRead, now_ns: int) -> Effects:
+    """Ask each backup about the slots that are quiet here; the others lose their flag, if it is fresh."""
     round_ = vs.round
     assert round_ is not None, "backups are asked in a round"
     round_.phase = Phase.ASKING
@@ -350,17 +354,18 @@ def _ask_backups(state: State, vs: VipState, slots: U32, seen: SeenRead, now_ns:
     if now_ns > round_.asked_at_ns + EARLY_FRESH_NS:
         early[:] = False
     early &= view.unseen(MARGIN_NS, seen.other_seen, seen.unrecorded_ns, round_.asked_at_ns)
-    effects = state.write(vs, vs.slots.unflag(slots[~surely & ~early]))
+    effects = state.write(vs, vs.slots.unflag(np.intersect1d(slots[~surely & ~early], fresh)))
     for is_early, some in ((False, surely), (True, early)):
         backends = round_.early_backends if is_early else _NO_SLOTS
         for kind, fit in ((SettleKind.SETTLE, ~view.to_rebase), (SettleKind.REBASE, view.to_rebase)):
             for backup, places in groups(state.backup[slots[some & fit]]):
-                effects += _ask_backup(state, vs, backup, kind, slots[some & fit][places], backends, now_ns)
+                asked = slots[some & fit][places]
+                effects += _ask_backup(state, vs, backup, kind, asked, fresh[np.isin(fresh, asked)], backends, now_ns)
     return [*effects, *(_end(vs, now_ns) if not round_.waiting else [])]
 
 
 def _ask_backup(
-    state: State, vs: VipState, backup: int, kind: SettleKind, slots: U32, backends: U32, now_ns: int
+    state: State, vs: VipState, backup: int, kind: SettleKind, slots: U32, fresh: U32, backends: U32, now_ns: int
 ) -> Effects:
     round_ = vs.round
     assert round_ is not None, "backups are asked in a round"
@@ -368,8 +373,8 @@ def _ask_backup(
         return _conclude(state, vs, round_, kind, slots, current_of(vs.slots.words[slots]), now_ns)
     node = state.node_of_member.get(backup, 0)
     if not node or not state.has_room(node):
-        return state.write(vs, vs.slots.unflag(slots))
-    token = state.open(_BackupAsked(vs, round_, kind, slots, bool(len(backends))), now_ns, node)
+        return state.write(vs, vs.slots.unflag(fresh))
+    token = state.open(_BackupAsked(vs, round_, kind, slots, fresh, bool(len(backends))), now_ns, node)
     round_.waiting += 1
     call = SettleCall(
         member=state.member,
@@ -473,6 +478,8 @@ class _BackupAsked(Question):
     round: Round
     kind: SettleKind
     slots: U32
+    fresh: U32
+    """As in _OwnSeen."""
     early: bool
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
@@ -484,7 +491,7 @@ class _BackupAsked(Question):
         named = np.frombuffer(answer.slots, dtype="<u2").astype(np.uint32)
         bases, asked = ids_from(answer.bases), np.isin(named, self.slots)
         refused = np.setdiff1d(self.slots, named)
-        effects = state.write(self.vs, self.vs.slots.unflag(refused))
+        effects = state.write(self.vs, self.vs.slots.unflag(np.intersect1d(refused, self.fresh)))
         # Since its restart the backup may know less than this LB does of whose flows there can be.
         self.vs.early_all |= self.early and len(refused) > 0
         effects += _conclude(state, self.vs, self.round, self.kind, named[asked], bases[asked], now_ns)

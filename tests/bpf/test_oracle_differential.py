@@ -28,13 +28,14 @@ OUT_OF_REACH = {
 }
 
 WHOSE = {(place, relayed): ANOTHERS for place in Place for relayed in (False, True)} | {
-    (Place.OWN, False): OURS,
-    (Place.OWN, True): OURS,
+    (Place.OWN, False): OURS | {Verdict.RELAYED},
+    (Place.OWN, True): OURS | {Verdict.RELAYED},
     (Place.NEXT_ONLY, True): OURS,
     (Place.PREV_ONLY, True): OURS,
     (Place.BOTH, True): OURS,
 }
-"""Whose rules decide: in next or prev alone, ours only for what came by RELAY."""
+"""Whose rules decide: in next or prev alone, ours only for what came by RELAY. An owner that has asked its backup to
+settle relays, too."""
 EVERYWHERE = {Verdict.CACHE_HIT, Verdict.RELAYED, Verdict.RECORD_HIT, Verdict.CHAIN_STARTED}
 """Frequent enough to be seen in every place."""
 
