@@ -69,6 +69,9 @@ class Figures:
     broken_two_replicas_lost: int = 0
     broken_reasons: dict[str, int] = field(default_factory=dict)
     """How those failed whose backend lived (lbpod.lab.check_rules.Reason)."""
+    broken_details: list[dict[str, object]] = field(default_factory=list)
+    """When and how each of them broke, excused ones included: seconds since the start, age in seconds, who served it,
+    how many answers it had got, its local port. As many as the checking client tells."""
     backend_changes: int = 0
     lb_losses: int = 0
     lb_losses_by_kind: dict[str, int] = field(default_factory=dict)
@@ -159,6 +162,7 @@ def figures(
         broken_unattributed=clients["broken_unattributed"],
         broken_two_replicas_lost=excused_count,
         broken_reasons=dict(clients["by_reason"].get("broken", {})),
+        broken_details=[_details(one, ledger) for one in broken],
         backend_changes=counts[Kind.CHANGE],
         lb_losses=len(ledger.losses),
         lb_losses_by_kind=dict(sorted(Counter(str(loss.how) for loss in ledger.losses).items())),
@@ -179,6 +183,13 @@ def figures(
     _add_times(result, ledger)
     result.latency_us = latency(ledger)
     return result
+
+
+def _details(failure: dict[str, Any], ledger: Ledger) -> dict[str, object]:
+    """failure: a line of the checking client."""
+    kept = {name: failure[name] for name in ("reason", "backend", "answers", "local_port", "detail")}
+    at_seconds = round(ledger.since_start(failure["at_ns"]), 3)
+    return {"at_seconds": at_seconds, "age_seconds": round(failure["age_ns"] / SECOND_NS, 3), **kept}
 
 
 def add_failover(result: Figures, ledger: Ledger, marks: Sequence[dict[str, Any]]) -> None:
