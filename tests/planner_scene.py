@@ -98,6 +98,7 @@ class Scene:
         self.in_force: dict[str, Snapshot] = {}
         self.leaving: set[str] = set()
         self.silent: set[str] = set()
+        self.given_up: tuple[int, ...] = ()
         self.refusing: dict[str, str] = {}
         self.persisted: list[int] = []
         self.status: PlannerStatus | None = None
@@ -164,7 +165,7 @@ class Scene:
     def _said(self, name: str, with_snapshot: bool) -> LbStatus:
         had = self.nodes.get(name, msgspec.structs.replace(NOTHING, node=name))
         staged, force = self.staged.get(name), self.in_force.get(name)
-        had = msgspec.structs.replace(had, leaving=name in self.leaving)
+        had = msgspec.structs.replace(had, leaving=name in self.leaving, given_up=self.given_up)
         if not with_snapshot:
             return had
         return msgspec.structs.replace(had, snapshot=staged, in_force=force if force != staged else None)

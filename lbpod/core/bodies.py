@@ -55,6 +55,8 @@ class LbStatus(msgspec.Struct, frozen=True):
     """It is in the ring that is in force here, with the state of its slots. False: what is relayed to it is lost."""
     leaving: bool = False
     """It asks to be taken out of the ring."""
+    given_up: tuple[int, ...] = ()
+    """Members that it has found silent for LOST_NS, ascending."""
 
 
 class PrepareCall(msgspec.Struct, frozen=True):

@@ -538,7 +538,8 @@ class Planner:
     def _begin(self, now_ns: int, *, lost: bool = False) -> bool:
         """Start a change, if there is something to change and everyone has said what they know. lost: because somebody
         is lost in the middle of another one."""
-        if any(peer.ring and not peer.heard and not peer.is_gone for peer in self._roster.lbs):
+        lost_names = self._roster.judgement.lost
+        if any(peer.ring and not peer.heard and peer.name not in lost_names for peer in self._roster.lbs):
             return False
         if is_first_ring(self._where(), self._roster):
             newcomers = [peer for peer in self._roster.lbs if peer.role.lb]

@@ -212,7 +212,7 @@ def has_moved(status: LbStatus, before: LbStatus | None) -> bool:
 def _standing(status: LbStatus) -> tuple[object, ...]:
     return (
         *(status.committed, status.prepared, status.staged, status.digest),
-        *(status.ring_step, status.ring_round, status.serving, status.leaving),
+        *(status.ring_step, status.ring_round, status.serving, status.leaving, status.given_up),
     )
 
 

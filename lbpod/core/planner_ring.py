@@ -1,9 +1,10 @@
 """Who is alive, who is lost, and who should be in the ring: what the Planner's ring changes rest upon. Pure functions.
 
-**A member is lost** when it has been silent for LOST_NS (``Peer.is_gone``), and *at once* when it answers and is not
-what a member has to be (``_is_sound``): it has restarted empty, or the ring changed while it was away. Such a one
-could be served again as it is only at the price of the records that it lacks, so it leaves the ring and joins again
-as a newcomer, whom the others hand over what they have.
+**A member is lost** when it has been silent for LOST_NS (``Peer.is_gone``); when it does not answer and all members
+that do have given it up (their LOST_NS is over, and a controller that has just started need not count it anew); and
+*at once* when it answers and is not what a member has to be (``_is_sound``): it has restarted empty, or the ring
+changed while it was away. Such a one could be served again as it is only at the price of the records that it lacks, so
+it leaves the ring and joins again as a newcomer, whom the others hand over what they have.
 
 **Where nobody is left**, there is nothing to be handed over, and so nothing to be lost by it: those that answer are
 *revived*, that is, given what is in force as if nothing had happened. So does a ring begin: nobody serves yet.
@@ -53,7 +54,8 @@ class Judgement:
 def judge(peers: Iterable[Peer], where: Where, before: Judgement, now_ns: int) -> Judgement:
     """Who is lost now. before: the last judgement; who was revived in it stays so until it serves, or is gone."""
     ring = [peer for peer in peers if peer.ring]
-    gone = {peer.name for peer in ring if peer.is_gone}
+    given_up = _given_up(ring)
+    gone = {peer.name for peer in ring if peer.is_gone or (peer.failures > 0 and peer.role.member in given_up)}
     unsound = {peer.name for peer in ring if peer.name not in gone and not _is_sound(peer, where, now_ns)}
     undone = where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim
     members = {peer.name for peer in ring if (peer.role.old if undone else peer.role.new)}
@@ -61,6 +63,12 @@ def judge(peers: Iterable[Peer], where: Where, before: Judgement, now_ns: int) -
     if members and members <= gone | unsound:
         revived |= unsound & members
     return Judgement(frozenset(gone | (unsound - revived)), frozenset(revived))
+
+
+def _given_up(ring: Iterable[Peer]) -> frozenset[int]:
+    """Members that all members which answer and serve have given up."""
+    said = [frozenset(one.status.given_up) for one in ring if one.status is not None and one.status.serving]
+    return frozenset.intersection(*said) if said else frozenset()
 
 
 def _is_sound(peer: Peer, where: Where, now_ns: int) -> bool:

@@ -238,6 +238,7 @@ def _validate_status(status: LbStatus) -> None:
         _digest(status, status.digest)
     _range(status, "ring_epoch", status.ring_epoch, 0, GENERATION_MAX)
     _range(status, "ring_round", status.ring_round, 0, GENERATION_MAX)
+    _members(status, "given_up", status.given_up)
     _range(status, "tracking_slots", status.tracking_slots, 0, SLOT_COUNT * VIPS_MAX)
     if status.snapshot is not None:
         check(status.snapshot)

@@ -245,6 +245,8 @@ class ToyCluster:
         if self.store_was_lost:
             return  # somebody has to remember
         fate = self.dice.random()
+        if self.dice.random() < 0.3:  # whom it takes for lost, rightly or wrongly
+            lb.given_up = tuple(sorted(self.dice.sample(range(len(LBS)), self.dice.randrange(len(LBS)))))
         if fate < 0.2:
             lb.picky = not lb.picky
         elif fate < 0.6:

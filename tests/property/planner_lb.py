@@ -146,6 +146,7 @@ class ToyLb:
     picky: bool = False
     is_up: bool = True
     leaving: bool = False
+    given_up: tuple[int, ...] = ()
     staged: Snapshot | None = None
     prepared: Snapshot | None = None
     committed: Snapshot | None = None
@@ -297,6 +298,7 @@ class ToyLb:
             ring_round=self.round,
             serving=self.serving,
             leaving=self.leaving,
+            given_up=self.given_up,
             snapshot=self.staged if with_snapshot else None,
             in_force=in_force if with_snapshot else None,
         )

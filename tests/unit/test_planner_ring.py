@@ -231,6 +231,23 @@ def test_the_ring_stays_where_nobody_is_left(scene: Scene) -> None:
     assert ([1], (), "") == (scene.persisted, scene.now().lost, scene.now().problem)
 
 
+def test_one_that_does_not_answer_is_lost_as_soon_as_the_others_have_given_it_up(scene: Scene) -> None:
+    """A controller that has just started has counted nothing itself."""
+    scene.see(world(1, lbs=3))
+    scene.silent, scene.given_up = {"lb3"}, (2,)
+    scene.restart()
+    scene.see(world(1, lbs=3))
+    scene.later(LOST_NS - 2 * SECOND_NS)
+    assert (["lb1", "lb2"], Phase.IDLE) == (scene.ring(), scene.now().phase)
+
+
+def test_one_that_answers_is_not_lost_whatever_others_say(scene: Scene) -> None:
+    scene.see(world(1, lbs=3))
+    scene.given_up = (2,)
+    scene.later(2 * LOST_NS)
+    assert (["lb1", "lb2", "lb3"], ()) == (scene.ring(), scene.now().lost)
+
+
 def test_the_ring_keeps_its_last_member_though_it_wants_to_leave(scene: Scene) -> None:
     scene.see(world(1))
     scene.leaving = {"lb1", "lb2"}
