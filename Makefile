@@ -18,7 +18,7 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter 
 LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo chaos test check bench simulate soak e2e objects setup lint clean
+.PHONY: help demo chaos test check bench simulate soak e2e kind objects setup lint clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]'
@@ -52,6 +52,9 @@ soak: setup objects ## the random tests with a hundred times as many cases
 e2e: setup objects ## CRD, operator and chart against a real Kubernetes API server; the first time it is built (Go 1.26)
 	@tools/kube.sh api
 	@$(PY) -m pytest tests/cluster $(ARGS)
+
+kind: ## a kind cluster with the chart on it; needs Docker, kind, kubectl and helm
+	@tools/kind.sh
 
 objects: $(OBJECTS) ## the compiled BPF programs, beside their sources
 
