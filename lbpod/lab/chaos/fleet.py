@@ -1,9 +1,10 @@
 """The load balancers and the router before them: who is lost, who comes, and where flows are sent meanwhile.
 
 The router is played as one with BGP and BFD would act. It takes the path of a lost LB out ``router_ms`` after the
-loss (until then it sends into it), takes a path out where an agent's /readyz says 503, puts one in where it says 200,
-and keeps it where nobody answers: a killed agent is no reason, for the fast path goes on without it. The last path is
-never taken out.
+loss (until then it sends into it), takes a path out where an agent's /readyz says 503, and puts one in where it says
+200. Where nobody answers it keeps the path for SILENT_NS: a killed agent is no reason, for the fast path goes on
+without it; but one that stays away is taken out of the ring after LOST_NS, and then the hosts drop what it forwards.
+The last path is never taken out.
 
 By default nobody is lost while another LB is not in its place: a loss waits then, and is left out if it waits for too
 long.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from lbpod.core.limits import LOST_NS
 from lbpod.lab.chaos.ledger import Join, Kind, Leave, Ledger, Loss
 from lbpod.lab.chaos.schedule import How, Step
 from lbpod.lab.cluster import PREFIX, Cluster
@@ -32,6 +34,8 @@ LOOK_SOON_NS: Final = 100 * MS_NS
 """Between two looks at an LB that is on its way in or out."""
 LOOK_NS: Final = 400 * MS_NS
 """Between two looks at one in its place."""
+SILENT_NS: Final = LOST_NS // 2
+"""How long /readyz may be silent before the path is taken out."""
 LOSS_WAIT_NS: Final = 8 * SECOND_NS
 """How long a loss waits for everybody to be in place."""
 LEAVE_WAIT_NS: Final = 30 * SECOND_NS
@@ -56,6 +60,8 @@ class Lb:
     node: Node
     standing: Standing = Standing.UP
     path: bool = True
+    silent_ns: int | None = None
+    """Since when /readyz has not answered; None: it has."""
     loss: Loss | None = None
     join: Join | None = None
     leave: Leave | None = None
@@ -269,9 +275,13 @@ class Fleet:
             await asyncio.sleep(pause_ns / SECOND_NS)
 
     def _look_at(self, lb: Lb, ready: bool | None) -> None:
-        if ready is None:
-            return
         now_ns = time.monotonic_ns()
+        if ready is None:
+            lb.silent_ns = lb.silent_ns or now_ns
+            if now_ns - lb.silent_ns > SILENT_NS:
+                self._set_path(lb, False, "/readyz is silent")
+            return
+        lb.silent_ns = None
         if lb.join is not None and lb.join.answered_ns is None:
             lb.join.answered_ns = now_ns
         self._set_path(lb, ready, "/readyz says 200" if ready else "/readyz says 503")
