@@ -130,16 +130,18 @@ look_for_missing() {
 	need wrk command -v wrk
 	need tcpdump command -v tcpdump
 	need procps command -v sysctl
+	need redis-server command -v redis-server
 	[ $with_cluster = yes ] || return 0
 	need etcd-server command -v etcd
 }
 
 apt_install() (
 	export DEBIAN_FRONTEND=noninteractive
-	# nginx must not start here, neither now nor at the next boot: the tests start their own, in namespaces. policy-rc.d is
+	# nginx and redis must not start here, neither now nor at the next boot: the tests start their own. policy-rc.d is
 	# Debian's way to say so; the machine's own is put back, also after Ctrl-C.
-	local policy=/usr/sbin/policy-rc.d had_nginx=no
+	local policy=/usr/sbin/policy-rc.d had_nginx=no had_redis=no
 	! command -v nginx >/dev/null || had_nginx=yes
+	! command -v redis-server >/dev/null || had_redis=yes
 	if [ ! -e $policy ]; then
 		trap 'rm -f $policy' EXIT INT TERM
 		printf '#!/bin/sh\n# while holdfast installs packages; removed afterwards\nexit 101\n' >$policy
@@ -149,6 +151,9 @@ apt_install() (
 	apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@"
 	if [ $had_nginx = no ] && command -v nginx >/dev/null && command -v systemctl >/dev/null; then
 		systemctl disable --quiet nginx || true # no systemd running: nothing to disable
+	fi
+	if [ $had_redis = no ] && command -v redis-server >/dev/null && command -v systemctl >/dev/null; then
+		systemctl disable --quiet redis-server || true
 	fi
 )
 

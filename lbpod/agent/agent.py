@@ -9,7 +9,7 @@ ports, certificates) comes in as ``Parts``; there is no switch for it.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy.typing as npt
 import structlog
@@ -19,10 +19,11 @@ from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
 from lbpod.agent.leave import leave
 from lbpod.agent.metrics import Metrics
+from lbpod.agent.outbox import Outbox
 from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
 from lbpod.agent.server import control_app, node_app
-from lbpod.agent.settings import Endpoint
+from lbpod.agent.settings import Endpoint, RedisTarget
 from lbpod.agent.view import Facts, View
 from lbpod.certs import CertsError, Credentials
 from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
@@ -30,6 +31,9 @@ from lbpod.core.messages import Restored
 from lbpod.datapath.apply import Applier, NextHops
 from lbpod.datapath.port import ArrayName, Datapath
 from lbpod.datapath.rows import Uplink
+
+if TYPE_CHECKING:
+    from lbpod.agent.redis_writer import RedisWriter
 
 _LOG: Final = structlog.get_logger()
 
@@ -54,6 +58,8 @@ class Parts:
     node: str
     substitutes: Callable[[], Sequence[str]] = tuple
     """What this kernel lacks and what is done instead, one sentence each."""
+    redis: RedisTarget | None = None
+    """Where diagnostics go; None: nowhere."""
     withdraw_ns: int | None = None
     """How long `terminate` lets /readyz say 503 before this LB asks to leave the ring; None: it stays in the ring."""
 
@@ -71,8 +77,9 @@ class Agent:
         )
         self.peers: Final = Peers(parts.credentials.client, self.driver.post)
         self.driver.connect(self.peers)
+        self._outbox: Final = Outbox() if parts.redis is not None else None
         self.view: Final = View(
-            self.driver, self.peers, parts.credentials, parts.datapath, parts.facts, parts.substitutes
+            self.driver, self.peers, parts.credentials, parts.datapath, parts.facts, parts.substitutes, self._outbox
         )
         self.started: Final = asyncio.Event()
         """Set when both servers listen."""
@@ -91,6 +98,7 @@ class Agent:
         fd = self._parts.hops.fileno()
         if fd >= 0:
             loop.add_reader(fd, self.driver.take_hop_events)
+        writer = self._start_writing()
         driving = asyncio.create_task(self.driver.run(self._restored()), name="driver")
         looking = asyncio.create_task(self._look_after(), name="look after")
         looking.add_done_callback(raise_what_failed)
@@ -113,6 +121,22 @@ class Agent:
             for runner in runners:
                 await runner.cleanup()
             await self.peers.close()
+            if writer is not None:
+                writer.stop()
+
+    def _start_writing(self) -> "RedisWriter | None":
+        """Diagnostics, where they are wanted."""
+        target, outbox, parts = self._parts.redis, self._outbox, self._parts
+        if target is None or outbox is None:
+            return None
+        # Imported only here: redis-py takes memory, and most agents never need it.
+        from lbpod.agent.diagnostics import Diagnostics
+        from lbpod.agent.redis_writer import RedisWriter
+
+        self.driver.observe(Diagnostics(outbox, parts.datapath.read_slots))
+        writer = RedisWriter(outbox, parts.node, target)
+        writer.start()
+        return writer
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback or a task has failed, and nobody waits for it."""
@@ -150,6 +174,8 @@ class Agent:
         while True:
             self._name_substitutes()
             self._renew()
+            if self._outbox is not None:
+                self._outbox.put_state(self.view.summary())
             await asyncio.sleep(LOOK_AFTER_NS * 1e-9)
 
     def _name_substitutes(self) -> None:

@@ -106,6 +106,13 @@ class Brain(Protocol):
         """Who is believed to be down."""
 
 
+class Observer(Protocol):
+    """Who looks on. It may neither wait nor touch what it sees."""
+
+    def seen(self, event: KeeperEvent, effects: Sequence[KeeperEffect]) -> None:
+        """An event, and what the Keeper wanted done about it; it has been done, or has failed."""
+
+
 @dataclass(frozen=True)
 class TraceLine:
     """One line of /v1/trace."""
@@ -127,6 +134,7 @@ class Driver:
         self._applier = applier
         self._memory = memory
         self._peers: Peers | None = None
+        self._observers: list[Observer] = []
         self._queue: deque[KeeperEvent | asyncio.Future[LbStatus]] = deque()
         self._waiting: asyncio.Event = asyncio.Event()
         self._requests: dict[int, asyncio.Future[Reply | Refuse]] = {}
@@ -168,6 +176,10 @@ class Driver:
     def connect(self, peers: Peers) -> None:
         """Gives the driver somebody to ask. Before `run`."""
         self._peers = peers
+
+    def observe(self, observer: Observer) -> None:
+        """Shows it every event from now on. Before `run`."""
+        self._observers.append(observer)
 
     def post(self, event: KeeperEvent) -> None:
         """Leaves an event. For those that are bounded by what is under way; calls come by `call`. Beats overtake."""
@@ -318,7 +330,7 @@ class Driver:
     def _feed(self, event: KeeperEvent) -> None:
         """One event, and all that follows from it at once."""
         self.events[type(event).__name__] += 1
-        self._cascade(self._carry_out(self._brain.step(event, now_ns())))
+        self._cascade(self._follow(event, self._brain.step(event, now_ns())))
 
     async def _feed_slowly(self, event: KeeperEvent) -> None:
         """The same, with the first step in a thread."""
@@ -328,7 +340,7 @@ class Driver:
             effects = await asyncio.to_thread(self._brain.step, event, now_ns())
         finally:
             self._thinking = False
-        self._cascade(self._carry_out(effects))
+        self._cascade(self._follow(event, effects))
         self._look()
 
     def _look(self) -> None:
@@ -341,8 +353,15 @@ class Driver:
                 return
             event = todo.popleft()
             self.events[type(event).__name__] += 1
-            todo.extend(self._carry_out(self._brain.step(event, now_ns())))
+            todo.extend(self._follow(event, self._brain.step(event, now_ns())))
         raise AssertionError(f"{CASCADE_MAX} events followed one from the other: the Keeper asks in circles")
+
+    def _follow(self, event: KeeperEvent, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
+        """Carries out what the Keeper wants about an event, before anybody looks on; the events that come of it."""
+        following = self._carry_out(effects)
+        for observer in self._observers:
+            observer.seen(event, effects)
+        return following
 
     def _carry_out(self, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
         """Carries out the effects; the events that come of it at once."""

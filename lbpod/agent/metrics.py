@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lbpod.agent.outbox import Loss
 from lbpod.agent.view import BYTES_PER_VIP, View
 from lbpod.core.limits import QUEUE_MAX
 from lbpod.core.messages import BeatCall, RingStep
@@ -47,6 +48,7 @@ class _AgentCollector(Collector):
         yield from self._ring()
         yield from self._work()
         yield from self._sizes()
+        yield from self._diagnostics()
 
     def _verdicts(self) -> Iterator[Metric]:
         try:
@@ -144,3 +146,16 @@ class _AgentCollector(Collector):
         vips = self._view.vip_count()
         yield GaugeMetricFamily("holdfast_vips", "VIPs that have arrays.", vips)
         yield GaugeMetricFamily("holdfast_vip_bytes", "Bytes of one VIP's arrays.", BYTES_PER_VIP)
+
+    def _diagnostics(self) -> Iterator[Metric]:
+        standing = self._view.diagnostics()
+        if standing is None:
+            return
+        yield CounterMetricFamily("holdfast_diagnostics_written", "Entries that Redis has.", standing.written)
+        dropped = CounterMetricFamily("holdfast_diagnostics_dropped", "Entries that it has not.", labels=["why"])
+        for why in Loss:
+            dropped.add_metric([why.value], standing.dropped.get(why, 0))
+        yield dropped
+        yield GaugeMetricFamily("holdfast_diagnostics_waiting", "Entries that wait to be written.", standing.waiting)
+        trouble = int(bool(standing.trouble))
+        yield GaugeMetricFamily("holdfast_diagnostics_trouble", "1: /v1/state says what is in the way.", trouble)

@@ -79,6 +79,7 @@ def run_agent(settings: Settings) -> None:
             facts=_facts(fast_path, uplink, attached),
             node=settings.node,
             substitutes=lambda: _substitutes(attached, datapath, hops),
+            redis=settings.redis_url,
             withdraw_ns=round(settings.withdraw_seconds * 1e9) if settings.on_term is OnTerm.LEAVE else None,
         )
         serve(parts)

@@ -8,7 +8,7 @@ and is no setting. A settings file was dropped: a pod has an environment, a pers
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,22 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class RedisTarget:
+    """Where diagnostics go. str(): as people wrote it; there is no password in it."""
+
+    host: str
+    port: int = 6379
+    database: int = 0
+    user: str = ""
+    tls: bool = False
+    password_file: Path | None = None
+
+    def __str__(self) -> str:
+        user = f"{self.user}@" if self.user else ""
+        return f"redis{'s' if self.tls else ''}://{user}{Endpoint(self.host, self.port)}/{self.database}"
 
 
 class OnTerm(Enum):
@@ -100,6 +116,14 @@ class Settings:
     """At the end, take the programs off the interface and remove the pins. Off: forwarding goes on without the agent,
     which is what makes restarts and upgrades harmless; the lab and an uninstallation want it on."""
 
+    redis_url: RedisTarget | None = None
+    """Redis that what happened is written to, for people to read after the fact: redis://[USER@]HOST[:PORT][/DATABASE],
+    or rediss:// for TLS (with the CAs of the system, or of SSL_CERT_FILE). Default: none; nothing depends on it."""
+
+    redis_password_file: Path | None = None
+    """File with its password, read at each connection. A file, for a URL shows in process lists. Default: no
+    password."""
+
     log_level: str = "info"
     """debug, info, warning or error. Info: one line for each change, none for packets or flows."""
 
@@ -118,10 +142,18 @@ def read_settings(options: Mapping[str, str | None], environment: Mapping[str, s
             text = environment.get(named)
         if text is not None:
             values[each.name] = _parse(each.name, named, text)
-    settings = Settings(**values)
+    settings = _with_password(Settings(**values))
     if not 1 <= len(settings.node.encode()) <= NAME_BYTES_MAX:
         raise SettingsError(f"the node's name has to have 1 to {NAME_BYTES_MAX} bytes: set --node")
     return settings
+
+
+def _with_password(settings: Settings) -> Settings:
+    """Where Redis is and what opens it are two settings, and one thing."""
+    target = settings.redis_url
+    if target is None:
+        return settings
+    return replace(settings, redis_url=replace(target, password_file=settings.redis_password_file))
 
 
 def _parse(name: str, named: str, text: str) -> object:
@@ -132,6 +164,10 @@ def _parse(name: str, named: str, text: str) -> object:
             if not text:
                 raise SettingsError(f"{named} is empty; give it a path")
             return Path(text).absolute()
+        case "redis_url":
+            return _redis(named, text) if text else None
+        case "redis_password_file":
+            return Path(text).absolute() if text else None
         case "map_sizes":
             return _sizes(named, text)
         case "detach_on_exit":
@@ -157,6 +193,31 @@ def _endpoint(named: str, text: str) -> Endpoint:
     if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
         raise SettingsError(f"{named} is {text!r}; it must be ADDRESS:PORT, for example 0.0.0.0:9900")
     return Endpoint(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+_REDIS: Final = re.compile(
+    r"(?P<scheme>rediss?)://((?P<user>[^:@/?#\s]+)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})"
+    r"(:(?P<port>[0-9]{1,5}))?(/(?P<database>[0-9]{1,4})?)?"
+)
+
+
+def _redis(named: str, text: str) -> RedisTarget:
+    if "@" in text and ":" in text.rpartition("@")[0].partition("://")[2]:  # the text is not repeated: it is secret
+        raise SettingsError(
+            f"{named} has a password in it, which process lists show; put it into a file, and name that"
+        )
+    found = _REDIS.fullmatch(text)
+    if found is None or not 1 <= int(found["port"] or 6379) <= 65_535:
+        raise SettingsError(
+            f"{named} is {text!r}; it must be redis://[USER@]HOST[:PORT][/DATABASE], for example redis://10.0.0.9:6379"
+        )
+    return RedisTarget(
+        found["host"].removeprefix("[").removesuffix("]"),
+        int(found["port"] or 6379),
+        int(found["database"] or 0),
+        found["user"] or "",
+        tls=found["scheme"] == "rediss",
+    )
 
 
 def _seconds(named: str, text: str) -> float:

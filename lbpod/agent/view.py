@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from lbpod.agent.driver import Driver
+from lbpod.agent.outbox import Outbox, Standing
 from lbpod.agent.peers import Peers
 from lbpod.certs import Credentials
 from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
@@ -55,6 +56,7 @@ class View:
         datapath: Datapath,
         facts: Facts,
         substitutes: Callable[[], Sequence[str]],
+        outbox: Outbox | None,
     ) -> None:
         self.driver: Final = driver
         self.peers: Final = peers
@@ -64,6 +66,7 @@ class View:
         """Calls by path and status."""
         self._datapath = datapath
         self._substitutes = substitutes
+        self._outbox = outbox
         self._started = datetime.now(UTC)
 
     def counters(self) -> U64:
@@ -97,6 +100,53 @@ class View:
         if status.member != MEMBER_NONE and not status.serving:
             return "this LB is not in the ring: the controller has not joined it yet, or has taken it out"
         return ""
+
+    def diagnostics(self) -> Standing | None:
+        """How the writing to Redis goes; None where nothing is written."""
+        return self._outbox.standing() if self._outbox is not None else None
+
+    def summary(self) -> dict[str, str]:
+        """The state in a few words, for Redis."""
+        status, standing = self.driver.status, self.diagnostics()
+        numbers = {
+            "member": status.member,
+            "committed": status.committed,
+            "prepared": status.prepared,
+            "staged": status.staged,
+            "ring_epoch": status.ring_epoch,
+            "vips": self.vip_count(),
+            "tracking_slots": status.tracking_slots,
+            "queue": self.driver.queue_count,
+            "failed_effects": sum(self.driver.failures.values()),
+            "dropped_entries": sum(standing.dropped.values()) if standing is not None else 0,
+        }
+        words = {
+            "node": status.node,
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "started": self._started.isoformat(timespec="seconds"),
+            "version": self.facts.version,
+            "address": self.facts.address,
+            "xdp": self.facts.attached,
+            "ready": self.why_not_ready() or "yes",
+            "problem": status.problem,
+            "serving": "yes" if status.serving else "no",
+            "leaving": "yes" if self.driver.leaving or status.leaving else "no",
+            "ring_step": status.ring_step.value,
+            "fenced": self.driver.beliefs.fenced_why or "no",
+            "others": ", ".join(f"{name} {word}" for name, word in sorted(self._others().items())),
+        }
+        return words | {name: str(number) for name, number in numbers.items()}
+
+    def _diagnostics(self) -> dict[str, Any]:
+        standing = self.diagnostics()
+        if standing is None:
+            return {"redis": "off"}
+        return {
+            "redis": standing.trouble or "yes",
+            "written": standing.written,
+            "waiting": standing.waiting,
+            "dropped": {why.value: count for why, count in sorted(standing.dropped.items())},
+        }
 
     def state(self, status: LbStatus) -> dict[str, Any]:
         """The JSON of /v1/state. Raises DatapathError."""
@@ -151,6 +201,7 @@ class View:
             "failed_calls": dict(sorted(self.peers.failed.items())),
             "refused_calls": {f"{path} {status}": count for (path, status), count in sorted(self.refused.items())},
             "strangers": self.credentials.strangers,
+            "diagnostics": self._diagnostics(),
             "happened": dict(sorted(self.driver.traced.items())),
         }
 

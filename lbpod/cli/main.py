@@ -73,6 +73,10 @@ def agent(
     detach_on_exit: Annotated[
         bool | None, typer.Option("--detach-on-exit", help="At the end, take the programs off and unpin everything.")
     ] = None,
+    redis_url: Annotated[
+        Text, typer.Option(help="Redis to write diagnostics to: redis://[USER@]HOST[:PORT][/DATABASE].")
+    ] = None,
+    redis_password_file: Annotated[Text, typer.Option(help="File with its password.")] = None,
     log_level: Annotated[Text, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
 ) -> None:
     """Run one node's agent. Each option can also be set as HOLDFAST_<OPTION> in the environment."""
@@ -95,6 +99,8 @@ def agent(
         "on_term": on_term,
         "withdraw_seconds": withdraw_seconds,
         "detach_on_exit": None if detach_on_exit is None else "yes",
+        "redis_url": redis_url,
+        "redis_password_file": redis_password_file,
         "log_level": log_level,
     }
     try:

@@ -258,6 +258,49 @@ LOOK_AFTER_NS: Final = 5_000_000_000
 CLOSE_NS_MAX: Final = 3_000_000_000
 """How long a server that stops waits for calls under way."""
 
+# --- Diagnostics (Redis) ----------------------------------------------------------------------------------------------
+DIAGNOSTICS_QUEUE_MAX: Final = 4_096
+"""Entries that wait to be written (half a KiB each, 2 KiB at most); beyond, the oldest goes."""
+
+DIAGNOSTICS_BATCH_MAX: Final = 256
+"""Entries in one round trip."""
+
+DIAGNOSTICS_PAUSE_NS: Final = 200_000_000
+"""Pause between two looks into the outbox."""
+
+DIAGNOSTICS_TIMEOUT_NS: Final = 1_000_000_000
+"""Redis answers, or takes a connection, within this time, or it is slow."""
+
+DIAGNOSTICS_RETRY_NS_MAX: Final = 15_000_000_000
+"""The pause after a failure doubles from RETRY_NS up to this."""
+
+DIAGNOSTICS_CLOSE_NS_MAX: Final = 500_000_000
+"""How long the end of an agent waits for the last entries, where Redis takes them at all."""
+
+DIAGNOSTICS_STREAM_MAX: Final = 5_000
+"""Entries of one stream that Redis keeps (and a few more: it trims by whole blocks)."""
+
+DIAGNOSTICS_KEEP_SECONDS: Final = 7 * 24 * 3_600
+"""A stream goes so long after its last entry."""
+
+DIAGNOSTICS_STATE_SECONDS: Final = 20
+"""An LB's state goes so long after it was last written."""
+
+DIAGNOSTICS_QUESTIONS_MAX: Final = 4_096
+"""Questions to peers that are kept to be matched with their answers."""
+
+SLOT_ENTRIES_MAX: Final = 64
+"""VIPs that have an entry of their own for what one event has written; the others share one."""
+
+SLOTS_SHOWN_MAX: Final = 8
+"""Slots that such an entry shows."""
+
+DECISION_ENTRIES_PER_SECOND_MAX: Final = 20
+"""Decisions on single flows that are shown."""
+
+ANSWER_ENTRIES_PER_SECOND_MAX: Final = 20
+"""Wrong, late and missing answers that have an entry; the others are counted as dropped."""
+
 # --- Datapath ---------------------------------------------------------------------------------------------------------
 KERNEL_LOG_LINES_MAX: Final = 20
 """Last lines of libbpf's and the verifier's log that an error message quotes."""
@@ -407,6 +450,9 @@ def check() -> None:
     assert EMBRYONIC_MAX <= RECORDS_MAX, "every embryonic record must have room to be promoted"
     assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
     assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
+    assert DIAGNOSTICS_BATCH_MAX <= DIAGNOSTICS_QUEUE_MAX <= DIAGNOSTICS_STREAM_MAX, "what waited finds room"
+    assert 3 * LOOK_AFTER_NS < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000, "three writes may be lost"
+    assert RETRY_NS <= DIAGNOSTICS_RETRY_NS_MAX < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000
     assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
     assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, (
         "a shell gives up before the Planner gives up on the shell"

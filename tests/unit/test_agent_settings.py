@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lbpod.agent.remembered import FILE_NAME, Memory
-from lbpod.agent.settings import Endpoint, OnTerm, Settings, SettingsError, read_settings
+from lbpod.agent.settings import Endpoint, OnTerm, RedisTarget, Settings, SettingsError, read_settings
 from lbpod.core.messages import Remember
 from lbpod.core.model import Cluster, Node, Ring, Snapshot, parse_address
 
@@ -40,6 +40,10 @@ def test_defaults() -> None:
         ("withdraw_seconds", "soon", "a number of seconds from 0 to 120"),
         ("withdraw_seconds", "121", "a number of seconds from 0 to 120"),
         ("withdraw_seconds", "-1", "a number of seconds from 0 to 120"),
+        ("redis_url", "10.0.0.9:6379", "--redis-url is '10.0.0.9:6379'; it must be redis://[USER@]HOST[:PORT]"),
+        ("redis_url", "redis://10.0.0.9:0", "for example redis://10.0.0.9:6379"),
+        ("redis_url", "redis://10.0.0.9/0?timeout=1", "it must be redis://"),
+        ("redis_url", "redis://:hush@10.0.0.9", "--redis-url has a password in it"),
         ("log_level", "loud", "debug, info, warning, error"),
         ("node", "", "1 to 253 bytes"),
         ("tls", "", "empty"),
@@ -56,6 +60,22 @@ def test_what_sigterm_means() -> None:
     assert (OnTerm.LEAVE, 1.0) == (read_settings({}, {}).on_term, read_settings({}, {}).withdraw_seconds)
     settings = read_settings({"withdraw_seconds": "0.25"}, {"HOLDFAST_ON_TERM": "stay"})
     assert (OnTerm.STAY, 0.25) == (settings.on_term, settings.withdraw_seconds)
+
+
+def test_where_diagnostics_go(tmp_path: Path) -> None:
+    assert read_settings({}, {"HOLDFAST_REDIS_URL": ""}).redis_url is None
+    password = {"HOLDFAST_REDIS_PASSWORD_FILE": str(tmp_path / "password")}
+    assert read_settings({}, password).redis_url is None
+    settings = read_settings({"redis_url": "rediss://lb@[fd00::9]:7000/3"}, password)
+    assert RedisTarget("fd00::9", 7000, 3, "lb", tls=True, password_file=tmp_path / "password") == settings.redis_url
+    assert "rediss://lb@[fd00::9]:7000/3" == str(settings.redis_url)
+    assert "redis://redis.tools:6379/0" == str(read_settings({"redis_url": "redis://redis.tools/"}, {}).redis_url)
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"redis_url": "redis://lb:hush@10.0.0.9"}, {})
+    assert "hush" not in str(caught.value)
 
 
 def test_map_sizes() -> None:
