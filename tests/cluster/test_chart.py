@@ -20,6 +20,8 @@ EVERYTHING = (
     "monitoring.prometheusRule.enabled=true",
     "monitoring.dashboard.enabled=true",
     "test.address=203.0.113.99",
+    "diagnostics.redis.url=redis://redis.tools:6379/1",
+    "diagnostics.redis.passwordSecret.name=redis",
     "allowedAddresses={203.0.113.0/24,198.51.100.7}",
     "loadBalancers.mapSizes.records=1048576",
     "loadBalancers.interface=bond0",
@@ -84,6 +86,9 @@ def test_the_api_server_takes_every_object(api: ApiServer, namespace: str, value
         ("loadBalancers.mapSizes.slots=1", "additional properties 'slots' not allowed"),
         ("operator.image.digest=sha256:abc", "at '/operator/image/digest'"),
         ("monitoring.prometheusRule.disabled={Other}", "at '/monitoring/prometheusRule/disabled/0'"),
+        ("diagnostics.redis.url=http://redis:6379", "at '/diagnostics/redis/url'"),
+        ("diagnostics.redis.url=redis://:secret@redis:6379", "at '/diagnostics/redis/url'"),
+        ("diagnostics.redis.passwordSecret.name=Not-A-Name", "at '/diagnostics/redis/passwordSecret/name'"),
         ("crds.enabled=maybe", "at '/crds/enabled': got string, want boolean"),
         ("monitoring.kind=podMonitor", "set loadBalancers.exposeHttp to true"),
     ],
@@ -115,6 +120,20 @@ def test_load_balancers_have_three_capabilities_and_no_token(api: ApiServer) -> 
         subject["name"] for each in objects if each["kind"].endswith("RoleBinding") for subject in each["subjects"]
     ]
     assert {"holdfast-operator"} == set(bound), "load balancers have no role"
+
+
+def test_diagnostics_are_off_until_there_is_a_url(api: ApiServer) -> None:
+    def told(*values: str) -> tuple[dict[str, str], list[str]]:
+        pod = one(render(api, *values), "DaemonSet")["spec"]["template"]["spec"]
+        env = {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+        optional = [each["name"] for each in pod["volumes"] if each.get("secret", {}).get("optional")]
+        return {name: value for name, value in env.items() if "REDIS" in name}, optional
+
+    secret, url = "diagnostics.redis.passwordSecret.name=redis", "diagnostics.redis.url=redis://10.0.0.9"
+    assert ({}, []) == told(secret)
+    assert ({"HOLDFAST_REDIS_URL": "redis://10.0.0.9"}, []) == told(url)
+    env, optional = told(url, secret)
+    assert ("/etc/holdfast/redis/password", ["redis"]) == (env["HOLDFAST_REDIS_PASSWORD_FILE"], optional)
 
 
 def test_the_operator_is_nobody_and_reads_its_own_secrets_only(api: ApiServer) -> None:
