@@ -98,7 +98,7 @@ need() {
 	"$@" >/dev/null 2>&1 || missing+=("$package")
 }
 
-has_library() { ldconfig -p | grep -q "$1"; }
+has_library() { ldconfig -p | grep "$1" >/dev/null; } # not -q: it ends at once, and with pipefail ldconfig then fails
 has_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 find_python() {
