@@ -526,12 +526,22 @@ class State:
             return None, None, None
         ring = newest.snapshot.ring
         match self.ring_step:
+            case RingStep.NONE if self._joining(newest) is not None:
+                return self._joining(newest), None, None
             case RingStep.PREPARED | RingStep.HANDED:
                 return ring.before, ring.members, None
             case RingStep.SWITCHED if self.committed is not None:
                 # A backend generation is not prepared before the ring change is done.
                 return self.committed.snapshot.ring.members, None, self.committed.snapshot.ring.before
         return ring.members, None, None
+
+    def _joining(self, newest: Plan) -> Ids:
+        """The ring that this LB is to join, where it has dropped what it knew for that (``ring.stage``) and has not
+        prepared it yet. It may still count itself in an earlier ring, by which it decides nothing any more."""
+        plan = self.staged
+        if plan is None or plan.generation <= newest.generation or not self.joins(plan.snapshot):
+            return None
+        return plan.snapshot.ring.before
 
     def _ownership(self, members: Ids, rings: dict[tuple[Member, ...], U32]) -> U32 | None:
         newest = self.newest

@@ -5,8 +5,10 @@ Theory of operation (DESIGN: section 4). A generation that changes the ring chan
     staged ──prepare──► PREPARED ──handover──► HANDED ──switch──► SWITCHED ──done──► NONE
                         own, next               own, next          own, prev          own
 
-- *staged*: what may contradict a record that a chain is about to bring is dropped first. Who joins drops all it knows;
-  who stays drops the records of slots of which it is no replica (an earlier ring has left them). Acknowledged then:
+- *staged*: what may contradict a record that a chain is about to bring is dropped first. Who joins drops all it knows,
+  and owns nothing from then on: one that was given up while it lived may still count itself in a ring that is over, and
+  what it recorded by that would be there when it has joined. Who stays drops the records of slots of which it is no
+  replica (an earlier ring has left them). Acknowledged then:
   no chain comes here before everybody has.
 - *prepared*: replicas are own and next, so what is recorded from now on reaches those who will own the slot. Who
   joins serves all VIPs with every slot tracking, ``base`` = ``current`` = the table: it relays what it cannot know.
@@ -67,7 +69,7 @@ def stage(state: State, request: int, snapshot: Snapshot, with_snapshot: bool, n
         return [Reply(request, state.status(with_snapshot))]
     if state.joins(plan.snapshot):
         state.staged = plan
-        return [DropFlows(), Reply(request, state.status(with_snapshot))]
+        return [*state.update_ring(now_ns), DropFlows(), Reply(request, state.status(with_snapshot))]
     if not state.in_ring(plan.snapshot) or state.own is None:
         state.staged = plan
         return [Reply(request, state.status(with_snapshot))]

@@ -354,6 +354,26 @@ def test_a_stale_lb_that_comes_back_knows_nothing() -> None:
     assert set(np.unique(cluster["lb2"].current()).tolist()) == set(np.unique(cluster["lb1"].current()).tolist())
 
 
+def test_who_was_given_up_and_is_to_join_records_nothing_by_the_ring_that_it_knows() -> None:
+    """It drops what it knew when it is told, and still believes itself to be a replica: what it recorded now would be
+    wrong, and would be there when it has joined."""
+    cluster, pods = tracking_cluster(3, first=3)
+    cluster.blocked = lambda sender, receiver, body: "lb2" in (sender, receiver)
+    cluster.change_ring("lb1", "lb3", lost=["lb2"])
+    cluster.blocked = lambda sender, receiver, body: False
+    snapshot = cluster.plan_ring("lb1", "lb2", "lb3")
+    cluster.call(snapshot, cluster.nodes)
+    assert cluster["lb2"].status.serving
+    for port in (*pods, *range(6_000, 6_060)):
+        cluster.send(port, ACK if port in pods else SYN, "lb2")
+    assert 0 == len(records_of(cluster, "lb2"))
+    cluster.up_to_prepared(snapshot, cluster.nodes)
+    cluster.handover(snapshot, cluster.nodes)
+    cluster.switch(snapshot, cluster.nodes)
+    cluster.done(snapshot, cluster.nodes)
+    assert [] == broken(cluster, pods, cluster.lbs)
+
+
 def test_nothing_settles_and_nothing_is_forgotten_while_the_ring_changes() -> None:
     cluster, pods = tracking_cluster(3, first=2)
     snapshot = cluster.plan_ring("lb1", "lb2", "lb3")
