@@ -6,7 +6,9 @@
 - the slot's word (tracking or steady, base, SETTLING) to every other replica to come, *also to one that is a replica
   already*: owner and backup may differ in base while an answer to a settle is outstanding, and after this they do
   not. That answer, should it still come, says nothing more (``settle.void_rounds``);
-- its records, full and embryonic, to those that are no replica yet.
+- its records, full and embryonic, to those that are no replica yet; to all others, too, where it will be none itself:
+  what it began while it heard no other nobody else has (``oracle``, FIRST_ALONE). A join costs nothing more for it; who
+  leaves sends twice as much.
 
 Where both are lost, the lowest live member sends words alone: flows of tracking slots fall back to base.
 
@@ -106,7 +108,7 @@ class _Share:
     covered: U32
     """Slots, ascending, whose words it gets."""
     fresh: Bools
-    """(SLOT_COUNT,): slots of whose flows it has no records."""
+    """(SLOT_COUNT,): slots of whose flows it has no records, or may lack some."""
 
 
 def senders(state: State, lost: frozenset[int]) -> tuple[U16, Bools]:
@@ -131,12 +133,13 @@ def _shares(state: State, lost: frozenset[int]) -> dict[int, _Share]:
         return {}
     first, knows = senders(state, lost)
     mine = first == state.member
+    stays = (owners(state.next) == state.member) | (backups(state.next) == state.member)
     shares: dict[int, _Share] = {}
     for member in np.union1d(owners(state.next[mine]), backups(state.next[mine])).tolist():
         if member in {state.member, MEMBER_NONE} or member in lost:
             continue
         gets = mine & ((owners(state.next) == member) | (backups(state.next) == member))
-        fresh = gets & knows & (state.owner != member) & (state.backup != member)
+        fresh = gets & knows & (~stays | (state.owner != member) & (state.backup != member))
         shares[member] = _Share(np.flatnonzero(gets).astype(np.uint32), fresh)
     return shares
 

@@ -217,6 +217,26 @@ def test_who_leaves_hands_over_and_has_nothing_left() -> None:
     assert {0, 2} == {int(one) for one in np.unique(owners(cluster["lb1"].datapath.maps.own))}
 
 
+def test_who_leaves_tells_those_who_stay_what_it_has_begun_alone() -> None:
+    cluster, _ = tracking_cluster(3, first=3)
+    leaver = cluster["lb2"].status.member
+    others = [cluster[name].status.member for name in ("lb1", "lb3")]
+    for member in others:
+        cluster.believe("lb2", member, up=False)
+    for port in range(6_000, 6_200):
+        cluster.send(port, SYN, "lb2")
+    for member in others:
+        cluster.believe("lb2", member, up=True)
+    flows = records_of(cluster, "lb2")
+    flows = flows[owners(cluster["lb2"].datapath.maps.own)[flow_slots(cluster, flows)] == leaver]
+    known = {name: {flow.tobytes() for flow in records_of(cluster, name)} for name in ("lb1", "lb3")}
+    alone = {flow.tobytes() for flow in flows} - known["lb1"] - known["lb3"]
+    assert len(alone) > 10
+    cluster.change_ring("lb1", "lb3")
+    for name in ("lb1", "lb3"):
+        assert alone <= {flow.tobytes() for flow in records_of(cluster, name)}, "both are replicas of every slot now"
+
+
 def test_a_lost_lb_is_taken_out_with_what_the_backup_knows() -> None:
     cluster, pods = tracking_cluster(4, first=4)
     lost = cluster["lb3"].status.member
