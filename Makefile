@@ -7,7 +7,7 @@ ARGS ?=
 SEEDS ?= 1000
 PY := .venv/bin/python
 # `check` compiles and reads, `simulate` moves no real packet; the others do, and so ask more of the machine.
-LEVEL := $(if $(filter-out check objects simulate,$(MAKECMDGOALS)),$(if $(filter e2e,$(MAKECMDGOALS)),cluster,machine),tools)
+LEVEL := $(if $(filter-out check objects simulate,$(MAKECMDGOALS)),$(if $(filter e2e bench-control,$(MAKECMDGOALS)),cluster,machine),tools)
 
 SOURCES := $(wildcard lbpod/bpf/*.bpf.c lbpod/lab/bpf/*.bpf.c tests/*/*.bpf.c)
 HEADERS := $(wildcard lbpod/bpf/*.h lbpod/lab/bpf/*.h tests/*/*.h)
@@ -18,11 +18,11 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf -idirafter 
 LADDER := $(wildcard $(addprefix tests/,tidy unit property scenarios simulation bpf integration))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo chaos test check bench simulate soak e2e kind objects setup lint clean
+.PHONY: help demo chaos test check bench bench-control simulate soak e2e kind objects setup lint clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="..."]'
-	@sed -n 's/^\([a-z0-9]*\):[^#]*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
 
 # Where no packets can be moved (no root, no BPF: status 3), nothing is compiled, and the demo runs in the simulator.
 demo: ## real connections while everything changes: Holdfast beside two baselines, about two minutes
@@ -42,6 +42,10 @@ chaos: setup objects ## the same while load balancers die and come: ten minutes,
 
 bench: setup objects ## what a packet, a table, a commit cost on this machine
 	@$(PY) -m tests.bench $(ARGS)
+
+bench-control: setup objects ## what operator and agents cost, with a real API server: a change, a restart, a thousand VIPs
+	@tools/kube.sh api
+	@$(PY) -m tests.bench.control $(ARGS)
 
 simulate: setup ## SEEDS=1000: that many clusters on virtual time, where everything comes, goes and dies, on all cores
 	@$(PY) -m lbpod.simulator --seeds 1..$(SEEDS) $(ARGS)

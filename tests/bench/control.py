@@ -1,0 +1,399 @@
+"""`python -m tests.bench.control`: what the control plane costs, beside its targets, as tables, JSON and a report.
+
+Three questions, each to a world of its own or after the one before: how long from an EndpointSlice event until every LB
+has committed, and where that time goes; what an agent takes with 100 VIPs; what the operator takes with a thousand
+VirtualServices, how soon a restarted one has converged, and whether it keeps up with a hundred changes a second.
+
+    python -m tests.bench.control [--quick] [--lbs COUNT] [--scale-lbs COUNT] [--json FILE] [--report FILE]
+
+Nothing fails for being slow: a bench measures, a test judges. The machine is named with what else it was doing.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich.console import Console
+
+from lbpod.core.limits import SLOT_COUNT
+from tests.bench.control_world import ControlWorld, Slices, cpu_seconds, memory_mb, world
+from tests.cluster.apiserver import why_not_here
+from tests.cluster.site import until
+
+Figures = dict[str, Any]
+PAUSE_S: Final = 0.3
+"""Between two measured changes, so that each is one of its own."""
+
+STEPS: Final = {
+    "api": "the API server: from the call to the watch event (before the clock starts)",
+    "observe": "event to decision: kopf, the cache, the 5 ms in which more is gathered, tables and their digests",
+    "persist": "the generation is written down: one compare-and-swap of the ConfigMap",
+    "stage": "the snapshot to all LBs; each builds the tables that changed",
+    "prepare": "slots that differ track, at all LBs",
+    "commit": "new flows get the new table, at all LBs",
+}
+_PHASES: Final = ("persisting", "staging", "preparing", "committing")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    lbs: int = 10
+    changes: int = 50
+    backends: int = 20
+    vips: int = 100
+    watch_s: float = 30.0
+    scale_lbs: int = 2
+    scale_vips: int = 1_000
+    scale_backends: int = 10
+    """Of each."""
+    at_once: int = 5
+    scale_at_once: int = 25
+    """VirtualServices that are made at a time."""
+    churn_s: float = 30.0
+    churn_per_s: int = 100
+    churn_services: int = 20
+
+
+QUICK: Final = Size(3, 20, 10, 20, 10.0, 2, 100, 10, churn_s=10.0)
+
+
+# --- One change -------------------------------------------------------------------------------------------------------
+async def one_change(bench: ControlWorld, watch: Slices, backends: Sequence[int]) -> dict[str, float] | None:
+    """Milliseconds of each step, and `total` from event to the last LB; None where it became part of another change."""
+    bench.operator_tail.read()
+    for tail in bench.tails.values():
+        tail.read()
+    sent = time.time()
+    version = bench.patch(0, backends)
+    phases: list[tuple[str, float]] = []
+    committed: dict[str, float] = {}
+
+    async def done() -> bool:
+        phases.extend((one["phase"], one["at"]) for one in bench.operator_tail.read() if one["event"] == "phase")
+        for name, tail in bench.tails.items():
+            for one in tail.read():
+                if one["event"] == "committed":
+                    committed[name] = one["at"]
+        return len(committed) == len(bench.tails) and bool(phases) and phases[-1][0] == "idle"
+
+    await until("a change to be in force", done, 180)
+    if [phase for phase, _ in phases] != [*_PHASES, "idle"] or version not in watch.heard:
+        return None
+    heard, last = watch.heard[version], max(committed.values())
+    marks = [sent, heard, *(at for _, at in phases[:4]), last]
+    found = {step: 1_000 * (marks[place + 1] - marks[place]) for place, step in enumerate(STEPS)}
+    return {**found, "total": 1_000 * (last - heard)}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50 and p99."""
+    return {"p50": round(float(np.percentile(values, 50)), 1), "p99": round(float(np.percentile(values, 99)), 1)}
+
+
+async def latency(bench: ControlWorld, size: Size) -> Figures:
+    """One endpoint more or less of one VIP, again and again."""
+    bench.create(0, size.backends)
+    await bench.until_calm(120)
+    watch = Slices(bench.connection(None), bench.site.shop)
+    watch.start()
+    found = []
+    for number in range(size.changes + 5):
+        await asyncio.sleep(PAUSE_S)
+        took = await one_change(bench, watch, range(1, size.backends + 2 - number % 2))
+        if took is not None and number >= 5:  # the first few warm up
+            found.append(took)
+    steps = {step: percentiles([one[step] for one in found]) for step in STEPS}
+    total = percentiles([one["total"] for one in found])
+    return {"endpoint_to_committed_ms": {**total, "steps": steps}, "changes": len(found), "lbs": size.lbs}
+
+
+# --- Agents and operator in steady state ------------------------------------------------------------------------------
+async def busy(pids: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Percent of a core that each process takes while nothing happens."""
+    before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    took = time.monotonic() - began
+    return {name: round(100 * (cpu_seconds(pid) - before[name]) / took, 2) for name, pid in pids.items()}
+
+
+async def agents(bench: ControlWorld, size: Size) -> Figures:
+    """What an agent takes with so many VIPs."""
+    await create_all(bench, range(1, size.vips), size.scale_backends, size.at_once)
+    await bench.until_calm(600)
+    used = [memory_mb(program.pid) for program in bench.lbs.values()]
+    cpu = await busy({name: program.pid for name, program in bench.lbs.items()}, size.watch_s)
+    return {
+        "agent_rss_mb": max(one["rss"] for one in used),
+        "agent_anon_mb": max(one["anon"] for one in used),
+        "agent_cpu_percent": {"median": statistics.median(cpu.values()), "max": max(cpu.values())},
+        "agent_vips": size.vips,
+    }
+
+
+# --- A thousand VirtualServices ---------------------------------------------------------------------------------------
+async def scale(bench: ControlWorld, size: Size) -> Figures:
+    """The operator with all of them: steady, restarted, and under a hundred changes a second."""
+    began = time.monotonic()
+    await create_all(bench, range(1, size.scale_vips + 1), size.scale_backends, size.scale_at_once)
+    await bench.until_calm(1_800)
+    created_s = time.monotonic() - began
+    cpu = (await busy({"operator": bench.operator_pid}, size.watch_s))["operator"]
+    used = memory_mb(bench.operator_pid)
+    churned = await churn(bench, size)
+    await bench.until_calm(600)
+    return {
+        "operator_rss_mb": used["rss"],
+        "operator_rss_after_churn_mb": memory_mb(bench.operator_pid)["rss"],
+        "operator_cpu_percent": cpu,
+        "scale": {
+            "virtual_services": size.scale_vips,
+            "backends": size.scale_vips * size.scale_backends,
+            "lbs": size.scale_lbs,
+            "made_at_once": size.scale_at_once,
+            "made_in_s": round(created_s, 1),
+        },
+        "churn": churned,
+        **await restart(bench, size),
+        "agent_at_scale_mb": memory_mb(next(iter(bench.lbs.values())).pid),
+    }
+
+
+async def create_all(bench: ControlWorld, numbers: Sequence[int], backends: int, at_once: int) -> None:
+    """VirtualServices of these numbers, some at a time, each lot in force before the next: an LB builds the tables of
+    one change in one go, and one that has been silent for LOST_NS meanwhile would be taken for lost."""
+    for first in range(0, len(numbers), at_once):
+        bench.operator_tail.read()
+        for number in numbers[first : first + at_once]:
+            bench.create(number, backends)
+        await bench.until_calm(300, calm_s=1.0)
+
+
+async def restart(bench: ControlWorld, size: Size) -> Figures:
+    """A new operator process, until it is ready; and what that did to the slots."""
+    before = bench.currents()
+    await bench.site.stop_operator()
+    bench.operator_tail.read()
+    began, began_at = time.monotonic(), time.time()
+    bench.site.start_operator()
+
+    async def is_ready() -> bool:
+        return (await bench.site.http("/readyz"))[0] == 200
+
+    await until("the operator to be ready", is_ready, 300)
+    took = time.monotonic() - began
+    told = {one["event"] + " " + one.get("phase", ""): one["at"] for one in reversed(bench.operator_tail.read())}
+    await bench.until_calm(600)
+    after = bench.currents()
+    changed = sum(int((before[one] != after[one]).sum()) if one in after else SLOT_COUNT for one in before)
+    steps = {what.strip(): round(at - began_at, 2) for what, at in sorted(told.items(), key=lambda one: one[1])}
+    return {
+        "restart_converged_s": round(took, 2),
+        "restart_steps_s": steps,
+        "slots_changed_by_restart": changed,
+        "slots_compared": SLOT_COUNT * len(before),
+    }
+
+
+async def churn(bench: ControlWorld, size: Size) -> Figures:
+    """So many endpoint changes a second, spread over some Services: does it keep up?"""
+    bench.operator_tail.read()
+    threads, per_thread = 4, size.churn_per_s / 4
+    late = [0.0] * threads
+    count = int(size.churn_s * per_thread)
+
+    def some(which: int) -> None:
+        began = time.monotonic()
+        for number in range(count):
+            pause = began + number / per_thread - time.monotonic()
+            if pause > 0:
+                time.sleep(pause)
+            place = 1 + (which + threads * number) % size.churn_services
+            turn = number * threads // size.churn_services % 2
+            bench.patch(place, range(1 + turn, size.scale_backends + 1 + turn))
+        late[which] = time.monotonic() - began - count / per_thread
+
+    cpu, began = cpu_seconds(bench.operator_pid), time.monotonic()
+    writers = [threading.Thread(target=some, args=(which,)) for which in range(threads)]
+    for each in writers:
+        each.start()
+    for each in writers:
+        await asyncio.to_thread(each.join)
+    took, ended = time.monotonic() - began, time.time()
+    cpu = (cpu_seconds(bench.operator_pid) - cpu) / took
+    phases: list[Any] = []
+
+    async def is_over() -> bool:
+        phases.extend(one for one in bench.operator_tail.read() if one["event"] == "phase")
+        return bool(phases) and phases[-1]["phase"] == "idle" and time.time() - max(phases[-1]["at"], ended) > 1
+
+    await until("the last change to be in force", is_over, 300)
+    begun = [one["at"] for one in phases if one["phase"] == "persisting"]
+    last = phases[-1]["at"]
+    return {
+        "changes": threads * count,
+        "per_second": round(threads * count / took, 1),
+        "generations": len(begun),
+        "in_force_after_the_last_s": round(max(last - ended, 0.0), 2),
+        "longest_generation_s": round(max(end - start for start, end in itertools.pairwise([*begun, last])), 2),
+        "operator_cpu_percent": round(100 * cpu, 1),
+        "services": size.churn_services,
+    }
+
+
+# --- Targets and reports ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Goal:
+    """A figure beside what it has to be."""
+
+    what: str
+    figure: str
+    target: str
+    met: bool
+
+
+def goals(found: Figures) -> list[Goal]:
+    """Every target."""
+    took, made = found["endpoint_to_committed_ms"], found["scale"]
+    of = f"{made['virtual_services']:,} VirtualServices, {made['backends']:,} backends"
+    rate, cpu = found["churn"], found["agent_cpu_percent"]["median"]
+    kept = rate["per_second"] >= 99 and rate["in_force_after_the_last_s"] <= 2 * rate["longest_generation_s"] + 1
+    return [
+        Goal(
+            f"endpoint event to all {found['lbs']} LBs committed, p50, ms", str(took["p50"]), "< 30", took["p50"] < 30
+        ),
+        Goal("  p99, ms", str(took["p99"]), "< 100", took["p99"] < 100),
+        Goal(
+            f"operator, {of}: steady CPU, % of a core",
+            str(found["operator_cpu_percent"]),
+            "< 5",
+            found["operator_cpu_percent"] < 5,
+        ),
+        Goal("  memory, MB", str(found["operator_rss_mb"]), "< 300", found["operator_rss_mb"] < 300),
+        Goal("  restart to converged, s", str(found["restart_converged_s"]), "< 10", found["restart_converged_s"] < 10),
+        Goal(
+            "  slots changed by the restart",
+            str(found["slots_changed_by_restart"]),
+            "0",
+            found["slots_changed_by_restart"] == 0,
+        ),
+        Goal("  endpoint changes a second, without falling behind", str(rate["per_second"]), "100", kept),
+        Goal(
+            f"agent, {found['agent_vips']} VIPs: memory, MB",
+            str(found["agent_rss_mb"]),
+            "< 100",
+            found["agent_rss_mb"] < 100,
+        ),
+        Goal("  steady CPU, % of a core", str(cpu), "< 1", cpu < 1),
+    ]
+
+
+def report(found: Figures, command: str) -> str:
+    """All of it as Markdown."""
+    lines = ["# What control costs", "", f"Made by `{command}`, in one run:", ""]
+    lines += [f"- {key}: {value}" for key, value in found["machine"].items()]
+    lines += ["", "API server, etcd, operator, agents and the bench share these processors.", ""]
+    lines += ["## Targets", "", "| figure | measured | target | |", "| --- | ---: | --- | --- |"]
+    lines += [
+        f"| {one.what} | {one.figure} | {one.target} | {'met' if one.met else 'missed'} |" for one in goals(found)
+    ]
+    took = found["endpoint_to_committed_ms"]
+    lines += ["", "## From an endpoint event to every LB", ""]
+    lines += [
+        f"{found['changes']} changes, one endpoint more or less of one VIP each, {found['lbs']} LBs on kernel maps.",
+        "",
+    ]
+    lines += ["| step | what it is | p50 ms | p99 ms |", "| --- | --- | ---: | ---: |"]
+    lines += [f"| {name} | {STEPS[name]} | {ms['p50']} | {ms['p99']} |" for name, ms in took["steps"].items()]
+    lines += [f"| **total** | from the watch event to the last LB's commit | {took['p50']} | {took['p99']} |"]
+    few = found["few_lbs_ms"]
+    lines += ["", f"With {found['scale']['lbs']} LBs: p50 {few['p50']}, p99 {few['p99']}; by step (p50 ms):"]
+    lines += [", ".join(f"{name} {ms['p50']}" for name, ms in few["steps"].items()) + "."]
+    lines += ["", "## At scale", ""]
+    lines += [f"- {key}: {value}" for key, value in found["scale"].items()]
+    lines += [f"- operator_rss_after_churn_mb: {found['operator_rss_after_churn_mb']}"]
+    lines += ["", f"A stream of changes over {found['churn']['services']} Services:", ""]
+    lines += [f"- {key}: {value}" for key, value in found["churn"].items()]
+    lines += ["", "A restarted operator, seconds since its process was started:", ""]
+    lines += [f"- {what}: {at}" for what, at in found["restart_steps_s"].items()]
+    lines += ["", "## Agents", ""]
+    lines += [
+        f"- {found['agent_vips']} VIPs: {found['agent_rss_mb']} MB resident, {found['agent_anon_mb']} MB its own",
+        "- the rest is files and the kernel's maps, which it has mapped (1 MiB for each VIP)",
+        f"- CPU in steady state, % of a core: {found['agent_cpu_percent']}",
+        f"- {found['scale']['virtual_services']:,} VIPs: {found['agent_at_scale_mb']} MB",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+async def small(size: Size, folder: Path) -> Figures:
+    """Many LBs, few VIPs."""
+    async with world(folder / "small", size.lbs) as bench:
+        return {**await latency(bench, size), **await agents(bench, size)}
+
+
+async def large(size: Size, folder: Path) -> Figures:
+    """As many LBs as the machine has room for, a thousand VIPs at each; first one change with these few LBs."""
+    async with world(folder / "large", size.scale_lbs) as bench:
+        few = await latency(bench, size)
+        return {"few_lbs_ms": few["endpoint_to_committed_ms"], **await scale(bench, size)}
+
+
+def measure(size: Size, folder: Path, console: Console) -> Figures:
+    """Everything, one after the other; an event loop each, for threads stay in the world that they were made in."""
+    console.print(f"==> {size.lbs} LBs", highlight=False)
+    found = asyncio.run(small(size, folder))
+    console.print(found)
+    console.print(f"==> {size.scale_vips:,} VirtualServices, {size.scale_lbs} LBs", highlight=False)
+    return found | asyncio.run(large(size, folder))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 1 where this machine cannot run it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.control", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller: a look, not a figure to quote")
+    parser.add_argument("--lbs", type=int, metavar="COUNT", help="LBs in the first world: as many as the machine bears")
+    parser.add_argument("--scale-lbs", type=int, metavar="COUNT", help="LBs in the second, of a thousand VIPs each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report in Markdown")
+    asked = parser.parse_args(arguments)
+    console = Console()
+    why_not = "it makes namespaces and loads BPF programs: run it as root" if os.geteuid() != 0 else why_not_here()
+    if why_not:
+        console.print(why_not)
+        return 1
+    from tests.bench.__main__ import machine
+
+    named = machine()
+    with tempfile.TemporaryDirectory(prefix="holdfast-control-") as folder:
+        size = QUICK if asked.quick else Size()
+        found = measure(
+            replace(size, lbs=asked.lbs or size.lbs, scale_lbs=asked.scale_lbs or size.scale_lbs), Path(folder), console
+        )
+    found["machine"] = named
+    for one in goals(found):
+        console.print(f"{'met   ' if one.met else 'MISSED'}  {one.what}: {one.figure} ({one.target})", highlight=False)
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(found, indent=2) + "\n")
+    if asked.report is not None:
+        options = f' ARGS="{" ".join(arguments)}"' if arguments else ""
+        asked.report.write_text(report(found, f"make bench-control{options}"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
