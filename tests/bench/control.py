@@ -300,6 +300,11 @@ def report(found: Figures, size: Size, command: str) -> str:
     ]
     lines += ["", "## Targets", "", "| figure | measured | target | |", "| --- | ---: | --- | --- |"]
     lines += [f"| {one.what} | {one.figure} | {one.target} | {one.verdict} |" for one in goals(found, size)]
+    whole = Size()
+    if size.lbs < whole.lbs or size.scale_vips < whole.scale_vips:
+        backends = whole.scale_vips * whole.scale_backends
+        asked = f"{whole.lbs} LBs and {whole.scale_vips:,} VirtualServices with {backends:,} backends"
+        lines += ["", f"**Smaller than the targets ask for** ({asked}): what is met here is not met there yet."]
     lines += [f"\n{sentence}" for sentence in found["stopped"]]
     lines += ["", "## From an endpoint event to every LB", ""]
     lines += [
