@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import sys
-from typing import Final
+from typing import Any, Final, cast
 
 import kopf
 import structlog
@@ -49,7 +49,11 @@ async def serve(settings: Settings) -> None:
 
             # It returns at SIGTERM or SIGINT, which it has handlers for.
             registry = make_registry(cache, listed, end)
-            await kopf.operator(registry=registry, settings=kopf_settings, clusterwide=True, standalone=True)
+            # kopf names itself by the user's name, and nobody's user has none. The type is private to kopf.
+            me = cast(Any, os.uname().nodename)
+            await kopf.operator(
+                registry=registry, settings=kopf_settings, identity=me, clusterwide=True, standalone=True
+            )
             work.cancel()
     finally:
         await runner.cleanup()

@@ -9,8 +9,10 @@ Errors come out as ``ApiError`` with the HTTP status, 0 where nobody has answere
 
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -33,8 +35,16 @@ class ApiError(Exception):
 
 
 def login(settings: kopf.OperatorSettings) -> kopf.ConnectionInfo:
-    """The credentials of this process: a pod's, or a person's. Raises kopf.LoginError."""
-    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    """The credentials of this process: a pod's, or a person's. Raises kopf.LoginError.
+
+    A pod is told the API server's address, as all clients in pods are; kopf would ask for its name, and the operator
+    would then need the cluster's DNS, which may be what has just gone.
+    """
+    found = kopf.login_with_service_account(settings=settings)
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if found is not None and host:
+        found = replace(found, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
+    found = found or kopf.login_with_kubeconfig(settings=settings)
     if found is None:
         raise kopf.LoginError("there is neither a service account nor a kubeconfig; set KUBECONFIG")
     return found
