@@ -11,17 +11,22 @@ FROM ${BUILD} AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends clang-16 libbpf-dev linux-libc-dev python3-pip
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
-COPY LICENSES LICENSES
-COPY tools tools
+# What it needs, in a layer that lasts until pyproject.toml changes.
+COPY pyproject.toml ./
+RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+      > /needed.txt \
+ && python3 -m pip install --no-cache-dir --target /opt/holdfast -r /needed.txt
+COPY tools/find-clang.sh tools/find-clang.sh
 COPY lbpod lbpod
-COPY operator operator
 # As the Makefile compiles it; a checkout's own objects do not count.
 RUN rm -f lbpod/bpf/*.o && for source in lbpod/bpf/*.bpf.c; do \
       "$(tools/find-clang.sh)" -target bpf -mcpu=v3 -O2 -g -Wall -Werror -I lbpod/bpf \
         -idirafter "/usr/include/$(uname -m)-linux-gnu" -c "$source" -o "${source%.c}.o" || exit 1; \
     done
-RUN python3 -m pip install --no-cache-dir --target /opt/holdfast . \
+COPY operator operator
+COPY README.md LICENSE ./
+COPY LICENSES LICENSES
+RUN python3 -m pip install --no-cache-dir --no-deps --target /opt/holdfast . \
  && rm -rf /opt/holdfast/bin /opt/holdfast/lbpod/lab /opt/holdfast/lboperator \
  && test -e /opt/holdfast/lbpod/bpf/lb.bpf.o
 

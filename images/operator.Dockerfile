@@ -8,12 +8,17 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BUILD} AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
-COPY LICENSES LICENSES
+# What it needs, in a layer that lasts until pyproject.toml changes.
+COPY pyproject.toml ./
+RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+      print(*project["dependencies"], *project["optional-dependencies"]["operator"], sep="\n")' > /needed.txt \
+ && python3 -m pip install --no-cache-dir --target /opt/holdfast -r /needed.txt
 COPY lbpod lbpod
 COPY operator operator
+COPY README.md LICENSE ./
+COPY LICENSES LICENSES
 # --target: a folder that can be copied to any Python of the same version, without a virtual environment's absolute paths.
-RUN python3 -m pip install --no-cache-dir --target /opt/holdfast '.[operator]' \
+RUN python3 -m pip install --no-cache-dir --no-deps --target /opt/holdfast . \
  && rm -rf /opt/holdfast/bin /opt/holdfast/lbpod/lab /opt/holdfast/lbpod/bpf
 
 FROM ${BASE}
