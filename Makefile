@@ -53,8 +53,9 @@ simulate: setup ## SEEDS=1000: that many clusters on virtual time, where everyth
 soak: setup objects ## the random tests with a hundred times as many cases
 	@HOLDFAST_SOAK=1 $(PY) -m pytest -o faulthandler_timeout=0 $(filter %/property %/scenarios %/simulation %/bpf,$(LADDER)) $(ARGS)
 
-e2e: setup objects ## CRD, operator and chart against a real Kubernetes API server; the first time it is built (Go 1.26)
-	@tools/kube.sh api
+e2e: setup objects ## CRD, operator and chart on a real Kubernetes, kubelets included; the first time it is built (Go 1.26)
+	@tools/kube.sh all
+	@tools/images.sh build
 	@$(PY) -m pytest tests/cluster $(ARGS)
 
 kind: ## a kind cluster with the chart on it; needs Docker, kind, kubectl and helm

@@ -5,7 +5,7 @@
 #   tools/setup.sh machine    that, and what moves packets: root, a kernel with BPF and namespaces, nginx, wrk, ...
 #   tools/setup.sh demo       that, where the machine may move packets; where it may not (no root, no BPF), the Python
 #                             packages alone, which need no root, and exit status 3: the demo then runs in the simulator
-#   tools/setup.sh cluster    that, and what a Kubernetes API server needs beside it (tools/kube.sh builds it)
+#   tools/setup.sh cluster    that, and what a Kubernetes needs that tools/kube.sh does not build: etcd, containerd, buildah
 #
 # Written for a fresh Debian 12; it asks for facts (is there an `nginx`?), not for package names, so that any machine
 # that has them will do. Where it cannot go on it says so in one sentence and exits 1. The second run takes a fraction
@@ -133,15 +133,22 @@ look_for_missing() {
 	need redis-server command -v redis-server
 	[ $with_cluster = yes ] || return 0
 	need etcd-server command -v etcd
+	need containerd command -v containerd
+	need runc command -v runc
+	need containernetworking-plugins test -x /usr/lib/cni/ptp
+	need nftables command -v nft
+	need buildah command -v buildah
+	need mmdebstrap command -v mmdebstrap
 }
 
 apt_install() (
 	export DEBIAN_FRONTEND=noninteractive
-	# nginx and redis must not start here, neither now nor at the next boot: the tests start their own. policy-rc.d is
+	# No service must start here, neither now nor at the next boot: the tests start their own, in namespaces. policy-rc.d is
 	# Debian's way to say so; the machine's own is put back, also after Ctrl-C.
-	local policy=/usr/sbin/policy-rc.d had_nginx=no had_redis=no
-	! command -v nginx >/dev/null || had_nginx=yes
-	! command -v redis-server >/dev/null || had_redis=yes
+	local policy=/usr/sbin/policy-rc.d service new=()
+	for service in nginx redis-server etcd containerd; do
+		command -v $service >/dev/null || new+=($service)
+	done
 	if [ ! -e $policy ]; then
 		trap 'rm -f $policy' EXIT INT TERM
 		printf '#!/bin/sh\n# while holdfast installs packages; removed afterwards\nexit 101\n' >$policy
@@ -149,12 +156,11 @@ apt_install() (
 	fi
 	apt-get -q -o DPkg::Lock::Timeout=120 update
 	apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@"
-	if [ $had_nginx = no ] && command -v nginx >/dev/null && command -v systemctl >/dev/null; then
-		systemctl disable --quiet nginx || true # no systemd running: nothing to disable
-	fi
-	if [ $had_redis = no ] && command -v redis-server >/dev/null && command -v systemctl >/dev/null; then
-		systemctl disable --quiet redis-server || true
-	fi
+	for service in "${new[@]}"; do
+		if command -v $service >/dev/null && command -v systemctl >/dev/null; then
+			systemctl disable --quiet $service || true # no systemd running: nothing to disable
+		fi
+	done
 )
 
 install_missing() {

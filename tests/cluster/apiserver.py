@@ -1,5 +1,6 @@
 """A real Kubernetes API server on the loopback: etcd and kube-apiserver as two processes of the test's own, with
-certificates, a kubeconfig and RBAC, and nothing behind it (no controllers, no nodes: tests write those objects).
+certificates, a kubeconfig and RBAC, and nothing behind it (no controllers, no nodes: tests write those objects). It may
+also be inside a network namespace, for nodes that reach it there (``nodes.py``).
 
 Why the real one: what a CRD's rules refuse, what server-side dry-run says of a manifest, what a watch does when the
 server restarts, and who may do what, nobody else knows. Processes are ended by their own id, and end by themselves when
@@ -31,8 +32,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from lbpod.lab import kernel
 from tests.tidy.sources import ROOT
 
+SERVICE_ADDRESS: Final = "10.96.0.1"
+"""Of the Service `kubernetes`."""
 START_S: Final = 120
 STOP_S: Final = 20
 Json = dict[str, Any]
@@ -71,7 +75,11 @@ def _pem(key: rsa.RSAPrivateKey) -> bytes:
 
 
 def _certificate(
-    key: rsa.RSAPrivateKey, name: str, group: str, issuer: tuple[x509.Name, rsa.RSAPrivateKey] | None
+    key: rsa.RSAPrivateKey,
+    name: str,
+    group: str,
+    issuer: tuple[x509.Name, rsa.RSAPrivateKey] | None,
+    addresses: Sequence[str] = ("127.0.0.1",),
 ) -> x509.Certificate:
     """issuer: None for the CA itself."""
     parts = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
@@ -89,7 +97,8 @@ def _certificate(
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     if issuer is not None:
-        names = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("kubernetes.default.svc")]
+        names: list[x509.GeneralName] = [x509.IPAddress(ip_address(one)) for one in addresses]
+        names += [x509.DNSName("kubernetes.default.svc")]
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
@@ -99,9 +108,10 @@ def _certificate(
 class Pki:
     """A CA and what it signs, in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, addresses: Sequence[str]) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
+        self._addresses = addresses
         self._key = _key()
         self._ca = _certificate(self._key, "test-ca", "", None)
         self._write("ca.crt", self._ca.public_bytes(serialization.Encoding.PEM))
@@ -111,7 +121,7 @@ class Pki:
     def sign(self, file: str, name: str, group: str) -> None:
         """file.crt and file.key for this user in this group."""
         key = _key()
-        made = _certificate(key, name, group, (self._ca.subject, self._key))
+        made = _certificate(key, name, group, (self._ca.subject, self._key), self._addresses)
         self._write(f"{file}.crt", made.public_bytes(serialization.Encoding.PEM))
         self._write(f"{file}.key", _pem(key))
 
@@ -141,6 +151,12 @@ class Process:
         if self.running is None:
             return
         self.running.send_signal(number)
+        self.reap()
+
+    def reap(self) -> None:
+        """Waits until it has ended, and kills it where it does not."""
+        if self.running is None:
+            return
         try:
             self.running.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -167,16 +183,22 @@ class ApiError(Exception):
 
 @dataclass
 class ApiServer:
-    """A running one. Everything that it needs lies in `folder`."""
+    """A running one. Everything that it needs lies in `folder`. address: where it is reached; netns: the file of the
+    network namespace that it and its tools run in, None for the test's own."""
 
     folder: Path
     tools: Path
+    address: str = "127.0.0.1"
+    netns: Path | None = None
+    flags: Sequence[str] = ("--endpoint-reconciler-type=none",)
+    """More flags. By default nobody is told where it is: there is nobody inside the cluster."""
     port: int = field(default_factory=free_port)
     etcd_port: int = field(default_factory=free_port)
     peer_port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        self.pki = Pki(self.folder / "pki")
+        self.inside = [] if self.netns is None else ["nsenter", f"--net={self.netns}", "--"]
+        self.pki = Pki(self.folder / "pki", ("127.0.0.1", SERVICE_ADDRESS, *{self.address} - {"127.0.0.1"}))
         self.pki.sign("admin", "admin", "system:masters")
         self.kubeconfig = self.write_kubeconfig("admin")
         self._tls = ssl.create_default_context(cafile=str(self.pki.folder / "ca.crt"))
@@ -184,6 +206,7 @@ class ApiServer:
         etcd, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{self.peer_port}"
         self.etcd = Process(
             [
+                *self.inside,
                 *("etcd", "--data-dir", str(self.folder / "etcd"), "--log-level", "warn"),
                 *("--listen-client-urls", etcd, "--advertise-client-urls", etcd),
                 *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
@@ -194,12 +217,13 @@ class ApiServer:
         pki = self.pki.folder
         self.apiserver = Process(
             [
+                *self.inside,
                 str(self.tools / "kube-apiserver"),
                 f"--etcd-servers={etcd}",
-                "--bind-address=127.0.0.1",
+                f"--bind-address={self.address if self.netns is None else '0.0.0.0'}",
                 f"--secure-port={self.port}",
-                "--advertise-address=192.0.2.1",  # of no use, and it may not be the loopback
-                "--endpoint-reconciler-type=none",
+                # The loopback may not be advertised; where only that is served, nobody asks.
+                f"--advertise-address={'192.0.2.1' if self.netns is None else self.address}",
                 f"--client-ca-file={pki / 'ca.crt'}",
                 f"--tls-cert-file={pki / 'apiserver.crt'}",
                 f"--tls-private-key-file={pki / 'apiserver.key'}",
@@ -210,6 +234,7 @@ class ApiServer:
                 "--authorization-mode=Node,RBAC",
                 f"--cert-dir={self.folder / 'apiserver'}",
                 "--profiling=false",
+                *self.flags,
             ],
             self.folder / "apiserver.log",
         )
@@ -227,7 +252,7 @@ class ApiServer:
                 {
                     "name": "test",
                     "cluster": {
-                        "server": f"https://127.0.0.1:{self.port}",
+                        "server": f"https://{self.address}:{self.port}",
                         "certificate-authority-data": base64.b64encode((pki / "ca.crt").read_bytes()).decode(),
                     },
                 }
@@ -276,9 +301,23 @@ class ApiServer:
 
     # --- Calls --------------------------------------------------------------------------------------------------------
     def _open(self, method: str, path: str, data: bytes | None, content_type: str) -> Any:
-        url = f"https://127.0.0.1:{self.port}{path}"
+        url = f"https://{self.address}:{self.port}{path}"
         request = urllib.request.Request(url, data, {"Content-Type": content_type}, method=method)
-        return urllib.request.urlopen(request, context=self._tls, timeout=30)
+        with self._in_netns():
+            return urllib.request.urlopen(request, context=self._tls, timeout=30)
+
+    @contextmanager
+    def _in_netns(self) -> Iterator[None]:
+        """The calling thread is where the API server is."""
+        if self.netns is None:
+            yield
+            return
+        fd = os.open(self.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with kernel.inside(fd):
+                yield
+        finally:
+            os.close(fd)
 
     def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Json:
         """One call. Raises ApiError where it is refused."""
@@ -306,8 +345,10 @@ class ApiServer:
     def _run(self, tool: str, *argv: str, stdin: str | None = None) -> str:
         home = self.folder / "home"
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(home), "XDG_CACHE_HOME": str(home)}
-        command = [str(self.tools / tool), *argv]
-        ran = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+        command = [*self.inside, str(self.tools / tool), *argv]
+        ran = subprocess.run(
+            command, env=env, input=stdin, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT
+        )
         assert 0 == ran.returncode, f"{tool} {' '.join(argv)}:\n{ran.stdout}{ran.stderr}"
         return ran.stdout
 
