@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_nodes = why_no_nodes() if here else ""
     for item in here:
         item.add_marker(pytest.mark.cluster)
-        needs_nodes = "cluster" in getattr(item, "fixturenames", ())
+        needs_nodes = {"cluster", "victim"} & set(getattr(item, "fixturenames", ()))
         if reason or (needs_nodes and no_nodes):
             item.add_marker(pytest.mark.skip(reason=reason or no_nodes))
 

@@ -127,7 +127,7 @@ class WholeCluster:
     def __enter__(self) -> Self:
         self.lab.__enter__()
         try:
-            _clean_cgroups()
+            clean_cgroups()
             self._start()
         except BaseException:
             self.close()
@@ -257,8 +257,8 @@ class WholeCluster:
         return "\n".join(self.kubectl(*argv) for argv in looks)[-6000:]
 
 
-def _clean_cgroups() -> None:
-    """Of runs that were killed with -9: all but the cgroups the kernel and the lab have removed."""
+def clean_cgroups() -> None:
+    """Of runs that were killed with -9: the kernel and the lab have removed all but these."""
     alive = {path.stem for path in LAB_DIR.glob("*.json")}
     found = {path.name for root in cgroup_roots() for path in root.glob("hf*-node*")}
     for name in sorted(found):
