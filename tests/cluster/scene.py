@@ -246,7 +246,7 @@ def scene(cluster: WholeCluster, *, long_count: int = LONG, short_rate: int = 20
     wait_agents(cluster)
     wait_backends(cluster, REPLICAS)
     until("pods that were told to end to be gone", lambda: len(cluster.pods(SHOP, app="web")) == REPLICAS)
-    until("the router to have all nodes", lambda: len(cluster.announcer.history[-1][1]) == len(cluster.nodes))
+    until("the router to have all nodes", lambda: len(cluster.announcer.ready) == len(cluster.nodes))
     checker = CheckerRun.start(cluster.lab, f"{VIP}:80", long_count=long_count, short_rate=short_rate)
     watcher = Watcher(cluster, checker)
     try:

@@ -24,7 +24,7 @@ def test_the_quick_start_of_the_readme_serves_a_page(cluster: WholeCluster) -> N
     for line in play.readme_commands():
         if line.startswith("curl"):
             play.wait_backends(cluster, 2)
-            until("the router to have all nodes", lambda: len(cluster.announcer.history[-1][1]) == 3)
+            until("the router to have all nodes", lambda: len(cluster.announcer.ready) == 3)
         try:
             said = play.run_like_a_reader(cluster, line)
         except AssertionError as error:

@@ -80,7 +80,8 @@ class Announcer:
         """Whom it asks; whoever takes a node away or adds one replaces the list."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-        self.history: list[tuple[float, tuple[str, ...]]] = []  # monotonic time, and the nodes from then on
+        self.ready: tuple[str, ...] = ()
+        """Nodes whose agents said so when they were asked last. With none left, the router keeps what it had."""
 
     def start(self) -> None:
         self._thread.start()
@@ -94,11 +95,10 @@ class Announcer:
         now: list[Node] = []
         while not self._stop.wait(ASK_S):
             ready = [node for node in self.nodes if self._is_ready(node)]
-            if ready != now and (ready or now):
-                if ready:
-                    self._lab.router.set_ecmp(VIPS, ready)
-                now = ready or now
-                self.history.append((time.monotonic(), tuple(node.name for node in ready)))
+            if ready and ready != now:
+                self._lab.router.set_ecmp(VIPS, ready)
+                now = ready
+            self.ready = tuple(node.name for node in ready)
 
     def _is_ready(self, node: Node) -> bool:
         """Asked inside the node. A node that does not answer in time is out, as with BFD."""
@@ -187,7 +187,7 @@ class WholeCluster:
     def replace(self, lost: KubeNode) -> KubeNode:
         """A lost node is given up, and a new one with another name and empty maps takes its place."""
         self.announcer.nodes = [one for one in self.announcer.nodes if one is not lost.host]
-        until("the router to have heard", lambda: lost.name not in self.announcer.history[-1][1])
+        until("the router to have heard", lambda: lost.name not in self.announcer.ready)
         self.api.call("DELETE", f"/api/v1/nodes/{lost.name}")
         lost.remove()
         self.lab.remove_node(lost.host)
