@@ -9,7 +9,8 @@ thread, with the loop waiting for it: events wait, but /healthz, TLS and timers 
 still have one user at any time.
 
 Beats overtake whatever waits, on their way in and out, and while the Keeper thinks in its thread they are answered with
-what it said last: peers want to know whether this agent runs, not how much it has to do.
+what it said last: peers want to know whether this agent runs, not how much it has to do. So is the controller, where it
+asks for no snapshot: the tables of a hundred new VIPs take ten seconds, and whoever is silent for so long is lost.
 
 A slice of the translated flows takes some ten milliseconds, and there may be sixty of them: what is found goes to the
 end of the queue and ends the turn, so that nobody waits for more than one. (A thread was dropped: the datapath would
@@ -208,9 +209,10 @@ class Driver:
             self._requests.pop(number, None)
             self._until_ns.pop(number, None)
 
-    async def look(self) -> LbStatus:
-        """The status with the newest snapshot, between two events."""
-        if self._stopping:
+    async def look(self, *, with_snapshot: bool = True) -> LbStatus:
+        """The status between two events; with_snapshot: and the newest snapshot. Without it, while the Keeper thinks in
+        a thread: what it was before."""
+        if self._stopping or (self._thinking and not with_snapshot):
             return self.status
         answer: asyncio.Future[LbStatus] = asyncio.get_running_loop().create_future()
         self._queue.append(answer)
@@ -335,6 +337,7 @@ class Driver:
     async def _feed_slowly(self, event: KeeperEvent) -> None:
         """The same, with the first step in a thread."""
         self.events[type(event).__name__] += 1
+        self._look()  # what is said meanwhile is not older than what has been answered
         self._thinking = True
         try:
             effects = await asyncio.to_thread(self._brain.step, event, now_ns())

@@ -207,10 +207,11 @@ def _states(view: View) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         if _admit(request, _ANYBODY) is Role.CONTROLLER:
             view.driver.post(ControllerSeen())
-        status = await view.driver.look()
-        if JSON in request.headers.get(hdrs.ACCEPT, ""):
+        is_json, wants = JSON in request.headers.get(hdrs.ACCEPT, ""), request.query.get(wire.QUERY_SNAPSHOT) == "1"
+        status = await view.driver.look(with_snapshot=is_json or wants)
+        if is_json:
             return web.Response(body=msgspec.json.encode(view.state(status)), content_type=JSON)
-        if request.query.get(wire.QUERY_SNAPSHOT) != "1":
+        if not wants:
             status = msgspec.structs.replace(status, snapshot=None)
         return _packed(wire.encode(status))
 

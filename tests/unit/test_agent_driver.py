@@ -178,8 +178,8 @@ async def test_beats_overtake_whatever_waits_and_get_in_where_nothing_else_does(
     await finish(driver, running)
 
 
-async def test_beats_are_answered_while_the_keeper_thinks(tmp_path: Path) -> None:
-    """With what it said last. Its thread thinks until the second beat has been answered."""
+async def test_beats_and_the_controller_are_answered_while_the_keeper_thinks(tmp_path: Path) -> None:
+    """With what it said last; who asks for a snapshot waits. Its thread thinks until the second beat is answered."""
     thinking, answered = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -199,9 +199,14 @@ async def test_beats_are_answered_while_the_keeper_thinks(tmp_path: Path) -> Non
     prepare = asyncio.create_task(driver.call(PrepareCall(1, b"")))
     await asyncio.wait_for(thinking.wait(), 20)
     assert BEAT == _body(await asyncio.wait_for(driver.call(BeatCall(1, 1, 1)), 20))
+    assert driver.status is await asyncio.wait_for(driver.look(with_snapshot=False), 20)
+    with_snapshot = asyncio.create_task(driver.look())
+    await asyncio.sleep(0)
     assert not prepare.done()
+    assert not with_snapshot.done()
     answered.set()
     assert isinstance(await asyncio.wait_for(prepare, 20), Refuse)
+    await asyncio.wait_for(with_snapshot, 20)
     await finish(driver, running)
 
 
