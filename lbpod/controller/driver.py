@@ -114,6 +114,9 @@ class Driver:
                         event = await self._events.get()
                 except TimeoutError:
                     continue
+            if isinstance(event, WorldSeen) and self._given - self._fed > 1:
+                self._fed += 1  # a newer World waits behind it; a step for each would fall behind a hundred a second
+                continue
             await self._feed(client, event)
 
     async def _feed(self, client: PushClient, event: PlannerEvent) -> None:
