@@ -178,6 +178,12 @@ TABLE_CANDIDATES_MAX: Final = 16
 TABLE_INCREMENTAL_MIN: Final = 64
 """Backends from which a builder keeps anything at all; below, a table built anew is as quick."""
 
+TABLE_FEW_MAX: Final = 32
+"""Up to so many backends a table is matched on all pairs, 512 KiB a backend, which no longer exist when it is built."""
+
+TABLE_COLUMNS_MAX: Final = 32
+"""Backends whose scores are kept for the next table of few, 512 KiB each: 16 MiB for all VIPs together."""
+
 # --- Ring changes and failover ---------------------------------------------------------------------------------------
 BEAT_NS: Final = 200_000_000
 """An LB asks those that it watches whether they are there this often."""

@@ -60,7 +60,7 @@ from lbpod.core.model import (
     format_address,
     is_v4,
 )
-from lbpod.core.table import Builder, Table, TableBackend
+from lbpod.core.table import Builder, Columns, Table, TableBackend
 
 DIGEST_BYTES: Final = 16
 _SECOND_NS: Final = 1_000_000_000
@@ -87,10 +87,11 @@ class Tables:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._builders: OrderedDict[VipKey, Builder] = OrderedDict()
+        self._columns = Columns(seed)
 
     def table(self, key: VipKey, backends: Sequence[Backend]) -> Table:
         """The table of a VIP with these backends (all of them: who is eligible is decided here)."""
-        builder = self._builders.pop(key, None) or Builder(self._seed)
+        builder = self._builders.pop(key, None) or Builder(self._seed, columns=self._columns)
         self._builders[key] = builder
         if len(self._builders) > BUILDERS_MAX:
             self._builders.popitem(last=False)

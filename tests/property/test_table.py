@@ -10,11 +10,13 @@ import heapq
 from random import Random
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from lbpod.core import table as table_module
 from lbpod.core.hashing import MAPPED_PREFIX, SLOT_WORDS, identity_words, pair_costs
-from lbpod.core.limits import SLOT_COUNT, TABLE_CANDIDATES_MAX, TABLE_INCREMENTAL_MIN, WEIGHT_MAX
-from lbpod.core.table import Builder, Slack, TableBackend, build, log_of
+from lbpod.core.limits import SLOT_COUNT, TABLE_CANDIDATES_MAX, TABLE_FEW_MAX, TABLE_INCREMENTAL_MIN, WEIGHT_MAX
+from lbpod.core.table import Builder, Columns, Slack, TableBackend, build, log_of
 
 weights = st.one_of(st.just(1), st.integers(0, 3), st.integers(0, WEIGHT_MAX))
 slacks = st.builds(Slack, st.integers(0, 20), st.sampled_from((20, 100)))
@@ -61,6 +63,7 @@ def dumb(backends: list[TableBackend], seed: int, slack: Slack, random: Random) 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(weights, max_size=10), seeds, slacks, seeds)
 @example([WEIGHT_MAX, 1, 1, 1, WEIGHT_MAX - 1], 1, Slack(0, 1), 1)
+@example([1] * 30, 2, Slack(0, 1), 2)  # few, and slots that go deep
 @example([1] * 40, 2, Slack(0, 1), 2)  # more than a list holds, and slots that go deep: pages are turned
 @example([1, 2, 3, 4] * 20, 3, Slack(1, 20), 3)  # lists that are kept
 def test_the_table_is_deferred_acceptance(all_weights: list[int], seed: int, slack: Slack, order: int) -> None:
@@ -126,6 +129,27 @@ def test_history_does_not_matter(
         assert anew.digest == table.digest
         assert (anew.current == table.current).all()
     builder.check_invariants()
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 60), weights), max_size=TABLE_FEW_MAX + 8), min_size=1, max_size=8),
+    seeds,
+    slacks,
+)
+def test_tables_of_few_backends_are_those_that_lists_would_make(
+    vips: list[list[tuple[int, int]]], seed: int, slack: Slack
+) -> None:
+    """Also where several VIPs share what is known of their backends, and more of them come than are kept."""
+    shared = Columns(seed)
+    for chosen in vips:
+        backends = [backend(n, weight) for n, weight in dict(chosen).items()]
+        table = Builder(seed, slack, shared).update(backends)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(table_module, "TABLE_FEW_MAX", 0)
+            by_lists = build(backends, seed, slack)
+        assert by_lists.digest == table.digest
+        assert (by_lists.current == table.current).all()
 
 
 def test_a_long_history_fills_its_lists_again() -> None:
