@@ -1,4 +1,4 @@
-"""The controller's loop: what waits is not done twice."""
+"""The controller's loop around the Planner: of what waits in its queue, what something newer replaces is not done."""
 
 import asyncio
 import ssl
