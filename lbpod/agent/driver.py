@@ -312,12 +312,16 @@ class Driver:
         if isinstance(item, asyncio.Future):
             if not item.done():
                 item.set_result(self._brain.status(with_snapshot=True))
-        elif isinstance(item, Called) and self._until_ns.get(item.request, now_ns()) < now_ns():
+        elif isinstance(item, Called) and self._is_late(item.request):
             self._act(Refuse(item.request, 503, "this question is too old to be acted upon; ask again"))
         elif isinstance(item, Called) and isinstance(item.body, _SLOW):
             await self._feed_slowly(item)
         else:
             self._feed(item)
+
+    def _is_late(self, request: int) -> bool:
+        until_ns = self._until_ns.get(request)
+        return until_ns is not None and until_ns < now_ns()
 
     def _give_up(self) -> None:
         for number, answer in sorted(self._requests.items()):

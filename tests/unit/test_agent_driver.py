@@ -1,6 +1,7 @@
 """The loop: effects in their order, failures as events, nobody left waiting. The brain is a script here."""
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -150,6 +151,17 @@ async def test_a_call_that_has_waited_too_long_never_reaches_the_keeper(tmp_path
     assert (503, True) == (late.status, "too old" in late.sentence)
     assert isinstance(soon, Reply)
     assert 1 == sum(isinstance(event, Called) for event in script.seen)
+    await finish(driver, running)
+
+
+async def test_a_call_without_a_limit_is_never_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the clock moves while it is looked at: one call in twenty thousand was refused."""
+    clock = itertools.count(1)
+    monkeypatch.setattr("lbpod.agent.driver.now_ns", lambda: next(clock))
+    script = Script(lambda event: [Reply(event.request, ANSWER)] if isinstance(event, Called) else [])
+    driver = driver_of(script, MemoryDatapath(), tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    assert isinstance(await asyncio.wait_for(driver.call(QUIET), 20), Reply)
     await finish(driver, running)
 
 
