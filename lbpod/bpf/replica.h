@@ -123,17 +123,13 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
  */
 HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
 {
-	const struct hf_node *node;
 	__u32 *pair;
 
 	if (!(word & HF_SLOT_SETTLING) || word >> HF_SLOT_BASE_SHIFT == (word & HF_SLOT_CURRENT_MASK) ||
 	    HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
 		return NULL;
 	pair = bpf_map_lookup_elem(&own, &slot);
-	if (!pair || (*pair & 0xffff) != config->self)
-		return NULL;
-	node = hf_member_node(*pair >> 16);
-	return node ? node : hf_member_node_if(*pair >> 16, HF_MEMBER_DOUBTED);
+	return pair && (*pair & 0xffff) == config->self ? hf_owner_node(config, slot) : NULL;
 }
 
 /* What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then. */

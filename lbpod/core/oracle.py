@@ -305,13 +305,10 @@ class _Passage:
         """Node of the backup, where the owner (this LB) has asked it to settle the slot and has no answer: it may have
         agreed, and then knows better what base is. What it has not agreed to has the same base there as here.
         One that is only doubted may serve all the same."""
-        owner, backup = int(self.maps.own[self.slot]) & 0xFFFF, int(self.maps.own[self.slot]) >> 16
+        owner = int(self.maps.own[self.slot]) & 0xFFFF
         if not self.settling or self.base == self.current or self.config.self != owner:
             return None
-        if relay is not None and relay.hops >= limits.RELAY_HOPS_MAX:
-            return None
-        node = self.maps.member_node(backup)
-        return node if node is not None else self.maps.member_node(backup, layout.MEMBER_DOUBTED)
+        return self._owner_node() if relay is None or relay.hops < limits.RELAY_HOPS_MAX else None
 
     def _decide_as_replica(self, relay: Relay | None) -> Outcome:
         full = self._live(self.maps.records.get(self.key))
