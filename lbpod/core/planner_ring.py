@@ -66,9 +66,12 @@ def judge(peers: Iterable[Peer], where: Where, before: Judgement, now_ns: int) -
 
 
 def _given_up(ring: Iterable[Peer]) -> frozenset[int]:
-    """Members that all members which answer and serve have given up."""
-    said = [frozenset(one.status.given_up) for one in ring if one.status is not None and one.status.serving]
-    return frozenset.intersection(*said) if said else frozenset()
+    """Members that all members which answer and serve have given up. Who has given up everybody is no witness: it was
+    cut off itself, may be, and has not heard them again yet."""
+    members = {one.role.member for one in ring}
+    said = {one.role.member: one.status.given_up for one in ring if one.status is not None and one.status.serving}
+    heard = [frozenset(given_up) for member, given_up in said.items() if members - {member, *given_up}]
+    return frozenset.intersection(*heard) if heard else frozenset()
 
 
 def _is_sound(peer: Peer, where: Where, now_ns: int) -> bool:

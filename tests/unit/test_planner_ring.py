@@ -241,6 +241,16 @@ def test_one_that_does_not_answer_is_lost_as_soon_as_the_others_have_given_it_up
     assert (["lb1", "lb2"], Phase.IDLE) == (scene.ring(), scene.now().phase)
 
 
+def test_who_hears_nobody_is_no_witness(scene: Scene) -> None:
+    """It may be the one that was cut off: it says so of all others until it has heard them again."""
+    scene.see(world(1, lbs=3))
+    scene.silent, scene.given_up = {"lb2", "lb3"}, (1, 2)
+    scene.restart()
+    scene.see(world(1, lbs=3))
+    scene.later(LOST_NS - 2 * SECOND_NS)
+    assert (["lb1", "lb2", "lb3"], ()) == (scene.ring(), scene.now().lost)
+
+
 def test_one_that_answers_is_not_lost_whatever_others_say(scene: Scene) -> None:
     scene.see(world(1, lbs=3))
     scene.given_up = (2,)
