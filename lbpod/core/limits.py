@@ -179,7 +179,7 @@ TABLE_INCREMENTAL_MIN: Final = 64
 """Backends from which a builder keeps anything at all; below, a table built anew is as quick."""
 
 TABLE_FEW_MAX: Final = 32
-"""Up to so many backends a table is matched on all pairs, 512 KiB a backend, which no longer exist when it is built."""
+"""Up to so many backends a table is matched on all pairs of slot and backend: 512 KiB a backend while it is built."""
 
 TABLE_COLUMNS_MAX: Final = 32
 """Backends whose scores are kept for the next table of few, 512 KiB each: 16 MiB for all VIPs together."""

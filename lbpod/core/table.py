@@ -24,9 +24,9 @@ backend more or less then costs one column of hashes and a matching. A builder m
 time, and one that has fewer backends than ``TABLE_INCREMENTAL_MIN`` keeps nothing, as building anew is quick.
 
 **Few backends**, TABLE_FEW_MAX at most, need no lists: all pairs lie in one array, a row for each backend, and a slot
-that is turned away takes the smallest of what is left. That is 5 ms for 3 backends and 8 for 20 (lists: 46 and 57)
+that is turned away takes the smallest of what is left. That is 6 ms for 3 backends and 7 for 20 (lists: 55 and 45)
 where their keys are known: ``Columns`` keeps those that were used last, for all VIPs together, as a key depends on
-backend and seed alone. One that is not known costs 1.2 ms more.
+backend and seed alone. One that is not known costs 1.3 ms more, so that with 32 of those lists would be as quick.
 
 Tried and dropped: integer weights as that many virtual backends (a weight of 1,000 costs 1,000 columns); a 64-bit cost
 (twice the memory traffic, to break ties that are rare and decided by the address anyway); repairing the old matching

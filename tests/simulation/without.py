@@ -85,6 +85,11 @@ def _lease() -> None:
     swap(_Passage, "_decide_as_another", for_ever)
 
 
+def _open_settle() -> None:
+    """While the backup owes an answer to a settle, the owner decides by its own base all the same."""
+    swap(_Passage, "_backup_asked", lambda self, relay: None)
+
+
 def _unrecorded_base() -> None:
     """What finds no room goes to current all the same."""
     send = _Passage._to_backend
@@ -222,6 +227,7 @@ RULES: Final[dict[str, Callable[[], None]]] = {
     "backup-steady-first": _backup_steady_first,
     "take-over": _take_over,
     "count-anew": _count_anew,
+    "open-settle": _open_settle,
     "unrecorded-base": _unrecorded_base,
     "unrecorded-drop": _unrecorded_drop,
     "dead-base": _dead_base,

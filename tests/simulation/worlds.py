@@ -207,6 +207,11 @@ RING: Final[dict[str, Any]] = {
 
 SLOW_CALLS: Final[dict[str, Any]] = {"call_delay_ns": SECOND_NS, "call_reset": 0.3}
 
+LOST_AGREEMENTS: Final = World(
+    "Answers to settles are lost, flows begin meanwhile, and some believe others to be down.",
+    {"rest_chance": 0.3, "belief_rate": 40.0},
+    _lost_agreements,
+)
 CUT_OFF: Final = World(
     "Links to owners are cut, so backups serve flows that last.", LONG | {"spray_chance": 0.0, "cut_rate": 30.0}
 )
@@ -233,11 +238,8 @@ WORLDS: Final[dict[str, World]] = {
     "ask-settle": CUT_OFF,
     "ask-forget": World("Flows enter at their backup for long, and then do not.", LONG | {"spray_chance": 0.0}, _turns),
     "own-look": CUT_OFF,
-    "backup-steady-first": World(
-        "Answers to settles are lost, flows begin meanwhile, and some believe others to be down.",
-        {"rest_chance": 0.3, "belief_rate": 40.0},
-        _lost_agreements,
-    ),
+    "backup-steady-first": LOST_AGREEMENTS,
+    "open-settle": LOST_AGREEMENTS,
     "take-over": World(
         "Some flows find no room, and answers to settles come after the next change.",
         SLOW_CALLS | {"close_chance": 0.3, "change_pause_ns": 300 * MS_NS},
