@@ -18,10 +18,7 @@ packages=python3,libbpf1,ca-certificates
 base=$packages,nginx-light
 build=$packages,python3-pip,clang-16,libbpf-dev,linux-libc-dev
 
-cannot() {
-	echo "holdfast: cannot go on: $*" >&2
-	exit 1
-}
+. tools/progress.sh
 
 inputs() {
 	find images tests/cluster/images lbpod operator -type f \
@@ -31,30 +28,6 @@ inputs() {
 
 key=$(inputs | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum | cut -c 1-12)
 archive=$cache/images-$key.tar
-
-# step SENTENCE COMMAND...: run it with its output in the log, and show that time passes.
-step() {
-	local sentence=$1 started=$SECONDS said=$SECONDS pid
-	shift
-	printf '==> %s' "$sentence"
-	"$@" >>"$log" 2>&1 </dev/null &
-	pid=$!
-	trap 'kill "$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM
-	while kill -0 "$pid" 2>/dev/null; do
-		sleep 0.2
-		if ((SECONDS - said >= 5)); then
-			printf ' .'
-			said=$SECONDS
-		fi
-	done
-	if ! wait "$pid"; then
-		printf ' failed\n'
-		tail -n 20 "$log" >&2
-		cannot "\"$sentence\" failed; the lines above are the end of $log"
-	fi
-	trap - INT TERM
-	printf ' (%d s)\n' $((SECONDS - started))
-}
 
 ours() { buildah --root "$cache/buildah" --runroot "$cache/buildah-run" "$@"; }
 

@@ -11,10 +11,7 @@ cd "$(dirname "$0")/.."
 cluster=$(sed -n 's/^name: *//p' kind-config.yaml)
 version=$(sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' charts/holdfast/Chart.yaml)
 
-cannot() {
-	echo "holdfast: cannot go on: $*" >&2
-	exit 1
-}
+. tools/progress.sh
 
 for tool in docker kind kubectl helm; do
 	command -v "$tool" >/dev/null || cannot "$tool is missing; install it, or use \`make e2e\`, which needs no Docker."
@@ -38,11 +35,15 @@ done
 
 echo "==> chart"
 kubectl config use-context "kind-$cluster" >/dev/null
+was_there=no
+! helm --namespace holdfast-system status holdfast >/dev/null 2>&1 || was_there=yes
 helm upgrade --install holdfast charts/holdfast --namespace holdfast-system --create-namespace --wait --timeout 5m
-# An image that was built anew has the tag that it had, so nothing else makes the pods take it.
-kubectl --namespace holdfast-system rollout restart deployment/holdfast-operator daemonset/holdfast-lb
-for what in deployment/holdfast-operator daemonset/holdfast-lb; do
-	kubectl --namespace holdfast-system rollout status "$what" --timeout 5m
-done
+if [ $was_there = yes ]; then
+	# An image that was built anew has the tag that it had, so nothing else makes the pods take it.
+	kubectl --namespace holdfast-system rollout restart deployment/holdfast-operator daemonset/holdfast-lb
+	for what in deployment/holdfast-operator daemonset/holdfast-lb; do
+		kubectl --namespace holdfast-system rollout status "$what" --timeout 5m
+	done
+fi
 kubectl --namespace holdfast-system get pods -o wide
 echo "Next: kubectl apply -f examples/virtualservice.yaml; what a VIP needs from the network is in charts/holdfast/README.md."

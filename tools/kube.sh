@@ -21,10 +21,7 @@ helm=$(sed -n 's|.*helm.sh/helm/v4 v\([0-9.]*\)$|\1|p' tests/cluster/helm/go.mod
 key=$(cat tests/cluster/{kube,helm}/{go.mod,go.sum} | sha256sum | cut -c 1-8)
 folder=${XDG_CACHE_HOME:-$HOME/.cache}/holdfast/kube-$kube-helm-$helm-$key
 
-cannot() {
-	echo "holdfast: cannot go on: $*" >&2
-	exit 1
-}
+. tools/progress.sh
 
 find_go() {
 	local go
@@ -39,28 +36,15 @@ find_go() {
 
 # build MODULE-FOLDER PACKAGE NAME [LDFLAGS]: one binary, unless it is there.
 build() {
-	local module=$1 package=$2 name=$3 ldflags=${4:-} started=$SECONDS said=$SECONDS pid
-	[ ! -x "$folder/$name" ] || return 0
-	printf '==> building %s' "$name"
-	(cd "$module" && exec env CGO_ENABLED=0 GOFLAGS=-buildvcs=false nice -n 19 \
-		"$go" build -mod=readonly -trimpath -ldflags "-s -w $ldflags" -o "$folder/.$name.new" "$package") >>"$log" 2>&1 </dev/null &
-	pid=$!
-	trap 'kill "$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM
-	while kill -0 "$pid" 2>/dev/null; do
-		sleep 0.2
-		if ((SECONDS - said >= 5)); then
-			printf ' .'
-			said=$SECONDS
-		fi
-	done
-	if ! wait "$pid"; then
-		printf ' failed\n'
-		tail -n 20 "$log" >&2
-		cannot "$name was not built; the lines above are the end of $log"
-	fi
-	trap - INT TERM
-	mv "$folder/.$name.new" "$folder/$name"
-	printf ' (%d s)\n' $((SECONDS - started))
+	[ ! -x "$folder/$3" ] || return 0
+	step "building $3" compile "$1" "$2" "$folder/.$3.new" "${4:-}"
+	mv "$folder/.$3.new" "$folder/$3"
+}
+
+compile() {
+	cd "$1"
+	exec env CGO_ENABLED=0 GOFLAGS=-buildvcs=false nice -n 19 \
+		"$go" build -mod=readonly -trimpath -ldflags "-s -w $4" -o "$3" "$2"
 }
 
 kubernetes() {
