@@ -10,24 +10,17 @@ cannot run (no root, no BPF) is named with the reason and left out.
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from lbpod.datapath import libbpf
-from tests.bench import bench_commit, bench_handover, bench_resolve, bench_settle, bench_table, fastpath
-
-ROOT: Final = Path(__file__).parents[2]
-Figures = dict[str, Any]
+from tests.bench import bench_commit, bench_handover, bench_resolve, bench_settle, bench_table, fastpath, reports
+from tests.bench.reports import Figures, Goal
 
 
 @dataclass(frozen=True)
@@ -58,16 +51,6 @@ BENCHES: Final = (
     ),
     Bench("table", "the lookup table", bench_table.run, lambda: bench_table.run((10, 100))),
 )
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure, and what it has to be. met: None where it was not measured."""
-
-    what: str
-    figure: str
-    target: str
-    met: bool | None
 
 
 # --- Goals ------------------------------------------------------------------------------------------------------------
@@ -123,27 +106,6 @@ def _packet_goals(ns: Mapping[str, float], whole: Figures) -> list[Goal]:
 
 
 # --- What is named and written ---------------------------------------------------------------------------------------
-def machine() -> Figures:
-    """Processor, kernel, compiler and versions."""
-    compiler = subprocess.run(
-        [ROOT / "tools/find-clang.sh"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    version = ""
-    if compiler:
-        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-        version = said.splitlines()[0] if said else compiler
-    return {
-        "processor": fastpath._processor(),
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "compiler": version or "none",
-        "libbpf": libbpf.version(),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "load": round(os.getloadavg()[0], 1),
-    }
-
-
 def as_json(figures: Mapping[str, Figures], named: Figures) -> Figures:
     """The keys that people compare (do not rename), and beside them whatever else was measured."""
     written: Figures = {"machine": named}
@@ -167,17 +129,14 @@ def show(figures: Mapping[str, Figures], named: Figures, console: Console) -> No
     for column in ("figure", "measured", "target", ""):
         table.add_column(column, justify="right" if column == "measured" else "left")
     for goal in goals(figures):
-        table.add_row(goal.what, goal.figure, goal.target, "met" if goal.met else "missed")
+        table.add_row(goal.what, goal.figure, goal.target, goal.verdict)
     console.print(table)
     console.print(", ".join(f"{key} {value}" for key, value in named.items()), highlight=False)
 
 
 def report(figures: Mapping[str, Figures], named: Figures, command: str) -> str:
     """The same as Markdown."""
-    lines = ["# What it costs", "", f"Made by `{command}`, in one run:", ""]
-    lines += [f"- {key}: {value}" for key, value in named.items()]
-    lines += ["", "## Targets", "", "| figure | measured | target | |", "| --- | ---: | --- | --- |"]
-    lines += [f"| {g.what} | {g.figure} | {g.target} | {'met' if g.met else 'missed'} |" for g in goals(figures)]
+    lines = [*reports.head("What it costs", command, named), *reports.table_of(goals(figures))]
     if "fastpath" in figures:
         lines += ["", "## One packet", "", "| path | ns above an empty program | / steady_1 |", "| --- | ---: | ---: |"]
         ns = figures["fastpath"]["ns_above_null"]
@@ -210,16 +169,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run, print, write. Exit status 1 where nothing could be measured, 2 for options that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report in Markdown")
+    reports.add_files(parser)
     parser.add_argument("--only", default="", metavar="NAMES", help=",".join(bench.name for bench in BENCHES))
     asked = parser.parse_args(arguments)
     wanted = set(filter(None, asked.only.split(",")))
     if unknown := sorted(wanted - {bench.name for bench in BENCHES}):
         parser.error(f"there is no bench {unknown[0]!r}")
-    for path in filter(None, (asked.json, asked.report)):
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            parser.error(f"{path} cannot be a file: it is a folder, or its folder is not there")
+    reports.check_files(parser, asked)
     console = Console()
     if os.geteuid() != 0 and wanted != {"table"}:
         console.print("the benches load BPF programs: run them as root (--only table does without)")
@@ -232,13 +188,12 @@ def main(arguments: Sequence[str]) -> int:
         began = time.monotonic()
         figures[bench.name] = bench.quick() if asked.quick else bench.run()
         console.print(f"    {time.monotonic() - began:.0f} s", highlight=False)
-    named = machine()
+    named = reports.machine()
     show(figures, named, console)
     if asked.json is not None:
         asked.json.write_text(json.dumps(as_json(figures, named), indent=2) + "\n")
     if asked.report is not None:
-        command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
-        asked.report.write_text(report(figures, named, command))
+        asked.report.write_text(report(figures, named, reports.command_of("bench", arguments)))
     return 0
 
 

@@ -29,11 +29,12 @@ from rich.console import Console
 
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.lab.errors import LabError
+from tests.bench import reports
 from tests.bench.control_world import ControlWorld, Slices, cpu_seconds, memory_mb, world
+from tests.bench.reports import Figures, Goal
 from tests.cluster.apiserver import why_not_here
 from tests.cluster.site import until
 
-Figures = dict[str, Any]
 PAUSE_S: Final = 0.3
 """Between two measured changes, so that each is one of its own."""
 
@@ -247,21 +248,6 @@ async def churn(bench: ControlWorld, size: Size) -> Figures:
 
 
 # --- Targets and reports ----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Goal:
-    """A figure beside what it has to be. met: None where it was not measured."""
-
-    what: str
-    figure: str
-    target: str
-    met: bool | None
-
-    @property
-    def verdict(self) -> str:
-        """One or two words."""
-        return {True: "met", False: "missed", None: "not measured"}[self.met]
-
-
 def _below(what: str, figure: float | None, bound: float) -> Goal:
     return Goal(
         what, "-" if figure is None else str(figure), f"< {bound:g}", None if figure is None else figure < bound
@@ -292,14 +278,12 @@ def goals(found: Figures, size: Size) -> list[Goal]:
 
 def report(found: Figures, size: Size, command: str) -> str:
     """All of it as Markdown."""
-    lines = ["# What control costs", "", f"Made by `{command}`, in one run:", ""]
-    lines += [f"- {key}: {value}" for key, value in found["machine"].items()]
+    lines = reports.head("What control costs", command, found["machine"])
     lines += [
         "",
         "API server, etcd, operator, agents, the bench and whatever else makes that load share these processors.",
     ]
-    lines += ["", "## Targets", "", "| figure | measured | target | |", "| --- | ---: | --- | --- |"]
-    lines += [f"| {one.what} | {one.figure} | {one.target} | {one.verdict} |" for one in goals(found, size)]
+    lines += reports.table_of(goals(found, size))
     whole = Size()
     if size.lbs < whole.lbs or size.scale_vips < whole.scale_vips:
         backends = whole.scale_vips * whole.scale_backends
@@ -376,17 +360,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--scale-lbs", type=int, metavar="COUNT", help="LBs in the second, of a thousand VIPs each")
     parser.add_argument("--scale-vips", type=int, metavar="COUNT", help="VirtualServices there (1000)")
     parser.add_argument("--changes", type=int, metavar="COUNT", help="changes that are measured in each world")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report in Markdown")
+    reports.add_files(parser)
     asked = parser.parse_args(arguments)
+    reports.check_files(parser, asked)
     console = Console()
     why_not = "it makes namespaces and loads BPF programs: run it as root" if os.geteuid() != 0 else why_not_here()
     if why_not:
         console.print(why_not)
         return 1
-    from tests.bench.__main__ import machine
-
-    named = machine()
+    named = reports.machine()
     size = QUICK if asked.quick else Size()
     chosen = {name: getattr(asked, name) for name in ("lbs", "scale_lbs", "scale_vips", "changes")}
     size = replace(size, **{name: count for name, count in chosen.items() if count})
@@ -398,8 +380,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.json is not None:
         asked.json.write_text(json.dumps(found, indent=2) + "\n")
     if asked.report is not None:
-        options = f' ARGS="{" ".join(arguments)}"' if arguments else ""
-        asked.report.write_text(report(found, size, f"make bench-control{options}"))
+        asked.report.write_text(report(found, size, reports.command_of("bench-control", arguments)))
     return 0
 
 

@@ -38,6 +38,7 @@ from lbpod.datapath.loader import FastPath, LoadSettings
 from lbpod.datapath.mapped import MappedArray
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import FlowMap
+from tests.bench import reports
 from tests.bench.fastpath_world import (
     FRAME_BYTES,
     KNOWN_FLOWS_COUNT,
@@ -229,7 +230,7 @@ def run(rounds: int = ROUNDS, repeat: int = REPEAT, only: Sequence[str] = ()) ->
         os.sched_setaffinity(0, allowed)
     above = {name: round(took - best["null"], 1) for name, took in best.items() if name != "null"}
     return {
-        "machine": {"processor": _processor(), "kernel": platform.release(), "cpus": os.cpu_count()},
+        "machine": {"processor": reports.processor(), "kernel": platform.release(), "cpus": os.cpu_count()},
         "rounds": rounds,
         "packets_per_round": repeat,
         "driver_ns": round(best["null"], 1),
@@ -240,13 +241,6 @@ def run(rounds: int = ROUNDS, repeat: int = REPEAT, only: Sequence[str] = ()) ->
         "bytes_per_steady_flow": grown["steady_10m"]["bytes_per_flow"] if grown else None,
         "bytes_per_vip": {"slots": 8 * SLOT_COUNT, "other_seen": 8 * SLOT_COUNT},
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def show(figures: dict[str, Any], console: Console) -> None:
