@@ -1,4 +1,4 @@
-"""What all benches say in the same way: which machine it was, what a figure has to be, whether it is, where to write it.
+"""What all benches say in the same way: which machine it was, what a figure has to be and is, and where it is written.
 
 A figure means something only beside the machine that it was measured on and what else that machine was doing, so both
 stand at the head of every report; and a figure that was not measured is never called met or missed.
