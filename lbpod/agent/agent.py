@@ -8,7 +8,7 @@ ports, certificates) comes in as ``Parts``; there is no switch for it.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
 from lbpod.agent.server import control_app, node_app
 from lbpod.agent.settings import Endpoint, RedisTarget
+from lbpod.agent.start_times import StartTimes, since_exec_ms
 from lbpod.agent.view import Facts, View
 from lbpod.certs import CertsError, Credentials
 from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
@@ -60,6 +61,8 @@ class Parts:
     """What this kernel lacks and what is done instead, one sentence each."""
     redis: RedisTarget | None = None
     """Where diagnostics go; None: nowhere."""
+    times: StartTimes = field(default_factory=StartTimes)
+    """What its start has taken so far."""
     withdraw_ns: int | None = None
     """How long `terminate` lets /readyz say 503 before this LB asks to leave the ring; None: it stays in the ring."""
 
@@ -93,7 +96,7 @@ class Agent:
 
     async def run(self) -> None:
         """Serves until `stop`. Raises StartError where an address cannot be listened on."""
-        loop = asyncio.get_running_loop()
+        loop, times = asyncio.get_running_loop(), self._parts.times
         loop.set_exception_handler(self._on_loop_error)
         fd = self._parts.hops.fileno()
         if fd >= 0:
@@ -105,9 +108,12 @@ class Agent:
         runners: list[web.AppRunner] = []
         try:
             await self._after_restore(driving)
+            times.took("restore")
             self.control_port = await self._listen(runners, control_app(self.view), self._parts.listen, "control")
             app = node_app(self.view, Metrics(self.view))
             self.metrics_port = await self._listen(runners, app, self._parts.metrics_listen, "metrics")
+            times.took("listen")
+            _LOG.info("started", ms=since_exec_ms(), cpu_ms=times.cpu_total_ms, steps=times.cpu_ms)
             self.started.set()
             await driving
         finally:

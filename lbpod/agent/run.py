@@ -24,6 +24,7 @@ from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BrokenError, is_ours, sentence_of
 from lbpod.agent.remembered import Memory
 from lbpod.agent.settings import OnTerm, Settings
+from lbpod.agent.start_times import StartTimes
 from lbpod.agent.uplink import UplinkError, find_uplink
 from lbpod.agent.view import Facts
 from lbpod.certs import CertsError, Credentials, files_in
@@ -52,21 +53,30 @@ def version() -> str:
 def run_agent(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartError with one sentence where it cannot start, BrokenError where a
     mistake of its own has stopped it."""
+    times = StartTimes()
+    times.took("imports")
     configure_logs(settings.log_level, settings.node)
     # Until the event loop takes over, Ctrl-C ends the process at once, which is safe at any moment. As an exception it
     # would be lost where libbpf is calling back, and the agent would go on.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         credentials = Credentials(files_in(settings.tls, settings.node))
+        times.took("certificates")
         uplink = find_uplink(settings.interface, settings.node_address)
+        times.took("uplink")
         _probe(settings, uplink)
+        times.took("features")
         fast_path = load(LoadSettings(settings.pins, settings.bpf_object, settings.map_sizes, complete=True))
+        times.took("load")
     except (CertsError, UplinkError, DatapathError) as error:
         raise StartError(str(error)) from error
     try:
         datapath = KernelDatapath(fast_path)
+        times.took("maps")
         attached = _attach(fast_path, uplink)
+        times.took("attach")
         hops = Neighbours(uplink.address)
+        times.took("neighbours")
         parts = Parts(
             brain=Keeper(settings.node),
             datapath=datapath,
@@ -80,6 +90,7 @@ def run_agent(settings: Settings) -> None:
             node=settings.node,
             substitutes=lambda: _substitutes(attached, datapath, hops),
             redis=settings.redis_url,
+            times=times,
             withdraw_ns=round(settings.withdraw_seconds * 1e9) if settings.on_term is OnTerm.LEAVE else None,
         )
         serve(parts)

@@ -32,6 +32,8 @@ F_MMAPABLE: Final = 1 << 10
 F_NO_PREALLOC: Final = 1 << 0
 XDP_FLAGS_UPDATE_IF_NOEXIST: Final = 1 << 0
 TC_EGRESS: Final = 2
+PROGRAM_MAPS_MAX: Final = 64
+"""Maps that the kernel lets a program use (MAX_USED_MAPS)."""
 _TC_F_REPLACE: Final = 1
 _OUT_SLACK_BYTES: Final = 512
 """Room in the output of a test run for what a program adds in front."""
@@ -477,6 +479,16 @@ def program_info(fd: int) -> ProgramInfo:
     length = c.c_uint32(c.sizeof(info))
     _checked(_call("bpf_obj_get_info_by_fd", fd, c.byref(info), c.byref(length)), "asking about a program")
     return ProgramInfo(info.type, info.id, bytes(info.tag).hex(), info.name.decode(errors="replace"))
+
+
+def program_map_ids(fd: int) -> frozenset[int]:
+    """Ids of the maps that the program behind a file descriptor uses."""
+    room = (c.c_uint32 * PROGRAM_MAPS_MAX)()
+    info = _ProgramInfo(nr_map_ids=PROGRAM_MAPS_MAX, map_ids=c.addressof(room))
+    length = c.c_uint32(c.sizeof(info))
+    _checked(_call("bpf_obj_get_info_by_fd", fd, c.byref(info), c.byref(length)), "asking about a program's maps")
+    assert info.nr_map_ids <= PROGRAM_MAPS_MAX, "the kernel lets a program use no more maps than that"
+    return frozenset(room[: info.nr_map_ids])
 
 
 def program_name(program_id: int) -> str | None:

@@ -10,11 +10,16 @@ A pinned hash map keeps its size even where another one is asked for: its conten
 have to stop forwarding. ``counters`` and the look-up desk hold nothing that is missed, so they are made anew when they
 change. Every other array has an index with a meaning, so that another size is another layout, and refused like one.
 
+Programs that are pinned already, made of this very object and on these very maps, are taken over like the maps: the
+verifier's look at them is the dearest step of a start, two thirds of a second, and it has been had. A restart replaces
+nothing then; an upgrade finds another object and loads it.
+
 A map that only a later release knows stays pinned until its programs are replaced (``attach.forget_old_maps``).
 """
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +38,9 @@ PIN_FOLDER: Final = Path("/sys/fs/bpf/holdfast")
 
 _REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values", "stale_keys", "stale_stamps"})
 """Maps that are made anew when their size changes. No verdict may go uncounted because an older agent had fewer."""
+
+_BUILD_DIGITS: Final = 16
+"""Of SHA-256, in hexadecimal: enough that no two objects that ever meet in a folder have the same."""
 
 _HASHES: Final = frozenset({MapType.HASH, MapType.LRU_HASH})
 """Maps whose size is a matter of room."""
@@ -128,9 +136,16 @@ def load(settings: LoadSettings) -> FastPath:
         found = pins.maps()
         opened = BpfObject(str(settings.object_file))
         reused = _reuse(opened, found, settings)
+        build = _build_of(image)
+        if reused.issuperset(opened.map_names()):
+            programs.update(_verified(pins, build, opened.program_names(), [found[name] for name in reused]))
+        if programs:
+            for name in sorted(reused):
+                maps[name] = LoadedMap(os.dup(found[name]), libbpf.map_info(found[name]), True)
+            return fast_path
         opened.load()
         _pin_maps(opened, pins, reused, found, maps)
-        _pin_programs(opened, pins, programs)
+        _pin_programs(opened, pins, build, programs)
         return fast_path
     except DatapathError:
         fast_path.close()
@@ -192,8 +207,33 @@ def _pin_maps(
         pins.pin_map(name, fd, replace=name in found)
 
 
-def _pin_programs(opened: BpfObject, pins: PinFolder, programs: dict[str, LoadedProgram]) -> None:
+def _build_of(image: bytes) -> str:
+    """What names a pinned program's origin: the object file, and the libbpf that made instructions of it."""
+    return hashlib.sha256(libbpf.version().encode() + b"\0" + image).hexdigest()[:_BUILD_DIGITS]
+
+
+def _verified(pins: PinFolder, build: str, names: Sequence[str], map_fds: Sequence[int]) -> dict[str, LoadedProgram]:
+    """The pinned programs of this build, if all of them are there and use no other maps than these; else nothing."""
+    map_ids = {libbpf.map_info(fd).id for fd in map_fds}
+    found: dict[str, LoadedProgram] = {}
+    try:
+        for name in names:
+            for program_id in pins.built_programs(name, build):
+                fd = pins.program_fd(program_id)
+                if fd is not None and libbpf.program_map_ids(fd) <= map_ids:
+                    found[name] = LoadedProgram(fd, program_id, name)
+                    break
+                if fd is not None:
+                    os.close(fd)
+    finally:
+        if len(found) < len(names):
+            for each in found.values():
+                os.close(each.fd)
+    return found if len(found) == len(names) else {}
+
+
+def _pin_programs(opened: BpfObject, pins: PinFolder, build: str, programs: dict[str, LoadedProgram]) -> None:
     for name in opened.program_names():
         fd = opened.program_fd(name)
         programs[name] = LoadedProgram(fd, libbpf.program_info(fd).id, name)
-        pins.pin_program(name, programs[name].id, fd)
+        pins.pin_program(name, build, programs[name].id, fd)

@@ -3,7 +3,10 @@
     maps/<name>               every map of the programs
     slots/<VIP id>            inner arrays, one per VIP (a process without CAP_SYS_ADMIN cannot open a map by its id,
     other_seen/<VIP id>       so what is not pinned would be lost to the next agent)
-    programs/<name>_<id>      programs that are, or were until a moment ago, attached
+    programs/<name>_<build>_<id>      programs that are, or were until a moment ago, attached
+
+The build says which object file a program was made of, and by which libbpf: the verifier's verdict on it is known, so
+that a restart need not ask again (``loader``). Whoever does not know of builds takes it for a part of the name.
 
 Why programs carry their id in the name: a program is ours if there is a pin with its id. So an agent that was killed at
 any moment between attaching and pinning leaves nothing behind that its successor would take for somebody else's. A
@@ -145,9 +148,13 @@ class PinFolder:
 
     # --- Programs -------------------------------------------------------------------------------------------------
 
-    def pin_program(self, name: str, program_id: int, fd: int) -> None:
-        """Pins a program, so that it is known as ours."""
-        libbpf.pin(fd, str(self.folder / "programs" / f"{name}_{program_id}"))
+    def pin_program(self, name: str, build: str, program_id: int, fd: int) -> None:
+        """Pins a program, so that it is known as ours, and what it was made of."""
+        libbpf.pin(fd, str(self.folder / "programs" / f"{name}_{build}_{program_id}"))
+
+    def built_programs(self, name: str, build: str) -> list[int]:
+        """Ids of the pinned programs of this name that were made of this, newest first."""
+        return sorted((number for pinned, number in self.programs() if pinned == f"{name}_{build}"), reverse=True)
 
     def programs(self) -> Iterator[tuple[str, int]]:
         """Name and id of every pinned program."""

@@ -43,6 +43,13 @@ def built(name: str) -> Path:
     return path
 
 
+def another_build(folder: Path, number: int) -> Path:
+    """The packaged programs in an object that is not the same, byte for byte: what an upgrade brings."""
+    path = folder / f"build{number}.bpf.o"
+    path.write_bytes(loader.PACKAGED_OBJECT.read_bytes() + number.to_bytes(4, "little"))
+    return path
+
+
 @contextmanager
 def bpffs(folder: Path) -> Iterator[Path]:
     """A BPF file system of one's own; unmounted, and so emptied, in the end."""

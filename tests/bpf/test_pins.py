@@ -23,7 +23,7 @@ from lbpod.datapath.loader import FastPath, LoadSettings, load
 from lbpod.datapath.misses import Miss
 from lbpod.datapath.pins import PinFolder, is_bpffs
 from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
-from tests.bpf.datapaths import SIZES, bpffs, built, flows, need_kernel, settings
+from tests.bpf.datapaths import SIZES, another_build, bpffs, built, flows, need_kernel, settings
 
 FRAME = bytes(12) + b"\x86\xdd" + bytes(50)
 """IPv6: none of our business."""
@@ -121,6 +121,40 @@ def test_a_vip_that_was_half_made_is_cleared_away(folder: Path) -> None:
         assert [] == list(datapath.vip_ids())
         assert not seen_by_programs(fast_path, "other_seen", 8)
         assert [] == fast_path.pins.vip_ids("slots") + fast_path.pins.vip_ids("other_seen")
+
+
+def test_programs_that_were_verified_are_taken_over_and_those_of_another_build_are_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    def ids(wanted: LoadSettings) -> dict[str, int]:
+        with closing(load(wanted)) as fast_path:
+            assert FRAME == fast_path.test_run("hf_xdp", FRAME).data, "they run"
+            return {name: each.id for name, each in fast_path.programs.items()}
+
+    first = ids(settings(folder))
+    assert first == ids(settings(folder)), "nothing has changed"
+    other = ids(settings(folder, another_build(tmp_path, 1)))
+    assert set() == set(first.values()) & set(other.values()), "another object"
+    assert first == ids(settings(folder)), "and back, while those are still pinned"
+    (gone,) = (folder / "holdfast" / "programs").glob(f"hf_tc_*_{first['hf_tc']}")
+    gone.unlink()
+    assert first != ids(settings(folder)) != other, "one is gone: all are made anew, on the same maps"
+
+
+def test_programs_on_other_maps_than_the_pinned_ones_are_not_taken_over(folder: Path) -> None:
+    with closing(load(settings(folder))) as fast_path:
+        first = {each.id for each in fast_path.programs.values()}
+        old = fast_path.map("records").info
+    path = folder / "holdfast" / "maps" / "records"
+    path.unlink()
+    libbpf.pin(
+        libbpf.map_create(MapType.HASH, "records", old.key_size, old.value_size, old.max_entries, old.flags), str(path)
+    )
+    with closing(load(settings(folder))) as fast_path:
+        assert all(each.taken_over for each in fast_path.maps.values())
+        assert not first & {each.id for each in fast_path.programs.values()}
+        maps = {each.info.id for each in fast_path.maps.values()}
+        assert all(libbpf.program_map_ids(each.fd) <= maps for each in fast_path.programs.values())
 
 
 def test_maps_of_another_layout_are_refused_and_left_alone(folder: Path) -> None:

@@ -28,7 +28,7 @@ from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import LoadSettings, load
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import ArrayName, DatapathError
-from tests.bpf.datapaths import bpffs, built, settings
+from tests.bpf.datapaths import another_build, bpffs, built, settings
 from tests.integration.attach_spaces import Space, command, need_namespaces, wire
 
 VIP = "203.0.113.10"
@@ -83,7 +83,9 @@ def ping_until(stop: threading.Event, counted: list[int]) -> None:
 
 
 @pytest.mark.parametrize("wish", [XdpWish.NATIVE, XdpWish.GENERIC])
-def test_replacing_xdp_loses_no_packet(folder: Path, spaces: tuple[Space, Space], wish: XdpWish) -> None:
+def test_replacing_xdp_loses_no_packet(
+    folder: Path, tmp_path: Path, spaces: tuple[Space, Space], wish: XdpWish
+) -> None:
     here, there = spaces
     there.ip(f"route add {VIP} via 10.99.0.1")
     if wish is XdpWish.NATIVE:  # a veth delivers XDP_TX only to a peer that runs native XDP, too
@@ -104,8 +106,8 @@ def test_replacing_xdp_loses_no_packet(folder: Path, spaces: tuple[Space, Space]
 
     thread = threading.Thread(target=traffic, daemon=True)
     thread.start()
-    for _ in range(REPLACEMENTS):
-        with closing(load(settings(folder))) as following:
+    for number in range(REPLACEMENTS):
+        with closing(load(settings(folder, another_build(tmp_path, number)))) as following:
             attachment = here.run(lambda following=following: attach_xdp(following, "hfa0"))  # type: ignore[misc]
             assert (wish.value, True) == (attachment.mode.value, attachment.replaced)
             here.run(lambda following=following: forget_old_programs(following))  # type: ignore[misc]
@@ -117,7 +119,7 @@ def test_replacing_xdp_loses_no_packet(folder: Path, spaces: tuple[Space, Space]
         assert counted[0] == datapath.counters()[Verdict.ICMP_ECHO][0], "the old and the new programs answered them all"
 
 
-def test_replacing_tc_lets_no_reply_out_unchanged(folder: Path, spaces: tuple[Space, Space]) -> None:
+def test_replacing_tc_lets_no_reply_out_unchanged(folder: Path, tmp_path: Path, spaces: tuple[Space, Space]) -> None:
     here, there = spaces
     here.ip("neigh replace 10.99.0.2 lladdr " + mac(there, "hfb0") + " dev hfa0")
     first = load(settings(folder))
@@ -134,7 +136,7 @@ def test_replacing_tc_lets_no_reply_out_unchanged(folder: Path, spaces: tuple[Sp
     with receiver, sender:
         for number in range(REPLACEMENTS * 20):
             if number % 20 == 0:
-                with closing(load(settings(folder))) as following:
+                with closing(load(settings(folder, another_build(tmp_path, number)))) as following:
                     replaced = here.run(lambda following=following: attach_tc(following, "hfa0"))  # type: ignore[misc]
                     assert replaced.replaced
                     here.run(lambda following=following: forget_old_programs(following))  # type: ignore[misc]
@@ -200,12 +202,12 @@ def test_a_strangers_program_is_named_and_left_alone(folder: Path, spaces: tuple
 
 
 def test_programs_outlive_their_agent_and_a_killed_one_leaves_no_stranger(
-    folder: Path, spaces: tuple[Space, Space]
+    folder: Path, tmp_path: Path, spaces: tuple[Space, Space]
 ) -> None:
     here, _ = spaces
     ids = []
-    for _ in range(3):  # each is "killed" after attaching: nothing is cleaned up
-        with closing(load(settings(folder))) as fast_path:
+    for number in range(3):  # each is "killed" after attaching: nothing is cleaned up
+        with closing(load(settings(folder, another_build(tmp_path, number)))) as fast_path:
             here.run(lambda fast_path=fast_path: attach_xdp(fast_path, "hfa0"))  # type: ignore[misc]
             ids.append(fast_path.program("hf_xdp").id)
     assert f"prog/xdp id {ids[-1]}" in here.ip("-d link show hfa0")
@@ -214,6 +216,9 @@ def test_programs_outlive_their_agent_and_a_killed_one_leaves_no_stranger(
         ours = len(fast_path.programs)
         assert 3 * ours == here.run(lambda: forget_old_programs(fast_path)), "all programs of three agents"
         assert ours == len(list(fast_path.pins.programs()))
+    with closing(load(settings(folder))) as fast_path:  # killed without a new build: it has nothing to replace
+        again = here.run(lambda: attach_xdp(fast_path, "hfa0"))
+        assert (True, 0) == (again.replaced, here.run(lambda: forget_old_programs(fast_path)))
     pins = PinFolder(folder / "holdfast")
     assert ("hfa0",) == here.run(lambda: detach(pins))
     assert "xdp" not in here.ip("-d link show hfa0")
