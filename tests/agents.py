@@ -86,7 +86,7 @@ def flows(count: int) -> Rows:
 def make_parts(
     node: str, folder: Path, datapath: Datapath, *, address: bytes = UPLINK.address, brain: Brain | None = None
 ) -> Parts:
-    """Parts of an agent on maps in memory, listening on ports that are free. folder/tls: made by `certs.mint`."""
+    """Parts of an agent on maps in memory, listening on ports that are free. folder/tls: made by `minting.mint`."""
     loopback = Endpoint("127.0.0.1", 0)
     return Parts(
         brain=Keeper(node) if brain is None else brain,

@@ -18,7 +18,6 @@ from aiohttp import web
 from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
 from lbpod.agent.leave import leave
-from lbpod.agent.metrics import Metrics
 from lbpod.agent.outbox import Outbox
 from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
@@ -110,7 +109,7 @@ class Agent:
             await self._after_restore(driving)
             times.took("restore")
             self.control_port = await self._listen(runners, control_app(self.view), self._parts.listen, "control")
-            app = node_app(self.view, Metrics(self.view))
+            app = node_app(self.view)
             self.metrics_port = await self._listen(runners, app, self._parts.metrics_listen, "metrics")
             times.took("listen")
             _LOG.info("started", ms=since_exec_ms(), cpu_ms=times.cpu_total_ms, steps=times.cpu_ms)

@@ -5,7 +5,6 @@ costs the hot path nothing and no number is kept twice. Metrics of the interpret
 """
 
 from collections.abc import Iterator
-from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,8 +16,6 @@ from lbpod.core.limits import QUEUE_MAX
 from lbpod.core.messages import BeatCall, RingStep
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.port import DatapathError
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:

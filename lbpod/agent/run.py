@@ -14,12 +14,12 @@ The event loop starts last: netlink's synchronous calls and libbpf come before i
 
 import asyncio
 import signal
-from importlib.metadata import PackageNotFoundError, version as distribution_version
 from types import MappingProxyType
 from typing import Final
 
 import structlog
 
+from lbpod import __version__
 from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BrokenError, is_ours, sentence_of
 from lbpod.agent.remembered import Memory
@@ -40,14 +40,6 @@ from lbpod.datapath.rows import Uplink
 from lbpod.logs import configure_logs
 
 _LOG: Final = structlog.get_logger()
-
-
-def version() -> str:
-    """The distribution's version."""
-    try:
-        return distribution_version("holdfast")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def run_agent(settings: Settings) -> None:
@@ -138,7 +130,7 @@ def _substitutes(attached: XdpAttachment, datapath: KernelDatapath, hops: Neighb
 
 def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Facts:
     return Facts(
-        version=version(),
+        version=__version__,
         interface=uplink.name,
         address=format_address(uplink.address),
         attached=attached.mode.value,

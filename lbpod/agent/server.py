@@ -10,7 +10,8 @@ Left to others: what a call means (the Keeper), what may stand in a body (``core
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -19,7 +20,6 @@ from aiohttp.typedefs import Middleware
 
 from lbpod.agent.age import HEADER_CLOCK, read_clock
 from lbpod.agent.clock import now_ns
-from lbpod.agent.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics
 from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
 from lbpod.core import wire
@@ -47,8 +47,12 @@ from lbpod.core.messages import (
 from lbpod.core.model import Snapshot
 from lbpod.datapath.port import DatapathError
 
+if TYPE_CHECKING:
+    from lbpod.agent.metrics import Metrics
+
 PATH_TRACE: Final = "/v1/trace"
 JSON: Final = "application/json"
+METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Call = ControlCall | PeerCall
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -89,8 +93,15 @@ async def _show_clock(_: web.Request, response: web.StreamResponse) -> None:
     response.headers[HEADER_CLOCK] = str(now_ns())
 
 
-def node_app(view: View, metrics: Metrics) -> web.Application:
+def node_app(view: View) -> web.Application:
     """What is served without TLS, to the node itself."""
+
+    @cache
+    def metrics() -> "Metrics":
+        # Imported at the first scrape: what Prometheus' library takes would be a part of every start.
+        from lbpod.agent.metrics import Metrics
+
+        return Metrics(view)
 
     async def healthz(_: web.Request) -> web.Response:
         return _text(200, "ok")
@@ -100,7 +111,7 @@ def node_app(view: View, metrics: Metrics) -> web.Application:
         return _text(503, why_not) if why_not else _text(200, "ok")
 
     async def metricsz(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_CONTENT_TYPE})
+        return web.Response(body=metrics().render(), headers={hdrs.CONTENT_TYPE: METRICS_CONTENT_TYPE})
 
     app = web.Application(middlewares=[_plain_sentences])
     app.router.add_get("/healthz", healthz)

@@ -1,21 +1,38 @@
 """Which interface is the uplink, and what has to be known of it: index, MAC, MTU and the node's address there.
 
-Asked once, when the agent starts, before there is an event loop (pyroute2's synchronous calls run one of their own). An
-interface that is renamed, or given another address, takes a restart of the agent, which loses no packet.
+Asked once, when the agent starts. An interface that is renamed, or given another address, takes a restart of the agent,
+which loses no packet.
 """
 
-from typing import Any, Final
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+import socket
+from contextlib import closing
+from typing import Final
 
 from lbpod.core.model import format_address, is_v4, parse_address
+from lbpod.datapath.netlink import (
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    RTA_DST,
+    RTA_OIF,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    AddressMessage,
+    LinkMessage,
+    Netlink,
+    RouteMessage,
+)
+from lbpod.datapath.port import DatapathError
 from lbpod.datapath.rows import Uplink
 
 _AF_INET: Final = 2
 _IFF_UP: Final = 1
 _IFF_LOOPBACK: Final = 8
 _MAC_BYTES: Final = 6
+_MAIN_TABLE: Final = 254
 
 
 class UplinkError(Exception):
@@ -28,35 +45,37 @@ def find_uplink(interface: str, address: str) -> Uplink:
     Raises UplinkError.
     """
     try:
-        with IPRoute() as ip:
-            index = _index(ip, interface)
-            link = ip.get_links(index)[0]
-            name = str(link.get_attr("IFLA_IFNAME"))
-            mac = bytes.fromhex(str(link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
+        with closing(Netlink()) as kernel:
+            index = _index(kernel, interface)
+            link = kernel.get(RTM_GETLINK, LinkMessage(index=index))
+            name = link.raw(IFLA_IFNAME).rstrip(b"\0").decode()
+            mac = link.raw(IFLA_ADDRESS)
             if not link["flags"] & _IFF_UP:
                 raise UplinkError(f"the interface {name} is down; set it up first (ip link set {name} up)")
             if len(mac) != _MAC_BYTES or link["flags"] & _IFF_LOOPBACK:
                 raise UplinkError(f"the interface {name} has no Ethernet address; choose another one with --interface")
-            found = _address(ip, index, name, address)
-            return Uplink(name, index, mac, int(link.get_attr("IFLA_MTU")), found)
-    except (NetlinkError, OSError) as error:
+            found = _address(kernel, index, name, address)
+            return Uplink(name, index, mac, link.number(IFLA_MTU) or 0, found)
+    except (DatapathError, OSError) as error:
         raise UplinkError(f"the kernel does not say what the interfaces are: {error}") from error
 
 
-def _index(ip: Any, interface: str) -> int:
+def _index(kernel: Netlink, interface: str) -> int:
     if interface:
-        found = ip.link_lookup(ifname=interface)
-        if not found:
-            raise UplinkError(f"there is no interface {interface!r} here; `ip link` lists those that there are")
-        return int(found[0])
-    for route in ip.get_default_routes(family=_AF_INET):
-        index = route.get_attr("RTA_OIF")
-        if index is not None:
-            return int(index)
+        try:
+            return socket.if_nametoindex(interface)
+        except OSError as error:
+            sentence = f"there is no interface {interface!r} here; `ip link` lists those that there are"
+            raise UplinkError(sentence) from error
+    for route in kernel.dump(RTM_GETROUTE, RouteMessage(family=_AF_INET)):
+        index = route.number(RTA_OIF)
+        if route["table"] == _MAIN_TABLE and not route.raw(RTA_DST) and index is not None:
+            return index
     raise UplinkError("there is no default route to tell the uplink by; name it with --interface")
 
 
-def _address(ip: Any, index: int, name: str, wanted: str) -> bytes:
+def _address(kernel: Netlink, index: int, name: str, wanted: str) -> bytes:
+    there = kernel.dump(RTM_GETADDR, AddressMessage(family=_AF_INET))
     if wanted:
         try:
             found = parse_address(wanted)
@@ -65,15 +84,15 @@ def _address(ip: Any, index: int, name: str, wanted: str) -> bytes:
         if not is_v4(found):
             raise UplinkError(f"--node-address is {wanted!r}, which is IPv6; give the node's IPv4 address")
         # On any interface: a node's address may be on a loopback, as it is where routes are announced.
-        if not any(each.get_attr("IFA_LOCAL") == format_address(found) for each in ip.get_addr(family=_AF_INET)):
+        if not any(each.address(IFA_LOCAL) == format_address(found) for each in there):
             raise UplinkError(
                 f"--node-address is {wanted}, which no interface here has; `ip address` lists those it may be"
             )
         return found
-    for each in ip.get_addr(family=_AF_INET, index=index):
-        text = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
-        if text is not None:
-            return parse_address(str(text))
+    for each in there:
+        text = each.address(IFA_LOCAL) or each.address(IFA_ADDRESS)
+        if each["index"] == index and text is not None:
+            return parse_address(text)
     raise UplinkError(f"the interface {name} has no IPv4 address; give the node's with --node-address")
 
 

@@ -1,5 +1,5 @@
 """`python -m lbpod.cli`: the same as the `holdfast` script, for where its folder is not on the path."""
 
-from lbpod.cli.main import main
+from lbpod.cli.entry import main
 
 main()

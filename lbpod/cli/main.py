@@ -7,12 +7,13 @@ them.
 """
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Final, NoReturn, cast
 
 import typer
+
+from lbpod.cli.entry import BAD_INPUT, LACKING
 
 app = typer.Typer(
     name="holdfast",
@@ -22,8 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-BAD_INPUT: Final = 2
-LACKING: Final = 1
 INTERRUPTED: Final = 130
 
 Text = str | None
@@ -80,10 +79,7 @@ def agent(
     log_level: Annotated[Text, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
 ) -> None:
     """Run one node's agent. Each option can also be set as HOLDFAST_<OPTION> in the environment."""
-    from lbpod.agent.agent import StartError
-    from lbpod.agent.broken import BROKEN, BrokenError
-    from lbpod.agent.run import run_agent
-    from lbpod.agent.settings import SettingsError, read_settings
+    from lbpod.cli.entry import run
 
     options = {
         "node": node,
@@ -103,14 +99,8 @@ def agent(
         "redis_password_file": redis_password_file,
         "log_level": log_level,
     }
-    try:
-        run_agent(read_settings(options, os.environ))
-    except SettingsError as error:
-        fail(str(error), BAD_INPUT)
-    except StartError as error:
-        fail(str(error), LACKING)
-    except BrokenError as error:
-        fail(str(error), BROKEN)
+    if status := run(options):
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -119,7 +109,8 @@ def certs(
     nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]...", help="Names of the nodes.")] = None,
 ) -> None:
     """Make a cluster CA and certificates for controller, viewer and nodes; renew what is about to expire."""
-    from lbpod.certs import CertsError, mint
+    from lbpod.certs import CertsError
+    from lbpod.minting import mint
 
     try:
         written = mint(folder, nodes or [])
@@ -176,7 +167,7 @@ _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 def main() -> None:
-    """The entry point of the `holdfast` script."""
+    """Every command; `entry` has looked first whether it can do without."""
     try:
         outcome = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:

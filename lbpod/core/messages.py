@@ -1,8 +1,9 @@
 """What is said: the bodies on the wire, and the events and effects of the two brains.
 
 Why one place: these are the whole interface of ``Planner.step`` and ``Keeper.step`` and of the HTTP calls between the
-parts, so a shell can be written, and a simulator, without reading how anything is decided. Bodies (``bodies``, handed
-on from here) are msgspec structs; events and effects are plain frozen dataclasses.
+parts, so a shell can be written, and a simulator, without reading how anything is decided. All are frozen structs of
+msgspec: the bodies (``bodies``, handed on from here) for the wire, events and effects because fifty dataclasses, each
+of which compiles its own methods, took 30 ms of every start.
 
 How a shell runs a brain: feed one event, then carry out the effects *in their order*. An effect that touches the
 datapath and fails ends the list: the rest is not carried out, and ``EffectsFailed`` (the failed one, the rest, why) is
@@ -10,9 +11,9 @@ the next event. Questions (``Ask``, ``Look*``) carry a token and are answered la
 token. Flows, records and slots travel as NumPy arrays of ``lbpod.core.layout``; on the wire as their bytes.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -56,8 +57,7 @@ NO_IDS = NextIds()
 
 
 # --- Keeper: events ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Restored:
+class Restored(msgspec.Struct, frozen=True):
     """First event after a restart on pinned maps: the snapshots that the agent had kept, and the slots as found."""
 
     committed: Snapshot | None
@@ -67,8 +67,7 @@ class Restored:
     """As in Remember."""
 
 
-@dataclass(frozen=True)
-class Called:
+class Called(msgspec.Struct, frozen=True):
     """The controller or a peer calls; to be answered by Reply or Refuse with the same request number."""
 
     request: int
@@ -76,40 +75,35 @@ class Called:
     with_snapshot: bool = False
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """The answer to an Ask."""
 
     token: int
     body: PeerAnswer
 
 
-@dataclass(frozen=True)
-class AskFailed:
+class AskFailed(msgspec.Struct, frozen=True):
     """An Ask that failed: refused, timed out, or could not be sent."""
 
     token: int
     reason: str
 
 
-@dataclass(frozen=True)
-class PendingDrained:
+class PendingDrained(msgspec.Struct, frozen=True):
     """Flows that the fast path relayed without knowing: FLOW keys and PENDING values."""
 
     flows: Rows
     values: Rows
 
 
-@dataclass(frozen=True)
-class RecordsLooked:
+class RecordsLooked(msgspec.Struct, frozen=True):
     """Answer to LookRecords: RECORD for each flow (flags RECORD_MISSING: none)."""
 
     token: int
     records: Rows
 
 
-@dataclass(frozen=True)
-class RecordsDumped:
+class RecordsDumped(msgspec.Struct, frozen=True):
     """Answer to DumpRecords: all of records (the first full_count), then of embryonic."""
 
     token: int
@@ -118,16 +112,14 @@ class RecordsDumped:
     full_count: int
 
 
-@dataclass(frozen=True)
-class RecordsPut:
+class RecordsPut(msgspec.Struct, frozen=True):
     """Answer to PutRecords: how many found room."""
 
     token: int
     taken: int
 
 
-@dataclass(frozen=True)
-class NatLooked:
+class NatLooked(msgspec.Struct, frozen=True):
     """Answer to LookNat: NAT_KEY and NAT rows, and where to go on (None: that was all).
 
     room: entries from which the map may begin to evict. full_ns: when it last may have, as StampNatFull has left it (0:
@@ -142,8 +134,7 @@ class NatLooked:
     full_ns: int
 
 
-@dataclass(frozen=True)
-class SeenRead:
+class SeenRead(msgspec.Struct, frozen=True):
     """Answer to LookSeen: other_seen of the VIP (u64[SLOT_COUNT]) and vip_stats.unrecorded_ns."""
 
     token: int
@@ -151,34 +142,29 @@ class SeenRead:
     unrecorded_ns: int
 
 
-@dataclass(frozen=True)
-class MemberSeen:
+class MemberSeen(msgspec.Struct, frozen=True):
     """The shell has found a member up or down (by other means than beats)."""
 
     member: int
     up: bool
 
 
-@dataclass(frozen=True)
-class ControllerSeen:
+class ControllerSeen(msgspec.Struct, frozen=True):
     """The controller has looked at this LB's state: it is there, though it has called for nothing."""
 
 
-@dataclass(frozen=True)
-class Woke:
+class Woke(msgspec.Struct, frozen=True):
     """For longer than the margin this agent did not run, or its clock has leapt: nobody can say which. Comes first."""
 
     slept_ns: int
     """How long, by that clock."""
 
 
-@dataclass(frozen=True)
-class LeaveWanted:
+class LeaveWanted(msgspec.Struct, frozen=True):
     """This LB is to be taken out of the ring (SIGTERM)."""
 
 
-@dataclass(frozen=True)
-class EffectsFailed:
+class EffectsFailed(msgspec.Struct, frozen=True):
     """A datapath effect failed; `rest` was not carried out."""
 
     failed: "KeeperEffect"
@@ -186,8 +172,7 @@ class EffectsFailed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """Time has passed (about every TICK_NS)."""
 
 
@@ -212,8 +197,7 @@ KeeperEvent = (
 
 
 # --- Keeper: effects --------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Configure:
+class Configure(msgspec.Struct, frozen=True):
     """Write everything but slots that a snapshot (or two: committed and prepared) says: config, VIP index, backends,
     nodes, members, the tunnel's door. The shell turns it into rows; alive: ids of backends that may be chosen."""
 
@@ -227,8 +211,7 @@ class Configure:
     """Believed to be down, not for long. Those in neither are given up."""
 
 
-@dataclass(frozen=True)
-class WriteOwnership:
+class WriteOwnership(msgspec.Struct, frozen=True):
     """u32[SLOT_COUNT] each; None: all MEMBER_NONE."""
 
     own: U32
@@ -236,22 +219,19 @@ class WriteOwnership:
     prev: U32 | None = None
 
 
-@dataclass(frozen=True)
-class CreateVip:
+class CreateVip(msgspec.Struct, frozen=True):
     """Slots of this VIP are needed from now on."""
 
     vip: int
 
 
-@dataclass(frozen=True)
-class DeleteVip:
+class DeleteVip(msgspec.Struct, frozen=True):
     """They are not needed any more."""
 
     vip: int
 
 
-@dataclass(frozen=True)
-class WriteSlots:
+class WriteSlots(msgspec.Struct, frozen=True):
     """Slot words (layout.SLOT_*) at these slots."""
 
     vip: int
@@ -259,23 +239,20 @@ class WriteSlots:
     words: U64
 
 
-@dataclass(frozen=True)
-class PutCache:
+class PutCache(msgspec.Struct, frozen=True):
     """Leases: FLOW keys, LEASE values."""
 
     flows: Rows
     leases: Rows
 
 
-@dataclass(frozen=True)
-class DropRecords:
+class DropRecords(msgspec.Struct, frozen=True):
     """Delete these flows from records and embryonic."""
 
     flows: Rows
 
 
-@dataclass(frozen=True)
-class PutRecords:
+class PutRecords(msgspec.Struct, frozen=True):
     """Insert records that another replica has handed over; the first full_count are full, the rest embryonic. A full
     record that is there already stays. Answered by RecordsPut."""
 
@@ -285,29 +262,25 @@ class PutRecords:
     full_count: int
 
 
-@dataclass(frozen=True)
-class DropFlows:
+class DropFlows(msgspec.Struct, frozen=True):
     """Forget all leases, records and embryonic records: this LB is new to the ring, and what it knew is not true any
     more."""
 
 
-@dataclass(frozen=True)
-class LookRecords:
+class LookRecords(msgspec.Struct, frozen=True):
     """Ask for the records of these flows: RecordsLooked."""
 
     token: int
     flows: Rows
 
 
-@dataclass(frozen=True)
-class DumpRecords:
+class DumpRecords(msgspec.Struct, frozen=True):
     """Ask for all records: RecordsDumped."""
 
     token: int
 
 
-@dataclass(frozen=True)
-class LookNat:
+class LookNat(msgspec.Struct, frozen=True):
     """Ask for some thousands of the translated flows: NatLooked. cursor: None to begin, else what the last answer said.
 
     The answer need not come at once: a shell may do something else first.
@@ -317,31 +290,27 @@ class LookNat:
     cursor: int | None
 
 
-@dataclass(frozen=True)
-class DropNat:
+class DropNat(msgspec.Struct, frozen=True):
     """Delete those of these translated flows (NAT_KEY) that have not been seen since (u64)."""
 
     keys: Rows
     seen_ns: U64
 
 
-@dataclass(frozen=True)
-class StampNatFull:
+class StampNatFull(msgspec.Struct, frozen=True):
     """Keep with the maps when the map of translated flows last may have evicted (vip_stats[0], which is no VIP's)."""
 
     at_ns: int
 
 
-@dataclass(frozen=True)
-class LookSeen:
+class LookSeen(msgspec.Struct, frozen=True):
     """Ask for the stamps of a VIP: SeenRead."""
 
     token: int
     vip: int
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """Call a node's agent (node id of the newest snapshot): Answered or AskFailed with this token."""
 
     token: int
@@ -349,24 +318,21 @@ class Ask:
     body: PeerCall
 
 
-@dataclass(frozen=True)
-class Tell:
+class Tell(msgspec.Struct, frozen=True):
     """Call a node's agent and do not care for the answer (a lost one only costs needless tracking)."""
 
     node: int
     body: PeerCall
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Answer a call with 200."""
 
     request: int
     body: LbStatus | PeerAnswer
 
 
-@dataclass(frozen=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """Answer a call with a 4xx (their mistake) or 503 (not now) and one sentence."""
 
     request: int
@@ -374,8 +340,7 @@ class Refuse:
     sentence: str
 
 
-@dataclass(frozen=True)
-class Remember:
+class Remember(msgspec.Struct, frozen=True):
     """Keep these on disk, so that a restarted agent can go on (committed and prepared snapshots)."""
 
     committed: Snapshot | None
@@ -384,8 +349,7 @@ class Remember:
     """False: the ring change of `committed` is switched to, and not done."""
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True):
     """One line for people (/v1/trace, log): what happened and why. Never needed for correctness."""
 
     what: str
@@ -415,15 +379,13 @@ KeeperEffect = DatapathEffect | Ask | Tell | Reply | Refuse | Remember | Trace
 
 
 # --- Planner: events --------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class WorldSeen:
+class WorldSeen(msgspec.Struct, frozen=True):
     """What is wanted, whole."""
 
     world: World
 
 
-@dataclass(frozen=True)
-class LbAnswered:
+class LbAnswered(msgspec.Struct, frozen=True):
     """A node's agent answered a call (generation: the one the call was about, 0 for AskStatus)."""
 
     node: str
@@ -431,8 +393,7 @@ class LbAnswered:
     status: LbStatus
 
 
-@dataclass(frozen=True)
-class LbFailed:
+class LbFailed(msgspec.Struct, frozen=True):
     """A call failed. refused: it answered 4xx (`reason` is its sentence), else it was silent or unreachable."""
 
     node: str
@@ -441,15 +402,13 @@ class LbFailed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Persisted:
+class Persisted(msgspec.Struct, frozen=True):
     """The generation is written down; it may be pushed now."""
 
     generation: int
 
 
-@dataclass(frozen=True)
-class PersistFailed:
+class PersistFailed(msgspec.Struct, frozen=True):
     """It is not. highest: what was found instead, where somebody else wrote (0: unknown), and where its search for free
     ids had come to: so even two controllers that do not see each other's pushes never give one id twice."""
 
@@ -463,8 +422,7 @@ PlannerEvent = WorldSeen | LbAnswered | LbFailed | Persisted | PersistFailed | T
 
 
 # --- Planner: effects -------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Write this generation and ``snapshot.next_ids`` down before anything of it is pushed; but where what is written
     down is newer than ``after``, change nothing and say what it is (compare-and-swap)."""
 
@@ -473,8 +431,7 @@ class Persist:
     after: int
 
 
-@dataclass(frozen=True)
-class AskStatus:
+class AskStatus(msgspec.Struct, frozen=True):
     """GET /v1/state, with ?snapshot=1 where the newest snapshot is wanted, too."""
 
     node: str
@@ -482,8 +439,7 @@ class AskStatus:
     with_snapshot: bool
 
 
-@dataclass(frozen=True)
-class Push:
+class Push(msgspec.Struct, frozen=True):
     """A call of the controller, by the body's type (wire.ROUTES)."""
 
     node: str
@@ -492,8 +448,7 @@ class Push:
     body: ControlCall
 
 
-@dataclass(frozen=True)
-class VipStatus:
+class VipStatus(msgspec.Struct, frozen=True):
     """What people want to know about one VIP."""
 
     name: str
@@ -518,8 +473,7 @@ class Phase(Enum):
     RING_ENDING = "ring ending"
 
 
-@dataclass(frozen=True)
-class PlannerStatus:
+class PlannerStatus(msgspec.Struct, frozen=True):
     """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring (of the
     new one, where it changes); lagging: nodes that are behind and do not answer, refuse, or were left behind; ring:
     names of its members; lost: names of those believed lost; problem: one sentence or empty."""
@@ -537,8 +491,7 @@ class PlannerStatus:
     ring_changes: int = 0
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """The status has changed."""
 
     status: PlannerStatus

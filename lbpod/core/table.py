@@ -335,9 +335,12 @@ def _make_logs() -> U64:
     odd = 2 * np.arange(LOGS_COUNT - 1, 0, -1, dtype=np.int64) + 1
     power = (1 << 59) // odd
     steps = power.copy()
+    left = steps  # those whose series goes on: the last ones, as power grows from each to the next
     for n in range(3, 64, 2):
         power = power // odd // odd
-        steps += power // n
+        left += power // n
+        over = len(power) - np.count_nonzero(power)
+        power, odd, left = power[over:], odd[over:], left[over:]
     logs = np.zeros(LOGS_COUNT + 1, dtype=np.int64)
     logs[1:LOGS_COUNT] = np.cumsum(steps)
     logs[LOGS_COUNT] = 2 * logs[LOGS_COUNT - 1]

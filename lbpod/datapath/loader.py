@@ -21,19 +21,19 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from lbpod import bpf
 from lbpod.core.layout import CONFIG, LAYOUT_VERSION
 from lbpod.datapath import layout, libbpf
 from lbpod.datapath.libbpf import BpfObject, MapInfo, MapType
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import DatapathError
 
-PACKAGED_OBJECT: Final = Path(str(files("lbpod.bpf"))) / "lb.bpf.o"
+PACKAGED_OBJECT: Final = Path(bpf.__path__[0]) / "lb.bpf.o"
 PIN_FOLDER: Final = Path("/sys/fs/bpf/holdfast")
 
 _REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values", "stale_keys", "stale_stamps"})

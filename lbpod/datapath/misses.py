@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from lbpod.datapath import libbpf, netlink
-from lbpod.datapath.netlink import Netlink
+from lbpod.datapath.netlink import NeighbourMessage, Netlink
 from lbpod.datapath.port import DatapathError
 
 
@@ -32,6 +32,7 @@ class Miss(Enum):
 
 _ENOTSUPP: Final = 524
 """The kernel's own "not supported", which has no name in user space."""
+_IPV4: Final = 2
 _NUD_NONE: Final = 0
 _NTF_USE: Final = 0x01
 _NTF_EXT_MANAGED: Final = 0x01
@@ -57,29 +58,30 @@ def keep_neighbour(kernel: Netlink, ifindex: int, address: str) -> Miss | None:
     A kernel without managed entries ignores that attribute and takes the rest: NTF_USE, which resolves or confirms
     once. (A datagram to the discard port would do the same, and reach somebody's host.)
     """
-    message = netlink.neighbour_message(family=2, ifindex=ifindex, state=_NUD_NONE, flags=_NTF_USE)
-    message["attrs"] = [("NDA_DST", address), ("NDA_FLAGS_EXT", _NTF_EXT_MANAGED)]
+    message = NeighbourMessage(family=_IPV4, ifindex=ifindex, state=_NUD_NONE, flags=_NTF_USE)
+    message.put_address(netlink.NDA_DST, address)
+    message.put_number(netlink.NDA_FLAGS_EXT, _NTF_EXT_MANAGED)
     _ask(kernel, message, f"keep the neighbour {address}")
-    question = netlink.neighbour_message(family=2, ifindex=ifindex)
-    question["attrs"] = [("NDA_DST", address)]
+    question = NeighbourMessage(family=_IPV4, ifindex=ifindex)
+    question.put_address(netlink.NDA_DST, address)
     try:
         entry = kernel.get(netlink.RTM_GETNEIGH, question)
     except OSError as error:
         if error.errno in (errno.ENODEV, errno.ENOENT):
             return None  # gone with its interface: an event will say so
         raise DatapathError(f"cannot look at the neighbour {address}: {error.strerror}") from error
-    is_managed = (entry.get_attr("NDA_FLAGS_EXT") or 0) & _NTF_EXT_MANAGED
+    is_managed = (entry.number(netlink.NDA_FLAGS_EXT) or 0) & _NTF_EXT_MANAGED
     return None if is_managed else Miss.MANAGED_NEIGHBOURS
 
 
 def release_neighbour(kernel: Netlink, ifindex: int, address: str) -> None:
     """Has the kernel treat a neighbour like any other again. One that has gone with its interface is no error."""
-    message = netlink.neighbour_message(family=2, ifindex=ifindex, state=_NUD_NONE, flags=_NTF_USE)
-    message["attrs"] = [("NDA_DST", address)]
+    message = NeighbourMessage(family=_IPV4, ifindex=ifindex, state=_NUD_NONE, flags=_NTF_USE)
+    message.put_address(netlink.NDA_DST, address)
     _ask(kernel, message, f"release the neighbour {address}")
 
 
-def _ask(kernel: Netlink, message: netlink.Message, what: str) -> None:
+def _ask(kernel: Netlink, message: NeighbourMessage, what: str) -> None:
     try:
         kernel.do(netlink.RTM_NEWNEIGH, message, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
     except OSError as error:

@@ -11,6 +11,7 @@ when to call (the agent), and IPv6.
 """
 
 import errno
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from lbpod.core.layout import NODE, NODE_REACHABLE
 from lbpod.core.packets import node_checksum
 from lbpod.datapath import misses, netlink
-from lbpod.datapath.netlink import Events, Message, Netlink
+from lbpod.datapath.netlink import Events, LinkMessage, Message, NeighbourMessage, Netlink, RouteMessage
 from lbpod.datapath.port import U32, DatapathError, Rows
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -93,8 +94,7 @@ class _Neighbour:
     state: int
 
 
-def _mac(text: str | None) -> bytes:
-    raw = bytes.fromhex(text.replace(":", "")) if text else b""
+def _mac(raw: bytes) -> bytes:
     return raw if len(raw) == 6 else b""
 
 
@@ -183,25 +183,28 @@ class Neighbours:
         self._links.clear()
         self._neighbours.clear()
         try:
-            for message in self._netlink.dump(netlink.RTM_GETLINK, netlink.link_message()):
+            for message in self._netlink.dump(netlink.RTM_GETLINK, LinkMessage()):
                 self._take_link(message, gone=False)
-            for message in self._netlink.dump(netlink.RTM_GETNEIGH, netlink.neighbour_message(family=_IPV4)):
+            for message in self._netlink.dump(netlink.RTM_GETNEIGH, NeighbourMessage(family=_IPV4)):
                 self._take_neighbour(message, gone=False)
         except OSError as error:
             raise DatapathError(f"cannot read the kernel's link and neighbour tables: {error.strerror}") from error
 
     def _take_link(self, message: Message, *, gone: bool) -> None:
-        mac, is_up = _mac(message.get_attr("IFLA_ADDRESS")), bool(message["flags"] & 1)
+        mac, is_up = _mac(message.raw(netlink.IFLA_ADDRESS)), bool(message["flags"] & 1)
         if gone or not is_up or not any(mac):
             self._links.pop(message["index"], None)
         else:
-            self._links[message["index"]] = _Link(mac, message.get_attr("IFLA_MTU") or 0)
+            self._links[message["index"]] = _Link(mac, message.number(netlink.IFLA_MTU) or 0)
 
     def _take_neighbour(self, message: Message, *, gone: bool) -> None:
         if message["family"] != _IPV4:
             return
-        key = message["ifindex"], message.get_attr("NDA_DST")
-        mac = _mac(message.get_attr("NDA_LLADDR"))
+        address = message.address(netlink.NDA_DST)
+        if address is None:
+            return
+        key = message["ifindex"], address
+        mac = _mac(message.raw(netlink.NDA_LLADDR))
         if gone or not message["state"] & _VALID or not mac:
             self._neighbours.pop(key, None)
         else:
@@ -219,8 +222,8 @@ class Neighbours:
         if address[:12] != _MAPPED:
             return None
         text = ".".join(str(part) for part in address[12:])
-        question = netlink.route_message(family=_IPV4, dst_len=32)
-        question["attrs"] = [("RTA_DST", text)]
+        question = RouteMessage(family=_IPV4, dst_len=32)
+        question.put_address(netlink.RTA_DST, text)
         try:
             answer = self._netlink.get(netlink.RTM_GETROUTE, question)
         except OSError as error:
@@ -228,11 +231,12 @@ class Neighbours:
                 return None
             raise DatapathError(f"cannot look up the route to {text}: {error.strerror}") from error
         # A local address (this very node) or a blackhole has no next hop.
-        if answer["type"] != _RTN_UNICAST or answer.get_attr("RTA_OIF") is None:
+        ifindex = answer.number(netlink.RTA_OIF)
+        if answer["type"] != _RTN_UNICAST or ifindex is None:
             return None
-        metrics = answer.get_attr("RTA_METRICS")
-        mtu = metrics.get_attr("RTAX_MTU") if metrics is not None else None
-        return _Route(answer.get_attr("RTA_OIF"), answer.get_attr("RTA_GATEWAY") or text, mtu or 0)
+        mtu = answer.nested(netlink.RTA_METRICS).get(netlink.RTAX_MTU, b"")
+        via = answer.address(netlink.RTA_GATEWAY) or text
+        return _Route(ifindex, via, int.from_bytes(mtu, sys.byteorder))
 
     # --- Conclusions ----------------------------------------------------------------------------------------------
 

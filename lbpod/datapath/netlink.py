@@ -1,9 +1,9 @@
 """Route netlink, synchronous: one question, its answer; and a socket that tells what changes.
 
-Why not pyroute2's IPRoute: since 0.9 its calls run an event loop of their own and refuse to inside a running one,
-which is where the agent lives. Its message classes have no such wish, so they write and read the messages here, and
-what is left to do is a socket: send, receive until the kernel says it is done, and give up within a bound. What this
-file leaves to others: what the messages mean (``neighbours``).
+Why not pyroute2: since 0.9 its calls run an event loop of their own and refuse to inside a running one, which is where
+the agent lives; and whoever imports one of its message classes imports all of it, a tenth of a second of a processor in
+each start of an agent. We need four fixed headers and a dozen attributes, so those are packed and read here. What this
+file leaves to others: what the messages mean (``neighbours``, the agent's ``uplink``).
 
 The sockets belong to the network namespace of the thread that makes them.
 """
@@ -12,12 +12,9 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
-from typing import Any, Final
-
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from typing import Final, Self
 
 from lbpod.core.limits import NETLINK_DATAGRAMS_MAX, NETLINK_RETRIES_MAX, NETLINK_TIMEOUT_NS
 from lbpod.datapath.port import DatapathError
@@ -25,6 +22,8 @@ from lbpod.datapath.port import DatapathError
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
+RTM_NEWADDR: Final = 20
+RTM_GETADDR: Final = 22
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
@@ -47,41 +46,134 @@ GROUP_IPV4_ADDRESS: Final = 0x10
 GROUP_IPV4_ROUTE: Final = 0x40
 
 _RECEIVE_BYTES: Final = 1 << 17
-_HEADER: Final = struct.Struct("<IHHII")
+_HEADER: Final = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence, port."""
 
-Message = Any
-"""One of pyroute2's message classes, decoded: fields by name, attributes through get_attr(name)."""
+IFLA_ADDRESS: Final = 1
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+RTA_DST: Final = 1
+RTA_OIF: Final = 4
+RTA_GATEWAY: Final = 5
+RTA_METRICS: Final = 8
+RTAX_MTU: Final = 2
+NDA_DST: Final = 1
+NDA_LLADDR: Final = 2
+NDA_FLAGS_EXT: Final = 15
+_NLA_TYPE_MASK: Final = 0x3FFF
 
-_CLASSES: Final = {
-    RTM_NEWLINK: ifinfmsg,
-    RTM_DELLINK: ifinfmsg,
-    RTM_NEWROUTE: rtmsg,
-    RTM_DELROUTE: rtmsg,
-    RTM_NEWNEIGH: ndmsg,
-    RTM_DELNEIGH: ndmsg,
+_ATTRIBUTE: Final = struct.Struct("=HH")
+"""struct rtattr: length, type."""
+_IPV4_BYTES: Final = 4
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """Type -> value. Of a type that is there twice the last one."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & _NLA_TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+class Message:
+    """A fixed header, by the names of its fields, and attributes behind it."""
+
+    HEADER: struct.Struct
+    FIELDS: tuple[str, ...]
+
+    def __init__(self, **fields: int) -> None:
+        self.fields: Final = {name: fields.pop(name, 0) for name in self.FIELDS}
+        assert not fields, f"{type(self).__name__} has no fields {', '.join(sorted(fields))}"
+        self.attributes: Final[dict[int, bytes]] = {}
+
+    def __getitem__(self, field: str) -> int:
+        return self.fields[field]
+
+    @classmethod
+    def decoded(cls, data: bytes) -> Self:
+        """What stands behind the netlink header. Raises struct.error where it is too short."""
+        message = cls(**dict(zip(cls.FIELDS, cls.HEADER.unpack_from(data), strict=True)))
+        message.attributes.update(_attributes(data[cls.HEADER.size :]))
+        return message
+
+    def encoded(self) -> bytes:
+        """The same for the kernel."""
+        parts = [self.HEADER.pack(*self.fields.values())]
+        for kind, value in self.attributes.items():
+            parts += [_ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind), value, bytes(-len(value) % 4)]
+        return b"".join(parts)
+
+    def raw(self, kind: int) -> bytes:
+        """An attribute's bytes, none where it is not there."""
+        return self.attributes.get(kind, b"")
+
+    def number(self, kind: int) -> int | None:
+        """An attribute that is a number; None where it is not there."""
+        value = self.attributes.get(kind)
+        return None if value is None else int.from_bytes(value, sys.byteorder)
+
+    def address(self, kind: int) -> str | None:
+        """An attribute that is an IPv4 address; None where it is not there, or is of another family."""
+        value = self.raw(kind)
+        return socket.inet_ntoa(value) if len(value) == _IPV4_BYTES else None
+
+    def nested(self, kind: int) -> dict[int, bytes]:
+        """An attribute that holds attributes."""
+        return _attributes(self.raw(kind))
+
+    def put_number(self, kind: int, value: int) -> None:
+        """Sets an attribute that is a number of 32 bits."""
+        self.attributes[kind] = value.to_bytes(4, sys.byteorder)
+
+    def put_address(self, kind: int, address: str) -> None:
+        """Sets an attribute that is an IPv4 address."""
+        self.attributes[kind] = socket.inet_aton(address)
+
+
+class LinkMessage(Message):
+    """struct ifinfomsg."""
+
+    HEADER = struct.Struct("=BxHiII")
+    FIELDS = ("family", "device", "index", "flags", "change")
+
+
+class AddressMessage(Message):
+    """struct ifaddrmsg."""
+
+    HEADER = struct.Struct("=BBBBI")
+    FIELDS = ("family", "prefix", "flags", "scope", "index")
+
+
+class RouteMessage(Message):
+    """struct rtmsg."""
+
+    HEADER = struct.Struct("=BBBBBBBBI")
+    FIELDS = ("family", "dst_len", "src_len", "tos", "table", "protocol", "scope", "type", "flags")
+
+
+class NeighbourMessage(Message):
+    """struct ndmsg."""
+
+    HEADER = struct.Struct("=BxxxiHBB")
+    FIELDS = ("family", "ifindex", "state", "flags", "type")
+
+
+_CLASSES: Final[dict[int, type[Message]]] = {
+    RTM_NEWLINK: LinkMessage,
+    RTM_DELLINK: LinkMessage,
+    RTM_NEWADDR: AddressMessage,
+    RTM_NEWROUTE: RouteMessage,
+    RTM_DELROUTE: RouteMessage,
+    RTM_NEWNEIGH: NeighbourMessage,
+    RTM_DELNEIGH: NeighbourMessage,
 }
-
-
-def neighbour_message(**fields: int) -> Message:
-    """An empty ndmsg with these fields."""
-    message = ndmsg()
-    for name, value in fields.items():
-        message[name] = value
-    return message
-
-
-def route_message(**fields: int) -> Message:
-    """An empty rtmsg with these fields."""
-    message = rtmsg()
-    for name, value in fields.items():
-        message[name] = value
-    return message
-
-
-def link_message() -> Message:
-    """An empty ifinfmsg."""
-    return ifinfmsg()
 
 
 def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
@@ -96,9 +188,7 @@ def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def _decoded(kind: int, message: bytes) -> Message:
-    decoded = _CLASSES[kind](message)
-    decoded.decode()
-    return decoded
+    return _CLASSES[kind].decoded(message[_HEADER.size :])
 
 
 class Netlink:
@@ -139,12 +229,9 @@ class Netlink:
 
     def _send(self, kind: int, message: Message, flags: int) -> None:
         self._sequence += 1
-        header = message["header"]
-        header["type"], header["flags"] = kind, _NLM_F_REQUEST | flags
-        header["sequence_number"], header["pid"] = self._sequence, 0
-        message.reset()
-        message.encode()
-        self._socket.send(message.data)
+        body = message.encoded()
+        header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + body)
 
     def _receive(self, *, one: bool) -> tuple[list[Message], bool]:
         """The answer to the last request: up to its end (or its first message), and whether a change tore it."""
@@ -157,7 +244,7 @@ class Netlink:
                         continue  # the late answer to a question that was given up
                     torn |= bool(flags & _NLM_F_DUMP_INTR)
                     if kind == _NLMSG_ERROR:
-                        (error,) = struct.unpack_from("<i", data, _HEADER.size)
+                        (error,) = struct.unpack_from("=i", data, _HEADER.size)
                         if error:
                             raise OSError(-error, os.strerror(-error))
                         return found, torn

@@ -77,9 +77,11 @@ class VipIndex:
         for place in sorted(linked):
             if self._rows["used"][place]:
                 self._places[_key_of(self._rows[place])] = place
-        apart = [place for place in range(VIP_INDEX_COUNT - 1, VIPS_MAX - 1, -1) if place not in linked]
-        self._resting = [place for place in apart if self._rows["used"][place]]
-        self._free = [place for place in apart if not self._rows["used"][place]]
+        apart = np.arange(VIP_INDEX_COUNT - 1, VIPS_MAX - 1, -1)
+        apart = apart[~np.isin(apart, sorted(linked))]
+        used = self._rows["used"][apart] != 0
+        self._resting: list[int] = apart[used].tolist()
+        self._free: list[int] = apart[~used].tolist()
 
     def _walk(self, head: int) -> Iterator[int]:
         place = head

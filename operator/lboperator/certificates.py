@@ -2,7 +2,7 @@
 else reads, and the nodes', which the DaemonSet mounts.
 
 Why here: an LB pod has no access to the API and no token, so it cannot ask for a certificate; kubelet brings the Secret
-to it, and brings what is renewed, too (the agent notices, no restart). Everything is made by ``lbpod.certs.mint`` in
+to it, and brings what is renewed, too (the agent notices, no restart). Everything is made by ``lbpod.minting.mint`` in
 a folder in memory, as `holdfast certs` would; here is only the way between folder and Secrets.
 
 All nodes' keys are in one Secret, so whoever owns one LB's node can read the others' keys. It owns the network of that
@@ -19,8 +19,9 @@ from typing import Final
 import structlog
 
 from lboperator.api import Api, Json
-from lbpod.certs import CertsError, mint
+from lbpod.certs import CertsError
 from lbpod.core.limits import MINTED_NODES_MAX
+from lbpod.minting import mint
 
 _LOG: Final = structlog.get_logger()
 _OWN: Final = ("ca.crt", "ca.key", "controller.crt", "controller.key", "viewer.crt", "viewer.key")

@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.certs import mint
 from lbpod.core.layout import FLOW, RECORD
 from lbpod.core.messages import HandoverCall, LbStatus, RingDoneCall, RingPrepareCall, RingStep, RingSwitchCall
 from lbpod.core.model import Snapshot, World
@@ -32,6 +31,7 @@ from lbpod.core.wire import Body, decode
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.port import FlowMap, Rows
 from lbpod.logs import configure_logs
+from lbpod.minting import mint
 from tests.agents import CLUSTER, NODE_NAMES, Caller, Reachable, make_parts, roll_out, running
 from tests.bench.bench_resolve import address_of, kernel_maps, replaced
 

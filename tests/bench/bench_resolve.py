@@ -24,7 +24,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.certs import mint
 from lbpod.core.layout import RECORD
 from lbpod.core.limits import BATCH_MAX
 from lbpod.core.model import Affinity, BackendState, Protocol, World, WorldBackend, WorldNode, WorldVip, parse_address
@@ -32,6 +31,7 @@ from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import LoadSettings, load
 from lbpod.datapath.port import FlowMap, Rows
 from lbpod.logs import configure_logs
+from lbpod.minting import mint
 from tests.agents import NODE_NAMES, VIP_ADDRESS, Caller, follow, make_parts, relayed_flows, roll_out, running
 
 FLOW_COUNT: Final = 14 * BATCH_MAX

@@ -9,12 +9,13 @@ import pytest
 
 from lbpod.agent.age import HEADER_CLOCK
 from lbpod.agent.clock import now_ns
-from lbpod.certs import client_context, files_in, mint
+from lbpod.certs import client_context, files_in
 from lbpod.core import wire
 from lbpod.core.limits import QUESTION_AGE_NS_MAX
 from lbpod.core.messages import ForgetCall, ResolveCall, SettleCall, SettleKind, SettleStep
 from lbpod.core.model import parse_address
 from lbpod.datapath.memory import MemoryDatapath
+from lbpod.minting import mint
 from tests.agents import Caller, follow, make_parts, roll_out, running, world
 
 ASK = SettleCall(0, SettleStep.ASK, SettleKind.SETTLE, 1, 1, b"", b"")

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
 from lbpod.agent.settings import Endpoint
-from lbpod.certs import files_in, mint
+from lbpod.certs import files_in
 from lbpod.core import wire
 from lbpod.core.layout import MEMBER_UP
 from lbpod.core.limits import PEER_BODY_BYTES_MAX
@@ -32,6 +32,7 @@ from lbpod.core.verdicts import Verdict
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.misses import Miss
 from lbpod.datapath.port import FlowMap
+from lbpod.minting import mint
 from tests.agents import FENCE_NEVER_NS, Caller, follow, make_parts, relayed_flows, roll_out, running, world
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lbpod.certs import client_context, files_in, mint, server_name
+from lbpod.certs import client_context, files_in, server_name
 from lbpod.core import wire
 from lbpod.core.layout import SLOT_CURRENT_MASK
 from lbpod.core.messages import CommitCall, PrepareCall
@@ -38,6 +38,7 @@ from lbpod.core.snapshot import Tables, digest_of, next_snapshot
 from lbpod.lab import Lab, python, start_nginx
 from lbpod.lab.program import Program
 from lbpod.lab.workload import Backend
+from lbpod.minting import mint
 
 pytestmark = [
     pytest.mark.root,

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
 from lbpod.agent.leave import Left
-from lbpod.certs import mint
 from lbpod.core import wire
 from lbpod.core.messages import (
     ControlCall,
@@ -27,6 +26,7 @@ from lbpod.core.messages import (
 from lbpod.core.model import Snapshot, World, parse_address
 from lbpod.core.snapshot import digest_of, ring_snapshot
 from lbpod.datapath.memory import MemoryDatapath
+from lbpod.minting import mint
 from tests.agents import FENCE_NEVER_NS, Caller, follow, make_parts, roll_out, running, world
 
 WITHDRAW_NS = 500_000_000

@@ -25,12 +25,12 @@ from lbpod.agent.metrics import Metrics
 from lbpod.agent.outbox import Loss, Outbox, Stream
 from lbpod.agent.redis_writer import RedisWriter
 from lbpod.agent.settings import RedisTarget
-from lbpod.certs import mint
 from lbpod.core.limits import DIAGNOSTICS_QUEUE_MAX, DIAGNOSTICS_STATE_SECONDS, DIAGNOSTICS_STREAM_MAX
 from lbpod.core.messages import Answered, AskFailed, ResolveAnswer
 from lbpod.core.model import Snapshot, parse_address
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import FlowMap
+from lbpod.minting import mint
 from tests.agents import FENCE_NEVER_NS, Caller, follow, make_parts, relayed_flows, roll_out, running, world
 from tests.redis_server import RedisServer, entries, redis_server
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lbpod.certs import mint
 from lbpod.lab import Lab, python
+from lbpod.minting import mint
 
 pytestmark = [
     pytest.mark.root,

@@ -27,11 +27,11 @@ from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
 from lbpod.agent.settings import Endpoint
-from lbpod.certs import mint
 from lbpod.core.limits import MEMBER_NONE
 from lbpod.core.messages import LbStatus, Phase
 from lbpod.core.model import parse_address
 from lbpod.datapath.memory import MemoryDatapath
+from lbpod.minting import mint
 from lbpod.standalone.config import load
 from lbpod.standalone.driver import Controller
 from lbpod.standalone.http import make_app

@@ -15,11 +15,11 @@ import lbpod.agent.__main__ as command
 from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BROKEN, BrokenError, is_ours
 from lbpod.agent.run import serve
-from lbpod.certs import mint
 from lbpod.core.messages import KeeperEffect, KeeperEvent, LbStatus, QuietCall, Tick
 from lbpod.core.model import parse_address
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
+from lbpod.minting import mint
 from tests.agents import Caller, follow, make_parts, roll_out, running, world
 
 
@@ -147,7 +147,7 @@ def test_the_exit_status_says_whose_fault_it_was(
     def run_agent(_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(command, "run_agent", run_agent)
+    monkeypatch.setattr("lbpod.agent.run.run_agent", run_agent)
     monkeypatch.setattr(os, "environ", {})
     assert status == command.main()
     assert f"holdfast agent: {error}\n" == capsys.readouterr().err

@@ -13,12 +13,12 @@ from lbpod.certs import (
     Role,
     client_context,
     files_in,
-    mint,
     role_of,
     server_context,
     server_name,
 )
 from lbpod.core.errors import RemoteError
+from lbpod.minting import mint
 
 
 @pytest.fixture(scope="module")
