@@ -4,7 +4,9 @@ Ratios are quoted from one run on one machine, which is named with its kernel an
 machine is a rumour. Nothing here fails for being slow: a bench measures, a test judges. A bench that this machine
 cannot run (no root, no BPF) is named with the reason and left out.
 
-    python -m tests.bench [--quick] [--json FILE] [--report FILE] [--only fastpath,resolve,commit,handover,settle,table]
+    python -m tests.bench [--quick] [--json FILE] [--report FILE] [--only NAMES]
+
+NAMES: fastpath,resolve,commit,handover,settle,start,table, or some of them.
 """
 
 import argparse
@@ -19,7 +21,16 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import bench_commit, bench_handover, bench_resolve, bench_settle, bench_table, fastpath, reports
+from tests.bench import (
+    bench_commit,
+    bench_handover,
+    bench_resolve,
+    bench_settle,
+    bench_start,
+    bench_table,
+    fastpath,
+    reports,
+)
 from tests.bench.reports import Figures, Goal
 
 
@@ -49,6 +60,7 @@ BENCHES: Final = (
         bench_settle.run,
         lambda: bench_settle.run(2),
     ),
+    Bench("start", "an agent that was killed is ready again", bench_start.run, lambda: bench_start.run(3)),
     Bench("table", "the lookup table", bench_table.run, lambda: bench_table.run((10, 100))),
 )
 
@@ -146,7 +158,7 @@ def report(figures: Mapping[str, Figures], named: Figures, command: str) -> str:
         lines += ["", f"A VIP takes {per_vip:,} bytes, a flow in steady state {held:g}."]
     if "table" in figures:
         lines += ["", "## The lookup table: balance and disruption", "", *_table_lines(figures["table"])]
-    for name in ("resolve", "commit", "handover", "settle"):
+    for name in ("resolve", "commit", "handover", "settle", "start"):
         if name in figures:
             lines += ["", f"## {name.capitalize()}", ""]
             lines += [f"- {key}: {value}" for key, value in figures[name][name].items()]
