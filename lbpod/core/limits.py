@@ -184,6 +184,19 @@ TABLE_FEW_MAX: Final = 32
 TABLE_COLUMNS_MAX: Final = 32
 """Backends whose scores are kept for the next table of few, 512 KiB each: 16 MiB for all VIPs together."""
 
+COLUMNS_KEPT_NS: Final = 10_000_000_000
+"""An LB lets these scores go when it has built no table for so long."""
+
+# --- At rest ---------------------------------------------------------------------------------------------------------
+REST_NS: Final = 1_000_000_000
+"""An LB looks this often for what it may keep in less memory ..."""
+
+FOLD_VIPS_MAX: Final = 16
+"""... and then folds the slots of so many VIPs at most, at half a millisecond each."""
+
+INNER_MAPPED_MAX: Final = 8
+"""Arrays of VIPs that an agent has mapped at one time, 512 KiB each; there are two for each VIP."""
+
 # --- Ring changes and failover ---------------------------------------------------------------------------------------
 BEAT_NS: Final = 200_000_000
 """An LB asks those that it watches whether they are there this often."""
@@ -247,7 +260,7 @@ DRAIN_PAUSE_NS_MIN: Final = 2_000_000
 """Pause between two looks into `pending` while flows are found there ..."""
 
 DRAIN_PAUSE_NS_MAX: Final = 50_000_000
-"""... and the longest one while none are: a look at an empty map costs 50 microseconds."""
+"""... and the longest one while none are: a look at an empty map costs 50 microseconds, and waking up for it 500."""
 
 EVENTS_PER_TURN_MAX: Final = 256
 """Events that an agent handles before it looks at its clock and its sockets again."""

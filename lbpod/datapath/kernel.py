@@ -44,6 +44,7 @@ from lbpod.core.limits import (
 )
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath import layout, libbpf, misses
+from lbpod.datapath.inner import InnerArrays
 from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
 from lbpod.datapath.loader import FastPath
 from lbpod.datapath.mapped import MappedArray
@@ -80,8 +81,8 @@ def _joined(dtype: np.dtype[Any], parts: Sequence[npt.NDArray[Any]]) -> npt.NDAr
 class KernelDatapath:
     """One node's maps in the kernel. Not thread-safe: one task owns it.
 
-    Invariants: a VIP is in `_slots` exactly if its two inner arrays are pinned and mapped (`_other_seen` has the same
-    keys); it is in the outer maps, too, unless it is in `_unpublished`; no used row of `vips` leads to one of those.
+    Invariants: a VIP is in `_vips` exactly if its two inner arrays are pinned; it is in the outer maps, too, unless it
+    is in `_unpublished`; no used row of `vips` leads to one of those.
     """
 
     def __init__(self, fast_path: FastPath) -> None:
@@ -99,8 +100,8 @@ class KernelDatapath:
         self._forget_fd = fast_path.program("hf_forget").fd
         self._pending_cursor: int | None = None
         self._pending_left: tuple[Rows, Rows] | None = None
-        self._slots: dict[int, MappedArray] = {}
-        self._other_seen: dict[int, MappedArray] = {}
+        self._vips: set[int] = set()
+        self._inner = InnerArrays(fast_path.pins)
         self._unpublished: list[int] = []
         self.misses: frozenset[misses.Miss] = frozenset()
         self._vips_restore()
@@ -110,8 +111,7 @@ class KernelDatapath:
         desks = (self._lookup_keys, self._lookup_values, self._stale_keys, self._stale_stamps)
         for each in [*self._arrays.values(), *desks]:
             each.close()
-        for each in [*self._slots.values(), *self._other_seen.values()]:
-            each.close()
+        self._inner.close()
         self._fast_path.close()
 
     def _map_array(self, name: str) -> MappedArray:
@@ -153,14 +153,14 @@ class KernelDatapath:
     # --- VIPs -----------------------------------------------------------------------------------------------------
 
     def vip_create(self, vip: int) -> None:
-        """Makes, pins and maps the two inner arrays (all zero). A VIP that exists is left as it is.
+        """Makes and pins the two inner arrays (all zero). A VIP that exists is left as it is.
 
         The programs see them at once where a row of `vips` leads there already, otherwise with the next write to
         `vips`: publishing costs two waits for all CPUs (some 16 ms here), however many VIPs are published together.
         """
         if not 0 < vip < VIPS_MAX:
             raise DatapathError(f"VIP id {vip} is out of range: 1..{VIPS_MAX - 1}")
-        if vip in self._slots:
+        if vip in self._vips:
             return
         pins = self._fast_path.pins
         try:
@@ -171,30 +171,28 @@ class KernelDatapath:
                     libbpf.pin(fd, pins.vip_path(outer, vip))
                 finally:
                     os.close(fd)
-            self._vip_map(vip)
         except DatapathError:
             for outer in layout.PER_VIP:
                 pins.vip_unpin(outer, vip)
             raise
+        self._vips.add(vip)
         self._unpublished.append(vip)
         rows = self._arrays[ArrayName.VIPS].values
         if bool(np.any((rows["id"] == vip) & (rows["used"] != 0))):
             self._publish()
 
-    def _vip_map(self, vip: int) -> bool:
-        """Maps the pinned inner arrays of a VIP; True where the programs see these very arrays already."""
-        pins, opened, seen = self._fast_path.pins, dict[str, MappedArray](), True
+    def _is_published(self, vip: int) -> bool:
+        """Do the programs see these very arrays?"""
+        pins, seen = self._fast_path.pins, True
         for outer in layout.PER_VIP:
             fd = libbpf.pinned(pins.vip_path(outer, vip))
             if fd is None:
                 raise DatapathError(f"the pin {pins.vip_path(outer, vip)} has gone")
             try:
-                opened[outer] = MappedArray(f"{outer} of VIP {vip}", fd, layout.U64, SLOT_COUNT)
                 published = libbpf.map_lookup(self._fds[outer], outer, vip.to_bytes(4, "little"), 4)
                 seen &= published == libbpf.map_info(fd).id.to_bytes(4, "little")
             finally:
                 os.close(fd)
-        self._slots[vip], self._other_seen[vip] = opened["slots"], opened["other_seen"]
         return seen
 
     def _vips_restore(self) -> None:
@@ -203,7 +201,8 @@ class KernelDatapath:
         pinned = {outer: set(pins.vip_ids(outer)) for outer in layout.PER_VIP}
         for vip in sorted(set.union(*pinned.values())):
             if all(vip in ids for ids in pinned.values()):
-                if not self._vip_map(vip):
+                self._vips.add(vip)
+                if not self._is_published(vip):
                     self._unpublished.append(vip)
             else:
                 self._vip_unpublish(vip)
@@ -239,36 +238,36 @@ class KernelDatapath:
 
     def vip_delete(self, vip: int) -> None:
         """Takes the arrays out of the programs' sight, then out of the world. One that does not exist is no error."""
-        if vip not in self._slots:
+        if vip not in self._vips:
             return
         self._vip_unpublish(vip)
         self._unpublished = [other for other in self._unpublished if other != vip]
-        self._slots.pop(vip).close()
-        self._other_seen.pop(vip).close()
+        self._inner.forget(vip)
+        self._vips.remove(vip)
 
     def vip_ids(self) -> Sequence[int]:
         """VIPs that exist, ascending."""
-        return sorted(self._slots)
+        return sorted(self._vips)
 
-    def _of_vip(self, arrays: dict[int, MappedArray], vip: int) -> MappedArray:
-        if vip not in arrays:
+    def _of_vip(self, outer: str, vip: int) -> MappedArray:
+        if vip not in self._vips:
             raise DatapathError(f"VIP {vip} does not exist in the kernel's maps")
-        return arrays[vip]
+        return self._inner.get(outer, vip)
 
     def write_slots(self, vip: int, slots: U32, words: U64) -> None:
         """Writes slot words in place; each changes atomically."""
-        array = self._of_vip(self._slots, vip)
+        array = self._of_vip("slots", vip)
         assert len(slots) == len(words), "as many words as slots"
         array.check(slots)
         array.words[slots, 0] = words
 
     def read_slots(self, vip: int) -> U64:
         """A copy of all words of a VIP."""
-        return self._of_vip(self._slots, vip).words[:, 0].copy()
+        return self._of_vip("slots", vip).words[:, 0].copy()
 
     def read_other_seen(self, vip: int) -> U64:
         """A copy of all stamps of a VIP."""
-        return self._of_vip(self._other_seen, vip).words[:, 0].copy()
+        return self._of_vip("other_seen", vip).words[:, 0].copy()
 
     # --- Hash maps ------------------------------------------------------------------------------------------------
 

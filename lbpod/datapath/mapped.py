@@ -1,7 +1,7 @@
 """Kernel arrays as NumPy arrays: BPF_F_MMAPABLE maps, mapped into this process and written in place.
 
-Why not the mmap module: it keeps a file descriptor for every mapping, and two arrays per VIP would exhaust the usual
-limit of 1,024; the mapping itself holds the map. Stores are single aligned 64-bit words (NumPy's fancy indexing moves
+Why not the mmap module: it keeps a file descriptor for every mapping, though the mapping itself holds the map.
+Stores are single aligned 64-bit words (NumPy's fancy indexing moves
 element by element), so the fast path sees each word either old or new. memcpy of a whole table was no faster where
 it matters (65,536 words take some 100 us) and promises nothing about words.
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lbpod.core import layout
-from lbpod.core.limits import BATCH_MAX, LOOKUP_BATCH_MAX, SLOT_COUNT, VIPS_MAX
+from lbpod.core.limits import BATCH_MAX, INNER_MAPPED_MAX, LOOKUP_BATCH_MAX, SLOT_COUNT, VIPS_MAX
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.layout import MAPS
 from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
@@ -135,6 +135,27 @@ def test_a_whole_table_is_written_and_read(made: Made) -> None:
     assert not made.datapath.read_slots(2).any(), "the other VIP's slots are its own"
     with pytest.raises(DatapathError):
         made.datapath.write_slots(1, np.array([SLOT_COUNT], np.uint32), np.zeros(1, np.uint64))
+
+
+def test_more_vips_are_served_than_are_mapped_at_one_time(made: Made) -> None:
+    vips, slot = range(1, INNER_MAPPED_MAX + 3), np.array([9], np.uint32)
+    for vip in vips:
+        made.datapath.vip_create(vip)
+    for turn in (1, 2):
+        for vip in vips:
+            made.datapath.write_slots(vip, slot, np.array([vip << turn], np.uint64))
+        assert [vip << turn for vip in vips] == [int(made.datapath.read_slots(vip)[9]) for vip in vips]
+    assert INNER_MAPPED_MAX + len(OF_THAT_SIZE) >= _mapped_count() < 2 * len(vips)
+
+
+OF_THAT_SIZE = (ArrayName.OWN, ArrayName.NEXT, ArrayName.PREV)
+
+
+def _mapped_count() -> int:
+    """BPF arrays as large as those of a VIP that this process has mapped."""
+    rows = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "bpf-map" in line]
+    sizes = [int(end, 16) - int(begin, 16) for begin, _, end in (row.partition("-") for row in rows)]
+    return sizes.count(SLOT_COUNT * 8)
 
 
 # --- Flows ------------------------------------------------------------------------------------------------------------
