@@ -294,6 +294,8 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
     named = _endpoints(vip for known in reversed(state.plans()) for vip in known.snapshot.vips)
     was_alive = state.alive
     state.committed, state.prepared = Plan(plan.snapshot, plan.digest), None
+    if state.staged is not None and state.staged.generation == plan.generation:
+        state.staged = state.committed  # its tables are in the slots
     state.refresh()
     for number in np.flatnonzero(was_alive & ~state.alive).tolist():
         state.resting[number], state.died_at_ns = (named[number], now_ns), now_ns

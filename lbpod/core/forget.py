@@ -104,6 +104,12 @@ def drop_failed(state: State) -> None:
     state.foreign_due = True
 
 
+def let_go(state: State) -> None:
+    """What the last DropRecords stood for is done: had it failed, that would have been said before anything else."""
+    state.purging = {}
+    state.purge_kept = {vip: kept for vip, kept in state.purge_kept.items() if vip in state.purge}
+
+
 # --- A list of all records --------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class _Dumped(Question):

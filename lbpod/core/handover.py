@@ -149,11 +149,11 @@ def _words(state: State, share: _Share) -> Iterator[StateCall]:
     page = _page(state, share)
     steady: list[int] = []
     for vip_id, vs in sorted(state.vips.items()):
-        tracking = share.covered[is_tracking(vs.slots.words[share.covered])]
+        tracking = share.covered[is_tracking(vs.slots.at(share.covered))]
         if not len(tracking):
             steady.append(vip_id)
             continue
-        words = vs.slots.words[tracking].astype("<u8").tobytes()
+        words = vs.slots.at(tracking).astype("<u8").tobytes()
         yield page(vip=vip_id, tracking=slots_bytes(tracking), words=words)
     yield page(steady_vips=np.array(steady, dtype="<u4").tobytes())
 

@@ -17,6 +17,7 @@ back here.
 | ``quiet`` | as host agent: which slots have no live flow left |
 | ``watch`` | which members are believed to be down, and the fence |
 | ``sweep`` | as host agent: when translated flows go, and whether some may have been evicted |
+| ``rest`` | what is kept in less memory while nothing changes |
 | ``flows`` | arithmetic on thousands of flows |
 
 **When a write fails** (EffectsFailed), nothing that stood behind it was done: whoever waits for a Reply in the rest
@@ -33,7 +34,7 @@ from typing import assert_never
 
 import numpy as np
 
-from lbpod.core import change, forget, handover, quiet, resolve, ring, settle, sweep, watch
+from lbpod.core import change, forget, handover, quiet, resolve, rest, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.core.messages import (
@@ -209,6 +210,7 @@ class Keeper:
         effects += watch.tick(state, now_ns)
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
+        rest.tick(state, now_ns)
         effects += handover.tick(state, now_ns)
         return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns), *sweep.tick(state, now_ns)]
 

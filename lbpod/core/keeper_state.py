@@ -295,6 +295,9 @@ class Unwritten:
 class State:
     """All that one Keeper knows. The parts of the Keeper change it; nothing else does."""
 
+    rest_at_ns = 0
+    """When ``rest`` looks again."""
+
     def __init__(self, node_name: str) -> None:
         self.node_name: Final = node_name
         self.committed: Plan | None = None
@@ -493,7 +496,7 @@ class State:
 
     def write(self, vs: VipState, slots: U32) -> Effects:
         """The effect that brings changed slots from the mirror into the maps; none where none changed."""
-        return [WriteSlots(vs.id, slots, vs.slots.words[slots])] if len(slots) else []
+        return [WriteSlots(vs.id, slots, vs.slots.at(slots))] if len(slots) else []
 
     # --- Slots and replicas -------------------------------------------------------------------------------------------
     def update_ring(self, now_ns: int) -> Effects:
@@ -589,7 +592,7 @@ class State:
             vs = self.vips.get(vip_id)
             if vs is not None:
                 places = vips == vip_id
-                words[places], held[places] = vs.slots.words[slots[places]], True
+                words[places], held[places] = vs.slots.at(slots[places]), True
         return words, held
 
     # --- For people and controllers -----------------------------------------------------------------------------------

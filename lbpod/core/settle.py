@@ -141,7 +141,7 @@ class _View:
 
 def _view(state: State, vs: VipState, slots: U32) -> _View:
     track = vs.slots.track or Track()
-    words = vs.slots.words[slots]
+    words = vs.slots.at(slots)
     current, base = current_of(words), base_of(words)
     changed, of_vip = track.changed_at_ns[slots], _of_vip(state, vs)
     # Any backend but current: nobody, where the VIP has no other.
@@ -308,7 +308,7 @@ def _flag_and_look(state: State, vs: VipState, now_ns: int) -> Effects:
         return _end(vs, now_ns)
     slots = view.slots[chosen]
     round_.phase, round_.waiting = Phase.LOOKING, 1
-    fresh = slots[~is_settling(vs.slots.words[slots])]
+    fresh = slots[~is_settling(vs.slots.at(slots))]
     effects = state.write(vs, vs.slots.flag(slots))
     return [*effects, LookSeen(state.open(_OwnSeen(vs, round_, slots, fresh), now_ns), vs.id)]
 
@@ -329,7 +329,7 @@ class _OwnSeen(Question):
         self.round.waiting -= 1
         if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
-        slots = self.slots[is_tracking(self.vs.slots.words[self.slots])]
+        slots = self.slots[is_tracking(self.vs.slots.at(self.slots))]
         if not state.is_calm or self.round.epoch != state.generation:
             return [*state.write(self.vs, self.vs.slots.unflag(self.fresh)), *_end(self.vs, now_ns)]
         return _ask_backups(state, self.vs, slots, self.fresh, answer, now_ns)
@@ -370,7 +370,7 @@ def _ask_backup(
     round_ = vs.round
     assert round_ is not None, "backups are asked in a round"
     if backup == MEMBER_NONE:  # a ring of one: there is nobody who may know more
-        return _conclude(state, vs, round_, kind, slots, current_of(vs.slots.words[slots]), now_ns)
+        return _conclude(state, vs, round_, kind, slots, current_of(vs.slots.at(slots)), now_ns)
     node = state.node_of_member.get(backup, 0)
     if not node or not state.has_room(node):
         return state.write(vs, vs.slots.unflag(fresh))
@@ -397,12 +397,12 @@ def called(state: State, request: int, call: SettleCall, now_ns: int) -> Effects
         return [Reply(request, _NONE_AGREED)]
     slots = slots_from(call.slots)
     if call.step is SettleStep.LOOK:
-        steady = slots[~is_tracking(vs.slots.words[slots])]
-        return [Reply(request, _agreed(steady, current_of(vs.slots.words[steady])))]
+        steady = slots[~is_tracking(vs.slots.at(slots))]
+        return [Reply(request, _agreed(steady, current_of(vs.slots.at(steady))))]
     slots = slots[state.owner[slots] == call.member]
     if call.step is SettleStep.TELL:
         effects = _finish(state, vs, slots, now_ns)
-        return [*effects, Reply(request, _agreed(slots, current_of(vs.slots.words[slots])))]
+        return [*effects, Reply(request, _agreed(slots, current_of(vs.slots.at(slots))))]
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     slots = slots[state.backup[slots] == state.member]
@@ -429,20 +429,20 @@ class _BackupSeen(Question):
         vs, call = self.vs, self.call
         if state.vips.get(vs.id) is not vs or not state.is_calm or call.epoch != state.generation:
             return [Reply(self.request, _NONE_AGREED)]
-        steady = ~is_tracking(vs.slots.words[self.slots])
+        steady = ~is_tracking(vs.slots.at(self.slots))
         tracking = self.slots[~steady]
         agreed = tracking[self._may_settle(state, tracking, answer, now_ns)]
         if call.kind is SettleKind.SETTLE:
             changed = vs.slots.agree(agreed)
             # No live flow has another backend: records that say so are of flows that are over.
-            forget.note_settled(state, vs.id, agreed, now_ns, current_of(vs.slots.words[agreed]))
+            forget.note_settled(state, vs.id, agreed, now_ns, current_of(vs.slots.at(agreed)))
         else:
-            apart = agreed[base_of(vs.slots.words[agreed]) != current_of(vs.slots.words[agreed])]
-            changed = vs.slots.rebase(apart, current_of(vs.slots.words[apart]), state.alive, now_ns)
+            apart = agreed[base_of(vs.slots.at(agreed)) != current_of(vs.slots.at(agreed))]
+            changed = vs.slots.rebase(apart, current_of(vs.slots.at(apart)), state.alive, now_ns)
         # A slot that is steady here has settled before: its owner may be, too.
         agreed = np.union1d(agreed, self.slots[steady]).astype(np.uint32)
         effects = state.write(vs, changed)
-        return [*effects, Reply(self.request, _agreed(agreed, current_of(vs.slots.words[agreed])))]
+        return [*effects, Reply(self.request, _agreed(agreed, current_of(vs.slots.at(agreed))))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
@@ -510,17 +510,17 @@ def _conclude(
 ) -> Effects:
     """The backup has made these its bases: so does the owner, in any case; and turns steady where nothing came
     between."""
-    tracking = is_tracking(vs.slots.words[slots])
+    tracking = is_tracking(vs.slots.at(slots))
     slots, bases = slots[tracking], bases[tracking]
     if not len(slots):
         return []
-    before = vs.slots.words[slots].copy()
+    before = vs.slots.at(slots)
     if kind is SettleKind.REBASE:
         vs.slots.rebase(slots, bases, state.alive, now_ns)
     else:
         vs.slots.take_over(slots, bases, state.alive)
     vs.slots.unflag(slots)
-    words = vs.slots.words[slots]
+    words = vs.slots.at(slots)
     if kind is SettleKind.REBASE or not state.is_calm or round_.epoch != state.generation:
         round_.settled += len(slots)
         return state.write(vs, slots[before != words])
@@ -547,7 +547,7 @@ def void_rounds(state: State) -> None:
 
 def _finish(state: State, vs: VipState, slots: U32, now_ns: int) -> Effects:
     """These slots are steady. Their records here are dropped with the next list of all records."""
-    slots = slots[is_tracking(vs.slots.words[slots])]
+    slots = slots[is_tracking(vs.slots.at(slots))]
     if not len(slots):
         return []
     forget.note_settled(state, vs.id, slots[state.is_replica(slots)], now_ns)

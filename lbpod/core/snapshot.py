@@ -31,6 +31,7 @@ from lbpod.core.limits import (
     BACKEND_IDS_MAX,
     BACKENDS_MAX,
     BUILDERS_MAX,
+    COLUMNS_KEPT_NS,
     DRAIN_TIMEOUT_SECONDS_MAX,
     GENERATION_MAX,
     IDLE_TIMEOUT_SECONDS_MAX,
@@ -88,9 +89,25 @@ class Tables:
         self._seed = seed
         self._builders: OrderedDict[VipKey, Builder] = OrderedDict()
         self._columns = Columns(seed)
+        self._is_used = False
+        self._until_ns = 0
+
+    @property
+    def scored_count(self) -> int:
+        """Backends whose scores are kept for the next table of few."""
+        return self._columns.count
+
+    def rest(self, now_ns: int) -> None:
+        """Called now and then, it lets the scores go of backends that no table has asked for lately: the next table of
+        few backends takes 1.3 ms more for each."""
+        if self._is_used:
+            self._is_used, self._until_ns = False, now_ns + COLUMNS_KEPT_NS
+        elif now_ns >= self._until_ns:
+            self._columns.clear()
 
     def table(self, key: VipKey, backends: Sequence[Backend]) -> Table:
         """The table of a VIP with these backends (all of them: who is eligible is decided here)."""
+        self._is_used = True
         builder = self._builders.pop(key, None) or Builder(self._seed, columns=self._columns)
         self._builders[key] = builder
         if len(self._builders) > BUILDERS_MAX:

@@ -243,6 +243,15 @@ class Columns:
         self._keys: OrderedDict[tuple[bytes, int], U64] = OrderedDict()
         """(identity, weight) -> (SLOT_COUNT,) keys; the one used last at the end."""
 
+    @property
+    def count(self) -> int:
+        """Backends whose keys are known."""
+        return len(self._keys)
+
+    def clear(self) -> None:
+        """Lets all of them go."""
+        self._keys.clear()
+
     def pairs(self, field: "_Field") -> U64:
         """(count, SLOT_COUNT) pairs of a field of this seed, a row for each backend."""
         pairs = np.empty((field.count, SLOT_COUNT), dtype=np.uint64)

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.layout import SLOT_BASE_SHIFT, SLOT_CURRENT_MASK, SLOT_SETTLING, SLOT_TRACKING
-from lbpod.core.limits import EARLIER_MAX, SLOT_COUNT
+from lbpod.core.limits import BACKEND_IDS_MAX, EARLIER_MAX, SLOT_COUNT
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -43,6 +43,9 @@ _SETTLING: Final = np.uint64(SLOT_SETTLING)
 _FLAGS: Final = np.uint64(SLOT_TRACKING | SLOT_SETTLING)
 _NO_FLAGS: Final = np.uint64(0)
 _SHIFT: Final = np.uint64(SLOT_BASE_SHIFT)
+_BYTE_PLACES: Final = 256
+
+assert SLOT_COUNT <= 1 << 16, "16 bits name every word that a VIP can have"
 
 
 def current_of(words: U64) -> U32:
@@ -74,6 +77,10 @@ def _no_stamps() -> U64:
     return np.zeros(SLOT_COUNT, dtype=np.uint64)
 
 
+def _no_slots() -> U32:
+    return np.zeros(0, dtype=np.uint32)
+
+
 def _nowhere() -> Bools:
     return np.zeros(SLOT_COUNT, dtype=np.bool_)
 
@@ -95,14 +102,66 @@ class Track:
     """(SLOT_COUNT, EARLIER_MAX) backends that live flows may have besides base and current; None: no slot has one."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """The words of a VIP whose slots are all steady: what words there are, and which of them each slot has."""
+
+    words: U64
+    places: npt.NDArray[np.unsignedinteger]
+    """(SLOT_COUNT,) of uint8 (256 backends at most; `none` counts as one) or uint16: places in ``words``."""
+
+
 class Slots:
-    """The words of one VIP as they are in the fast path, or will be once it takes writes again."""
+    """The words of one VIP as they are in the fast path, or will be once it takes writes again.
+
+    Folded they take an eighth (a quarter) of the memory. That is for VIPs at rest: whoever asks for ``words`` has them
+    whole from then on, until the next ``fold``.
+    """
 
     def __init__(self, words: U64 | None = None) -> None:
-        self.words: Final[U64] = np.zeros(SLOT_COUNT, dtype=np.uint64) if words is None else words.copy()
-        """Invariant: a steady slot has base == current and no flag."""
+        self._words: U64 | None = np.zeros(SLOT_COUNT, dtype=np.uint64) if words is None else words.copy()
+        self._folded: _Folded | None = None
+        """Invariant: exactly one of the two is None."""
         self.track: Track | None = None
         """Invariant: None iff no slot is tracking."""
+
+    @property
+    def words(self) -> U64:
+        """(SLOT_COUNT,), to be written in place. Invariant: a steady slot has base == current and no flag."""
+        if self._words is None:
+            assert self._folded is not None, "words are whole or folded"
+            self._words, self._folded = self._folded.words[self._folded.places], None
+        return self._words
+
+    def at(self, slots: U32) -> U64:
+        """Words of some slots (a copy), however they are kept."""
+        folded = self._folded
+        found: U64 = self.words[slots] if folded is None else folded.words[folded.places[slots]]
+        return found
+
+    @property
+    def is_foldable(self) -> bool:
+        """All slots are steady, and their words are whole."""
+        return self.track is None and self._words is not None
+
+    def fold(self) -> None:
+        """Keep the words of steady slots in little memory."""
+        assert self.is_foldable, "only what is steady and whole is folded"
+        current = current_of(self.words)
+        assert (self.words == make_words(current, current)).all(), "a steady slot has base == current and no flag"
+        is_used = np.zeros(BACKEND_IDS_MAX, dtype=np.bool_)
+        is_used[current] = True
+        backends = np.flatnonzero(is_used).astype(np.uint32)
+        narrow: type[np.unsignedinteger] = np.uint8 if len(backends) <= _BYTE_PLACES else np.uint16
+        place_of = np.zeros(BACKEND_IDS_MAX, dtype=narrow)
+        place_of[backends] = np.arange(len(backends))
+        self._folded, self._words = _Folded(make_words(backends, backends), place_of[current]), None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the words take."""
+        folded = self._folded
+        return self.words.nbytes if folded is None else folded.words.nbytes + folded.places.nbytes
 
     @property
     def tracking(self) -> Bools:
@@ -185,6 +244,8 @@ class Slots:
 
         alive: (BACKEND_IDS_MAX,), by the committed snapshot alone.
         """
+        if table is None and self.track is None:
+            return _no_slots()
         before = self.words.copy()
         old, base, tracking = current_of(before), base_of(before), self.tracking
         new = old if table is None else table
@@ -204,6 +265,8 @@ class Slots:
 
     def leave(self, alive: Bools) -> U32:
         """The change that is prepared here will not come; nobody has committed it. What tracks goes on tracking."""
+        if self.track is None:
+            return _no_slots()
         before = self.words.copy()
         if self.track is not None:
             self.track.touched[:] = False
@@ -273,7 +336,7 @@ class Slots:
     def rebase(self, slots: U32, bases: U32, alive: Bools, now_ns: int) -> U32:
         """As either: every live flow is recorded, so base may move; the old one stays possible, time counts anew."""
         if self.track is None:
-            return np.zeros(0, dtype=np.uint32)
+            return _no_slots()
         kept = is_tracking(self.words[slots])
         slots, bases = slots[kept], bases[kept]
         self._remember(slots.astype(np.intp), base_of(self.words), alive)

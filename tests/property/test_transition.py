@@ -79,6 +79,8 @@ class Pair:
 
     def move(self, name: str, argument: list[int] | set[int]) -> None:
         alive = self.living | self.prepared_living
+        if self.slots.is_foldable and len(argument) % 2:
+            self.slots.fold()  # at rest before, or not: no move may tell
         if name == "prepare":
             wanted = list(argument)
             self.prepared_living = set(wanted) - {0}

@@ -287,3 +287,42 @@ def test_restoring_a_steady_slot_that_fits_nothing_tracks_it() -> None:
     again = Slots(steady(1, 2).words)
     assert [0] == again.restore(table(3, 2), None, alive(1, 2, 3), False, NOW_NS).tolist()
     assert (3, 1, True) == at(again, 0)
+
+
+@pytest.mark.parametrize(("backends", "bytes_a_slot"), [(3, 1), (256, 1), (257, 2), (BACKEND_IDS_MAX // 4, 2)])
+def test_folded_slots_say_the_same_in_less_memory(backends: int, bytes_a_slot: int) -> None:
+    ids = np.arange(1, backends + 1, dtype=np.uint32)
+    slots = Slots()
+    slots.commit(ids[np.arange(SLOT_COUNT) % backends], alive(*ids), NOW_NS)
+    words, some = slots.words.copy(), np.array([0, 7, 7, SLOT_COUNT - 1], dtype=np.uint32)
+    slots.fold()
+    assert bytes_a_slot * SLOT_COUNT + 8 * backends == slots.kept_bytes
+    assert (words[some] == slots.at(some)).all()
+    assert not slots.is_foldable, "a question about some slots leaves all folded"
+    assert (words == slots.words).all()
+    assert slots.is_foldable
+
+
+def test_what_changes_nothing_leaves_slots_folded() -> None:
+    slots = steady(1, 2)
+    slots.fold()
+    assert 0 == len(slots.commit(None, alive(1, 2), NOW_NS)) == len(slots.leave(alive(1, 2)))
+    assert not slots.is_foldable
+    assert 0 == slots.tracking_count
+
+
+def test_a_change_of_folded_slots_is_like_any_other() -> None:
+    folded, whole = steady(1, 2), steady(1, 2)
+    folded.fold()
+    assert (
+        whole.prepare(table(3, 2), None, alive(1, 2, 3), NOW_NS)
+        == folded.prepare(table(3, 2), None, alive(1, 2, 3), NOW_NS)
+    ).all()
+    assert (whole.words == folded.words).all()
+
+
+def test_slots_that_track_are_not_folded() -> None:
+    slots = changed_once()
+    assert not slots.is_foldable
+    with pytest.raises(AssertionError, match="steady"):
+        slots.fold()
