@@ -38,4 +38,5 @@ ENV PYTHONPATH=/opt/holdfast PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # Root, for the capabilities that the chart leaves it (NET_ADMIN, BPF, PERFMON) reach no other user.
 USER 0:0
 EXPOSE 9900 9902
-ENTRYPOINT ["python3", "-m", "lbpod.cli", "agent"]
+# Not by the command line for people, whose parser takes ten megabytes.
+ENTRYPOINT ["python3", "-m", "lbpod.agent"]

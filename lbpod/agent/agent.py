@@ -17,6 +17,7 @@ from aiohttp import web
 
 from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
+from lbpod.agent.heap import give_back
 from lbpod.agent.leave import leave
 from lbpod.agent.outbox import Outbox
 from lbpod.agent.peers import Peers
@@ -179,6 +180,7 @@ class Agent:
         while True:
             self._name_substitutes()
             self._renew()
+            give_back()
             if self._outbox is not None:
                 self._outbox.put_state(self.view.summary())
             await asyncio.sleep(LOOK_AFTER_NS * 1e-9)

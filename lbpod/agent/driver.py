@@ -1,8 +1,9 @@
 """The only loop: what happens becomes events, one at a time into the Keeper, and its effects are carried out in order.
 
 One task owns the Keeper and the datapath, so neither needs a lock. Everybody else (server, peers, neighbours) leaves
-events in a queue. The drain pauses longer while it finds nothing, and does not take flows out while as many questions
-are under way as may be: the map keeps them, deduplicated, better than any queue could.
+events in a queue. The drain pauses longer while it finds nothing (until the next tick where no slot tracks: there is
+nothing to find), and does not take flows out while as many questions are under way as may be: the map keeps them,
+deduplicated, better than any queue could.
 
 A step that may build tables (a snapshot, prepare, commit: up to a second each for a thousand backends) runs in a
 thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper and the datapath
@@ -271,7 +272,7 @@ class Driver:
         next_resolve_ns = next_tick_ns + NEXT_HOP_GRACE_NS
         ran_ns = now_ns()
         while not self._stopping:
-            await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
+            waited = await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
             slept_ns = now_ns() - ran_ns
             if slept_ns > MARGIN_NS:
                 self._feed(Woke(slept_ns))
@@ -286,8 +287,11 @@ class Driver:
                 self._write_hops(self._applier.stop_believing)
                 next_resolve_ns = now_ns() + NEIGHBOUR_REFRESH_NS
             if now_ns() >= next_drain_ns:
-                next_drain_ns = now_ns() + self._drain()
-            await asyncio.sleep(0)
+                pause_ns = self._drain()
+                rests = pause_ns == DRAIN_PAUSE_NS_MAX and not self.status.tracking_slots
+                next_drain_ns = next_tick_ns if rests else now_ns() + pause_ns
+            if not waited:
+                await asyncio.sleep(0)
 
     async def _turn(self) -> None:
         """Some events, before clock and sockets are looked at again."""
@@ -299,14 +303,15 @@ class Driver:
             if isinstance(item, NatLooked):
                 return
 
-    async def _wait(self, pause_ns: int) -> None:
-        """Until something is in the queue, or the pause is over."""
+    async def _wait(self, pause_ns: int) -> bool:
+        """Until something is in the queue, or the pause is over; False: at once, and nobody else has had a turn."""
         if self._queue or pause_ns <= 0:
-            return
+            return False
         self._waiting.clear()
         timer = asyncio.get_running_loop().call_later(pause_ns * 1e-9, self._waiting.set)
         await self._waiting.wait()
         timer.cancel()
+        return True
 
     async def _take(self, item: KeeperEvent | asyncio.Future[LbStatus]) -> None:
         if isinstance(item, asyncio.Future):

@@ -22,6 +22,7 @@ import structlog
 from lbpod import __version__
 from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BrokenError, is_ours, sentence_of
+from lbpod.agent.heap import share_one_heap
 from lbpod.agent.remembered import Memory
 from lbpod.agent.settings import OnTerm, Settings
 from lbpod.agent.start_times import StartTimes
@@ -47,6 +48,7 @@ def run_agent(settings: Settings) -> None:
     mistake of its own has stopped it."""
     times = StartTimes()
     times.took("imports")
+    share_one_heap()
     configure_logs(settings.log_level, settings.node)
     # Until the event loop takes over, Ctrl-C ends the process at once, which is safe at any moment. As an exception it
     # would be lost where libbpf is calling back, and the agent would go on.

@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lbpod.agent.settings import ENVIRONMENT_PREFIX
 from lbpod.core.layout import SLOT_CURRENT_MASK
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.datapath import libbpf, mapped
@@ -190,19 +191,21 @@ class ControlWorld:
 
     # --- Programs ---------------------------------------------------------------------------------------------------
     def start_lb(self, number: int) -> None:
-        """The agent of this node, with the certificate that the operator has made."""
+        """The agent of this node, as its container runs it, with the certificate that the operator has made."""
         node, name = self.lab.nodes[number - 1], self.site.node_name(number)
-        argv = python("-m", "lbpod.cli", "agent", "--node", name, "--node-address", node.address, "--interface", "eth0")
-        folders: list[str | Path] = [
-            "--tls",
-            self.site.folder / "tls",
-            "--state",
-            self.site.folder / name,
-            "--pins",
-            self.lab.pin_dir(node),
-        ]
-        listen = ["--listen", f"0.0.0.0:{self.site.agent_port}", "--map-sizes", SIZES, "--on-term", "stay"]
-        program = node.popen([*argv, *folders, *listen], name="agent")
+        env = {
+            "NODE": name,
+            "NODE_ADDRESS": node.address,
+            "INTERFACE": "eth0",
+            "TLS": str(self.site.folder / "tls"),
+            "STATE": str(self.site.folder / name),
+            "PINS": str(self.lab.pin_dir(node)),
+            "LISTEN": f"0.0.0.0:{self.site.agent_port}",
+            "MAP_SIZES": SIZES,
+            "ON_TERM": "stay",
+        }
+        set_to = {ENVIRONMENT_PREFIX + setting: value for setting, value in env.items()}
+        program = node.popen(python("-m", "lbpod.agent"), name="agent", env={**os.environ, **set_to})
         self.lbs[name] = program
         self.tails[name] = Tail(lambda: program.log)
 
