@@ -107,7 +107,7 @@ def node_app(view: View) -> web.Application:
         return _text(200, "ok")
 
     async def readyz(_: web.Request) -> web.Response:
-        why_not = view.why_not_ready()
+        why_not = await view.why_not_ready_now()
         return _text(503, why_not) if why_not else _text(200, "ok")
 
     async def metricsz(_: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ counted: the kernel keeps no number, and walking a million entries for each scra
 verdicts say when something found no room). Bytes per VIP are what its arrays take, which is all that a VIP takes.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from lbpod.agent.driver import Driver
 from lbpod.agent.outbox import Outbox, Standing
 from lbpod.agent.peers import Peers
 from lbpod.certs import Credentials
-from lbpod.core.limits import MEMBER_NONE, SLOT_COUNT
+from lbpod.core.limits import MEMBER_NONE, READY_WAIT_NS, SLOT_COUNT
 from lbpod.core.messages import LbStatus
 from lbpod.core.model import format_address
 from lbpod.core.verdicts import Verdict
@@ -25,6 +26,8 @@ from lbpod.datapath.port import U64, Datapath
 SLOT_BYTES: Final = 8
 BYTES_PER_VIP: Final = 2 * SLOT_COUNT * SLOT_BYTES
 """Slots and other_seen. A flow in steady state takes 0."""
+READY_LOOK_NS: Final = 20_000_000
+"""Between two looks at whether a doubt has ended."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,21 @@ class View:
             return "no snapshot has been committed yet: the controller has not called"
         if status.member != MEMBER_NONE and not status.serving:
             return "this LB is not in the ring: the controller has not joined it yet, or has taken it out"
+        if behind := self.driver.beliefs.behind:
+            return (
+                f"this LB was out of touch, and generation {behind} is in force elsewhere: "
+                "send it no VIP traffic before the controller has brought that here"
+            )
         return ""
+
+    async def why_not_ready_now(self) -> str:
+        """The same for whoever acts on it. While this LB may have been left out and nobody has told it yet, the answer
+        waits for up to READY_WAIT_NS: an LB that can be reached again hears from the others within two beats."""
+        for _ in range(READY_WAIT_NS // READY_LOOK_NS):
+            if not self.driver.beliefs.in_doubt or self.why_not_ready():
+                break
+            await asyncio.sleep(READY_LOOK_NS * 1e-9)
+        return self.why_not_ready()
 
     def diagnostics(self) -> Standing | None:
         """How the writing to Redis goes; None where nothing is written."""

@@ -269,6 +269,8 @@ class Watch:
     """When the controller was last heard."""
     ahead: int = 0
     """The newest generation that a peer has said to be in force."""
+    doubt_ns: int = 0
+    """Since when this LB may have been left out of what is in force elsewhere; 0: it has not."""
     fenced_why: str = ""
     """One sentence while this LB is fenced, else empty."""
     fenced_count: int = 0

@@ -35,7 +35,10 @@ noted, so an LB that wakes up after a minute is fenced by the first word that it
 tick after it was in touch, and the slots settle as those of an LB that has lost its maps do: by asking replicas that
 are steady (``settle``, LOOK). An LB that is alone in its ring is never fenced: nobody could know better.
 
-What a fence cannot help: slots that this LB takes itself to own. It decides those from what it knows.
+What a fence cannot help: slots that this LB takes itself to own. It decides those from what it knows. So from its
+start, and from the moment that it is fenced, it is in *doubt*, until a peer has told which generation is in force (the
+controller, where no peer is there) and that one is in force here. As long as others are known to be ahead, no VIP
+traffic should come (``behind``, /readyz). One that hears nobody may be the only one left, and takes it.
 
 Tried and dropped: believing a refused connection at once (an agent that restarts is back within half a second, and
 nothing is lost by waiting for three beats); counting beats as the questions to a node that they are (a node that is
@@ -94,18 +97,25 @@ class Beliefs:
     fenced_why: str = ""
     """One sentence, or empty where this LB is not fenced."""
     fenced_count: int = 0
+    in_doubt: bool = False
+    """This LB may have been left out, and nobody has told it better yet."""
+    behind: int = 0
+    """The generation that is in force elsewhere, where it is in doubt and knows of one newer than its own; else 0."""
 
 
 def beliefs(state: State) -> Beliefs:
     """As of now."""
-    others = _others(state)
+    watch, others = state.watch, _others(state)
+    in_doubt = bool(watch.doubt_ns and others)
     return Beliefs(
         others=tuple(sorted(others)),
         watched=_watched(state, others),
         down=tuple(sorted(state.down & others)),
         given_up=tuple(sorted(state.given_up & others)),
-        fenced_why=state.watch.fenced_why,
-        fenced_count=state.watch.fenced_count,
+        fenced_why=watch.fenced_why,
+        fenced_count=watch.fenced_count,
+        in_doubt=in_doubt,
+        behind=watch.ahead if in_doubt and watch.ahead > state.generation else 0,
     )
 
 
@@ -124,6 +134,7 @@ def tick(state: State, now_ns: int) -> Effects:
         for member in (*always, *_by_turns(state, always)):
             effects += _ask(state, member, now_ns)
     effects += _believe(state, _silent(state, now_ns), up=False)
+    _end_doubt(state, others)
     return [*effects, *_give_up(state, now_ns)]
 
 
@@ -335,7 +346,7 @@ def _fence(state: State, now_ns: int) -> Effects:
     watch = state.watch
     if not watch.ticked_ns:
         # It has just begun to listen.
-        watch.peer_ns = watch.controller_ns = now_ns
+        watch.peer_ns = watch.controller_ns = watch.doubt_ns = now_ns
     why = _why_fenced(state, now_ns)
     why = why if why and state.own is not None and _others(state) else ""
     was_fenced = bool(watch.fenced_why)
@@ -346,6 +357,7 @@ def _fence(state: State, now_ns: int) -> Effects:
         for vs in state.vips.values():
             vs.look_at_ns = now_ns + MARGIN_NS
         return [Trace("fence ended")]
+    watch.doubt_ns = watch.doubt_ns or now_ns
     watch.fenced_count += 1
     state.records_quiet = False
     effects: Effects = []
@@ -367,3 +379,11 @@ def _why_fenced(state: State, now_ns: int) -> str:
     if watch.ahead > generation:
         return f"generation {watch.ahead} is in force elsewhere and the controller is silent, so all slots track"
     return ""
+
+
+def _end_doubt(state: State, others: set[int]) -> None:
+    """Somebody has told what is in force since the doubt began, and it is in force here."""
+    watch = state.watch
+    told = watch.peer_ns > watch.doubt_ns or (watch.controller_ns > watch.doubt_ns and others <= state.down)
+    if told and watch.ahead <= state.generation:
+        watch.doubt_ns = 0

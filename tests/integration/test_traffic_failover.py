@@ -76,6 +76,28 @@ def test_nobody_needs_the_controller_for_it(cluster: AgentCluster) -> None:
     cluster.wait_ready()
 
 
+def test_an_lb_that_was_left_out_takes_no_traffic_before_the_controller_has_told_it(cluster: AgentCluster) -> None:
+    """It is cut off, taken out of the ring, and back while nobody is there who could tell it but its peers."""
+    first, second, _ = cluster.lbs
+    cluster.lab.sever(first)
+    members = f'holdfast_member_down{{node="{first.name}"}}'
+    wait_for(lambda: members not in cluster.metrics(second), "the others form a ring without it", cluster.told)
+    assert (200, "ok\n") == cluster.ready(first), "it hears nobody, and may be the only one that is left"
+    assert cluster.controller is not None
+    cluster.controller.process.send_signal(signal.SIGKILL)
+    cluster.controller.process.wait(5)
+    cluster.lab.mend(first)
+    ends_ns = time.monotonic_ns() + 3 * 10**9
+    while time.monotonic_ns() < ends_ns:
+        status, sentence = cluster.ready(first)
+        assert (503, True) == (status, "in force elsewhere" in sentence), cluster.told()
+        time.sleep(0.05)
+    assert 200 == cluster.ready(second)[0], "those in the ring do not mind"
+    cluster.start_controller()
+    wait_ring(cluster)
+    cluster.wait_ready()
+
+
 def _wait_down(cluster: AgentCluster, dead: Node, *others: Node) -> None:
     began_ns = time.monotonic_ns()
     for at in others:

@@ -408,6 +408,59 @@ def test_who_hears_of_a_newer_generation_and_not_of_the_controller_is_fenced() -
     assert [0, 0, 0] == [cluster[name].status.tracking_slots for name in cluster.lbs]
 
 
+def behind(cluster: Cluster, name: str) -> tuple[bool, int]:
+    """Is it in doubt, and which newer generation does it know of?"""
+    beliefs = cluster[name].keeper.beliefs()
+    return beliefs.in_doubt, beliefs.behind
+
+
+def test_who_was_left_out_is_behind_from_the_first_word_of_a_peer_until_it_has_what_is_in_force() -> None:
+    cluster = cluster_of()
+    assert (False, 0) == behind(cluster, "lb1")
+    second, others = cluster.plan(vip([1, 2, 3])), ("lb2", "lb3")
+    cluster.blocked = between("lb1")
+    for step in (cluster.stage, cluster.prepare, cluster.commit):
+        step(second, others)
+    cluster.run(FENCE_NS + TICK_NS)
+    assert (True, 0) == behind(cluster, "lb1"), "nobody has told"
+    cluster.blocked = nothing
+    cluster.run(2 * BEAT_NS)
+    assert (True, 2) == behind(cluster, "lb1")
+    for step in (cluster.stage, cluster.prepare):
+        step(second, ("lb1",))
+        cluster.run(2 * TICK_NS)
+        assert (True, 2) == behind(cluster, "lb1"), "the controller speaks, but nothing newer is in force here yet"
+    cluster.commit(second, ("lb1",))
+    cluster.run(2 * TICK_NS)
+    assert (False, 0) == behind(cluster, "lb1")
+
+
+def test_a_doubt_ends_with_a_peer_that_is_not_ahead_and_without_peers_with_the_controller() -> None:
+    cluster = cluster_of()
+    cluster.blocked = between("lb1")
+    cluster.run(FENCE_NS + TICK_NS)
+    cluster.feed("lb1", ControllerSeen())
+    cluster.run(2 * TICK_NS)
+    assert (False, 0) == behind(cluster, "lb1"), "its peers are silent, and this is not"
+    cluster.run(FENCE_NS + TICK_NS)
+    assert (True, 0) == behind(cluster, "lb1")
+    cluster.blocked = nothing
+    cluster.run(2 * BEAT_NS)
+    assert (False, 0) == behind(cluster, "lb1")
+
+
+def test_a_peer_ahead_is_no_reason_for_a_doubt_by_itself() -> None:
+    """Everybody is behind for a moment with each change."""
+    cluster = cluster_of()
+    second, others = cluster.plan(vip([1, 2, 3])), ("lb2", "lb3")
+    for step in (cluster.stage, cluster.prepare, cluster.commit):
+        step(second, others)
+    cluster.run(2 * BEAT_NS)
+    assert (False, 0) == behind(cluster, "lb1")
+    cluster.run(FENCE_NS)
+    assert (True, 2) == behind(cluster, "lb1"), "but nobody is for long, where the controller speaks"
+
+
 def test_who_has_prepared_what_others_have_committed_is_not_fenced() -> None:
     """The controller has gone in the middle of a commit: what differs is tracked already."""
     cluster = cluster_of()
