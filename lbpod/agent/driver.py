@@ -42,6 +42,7 @@ from lbpod.core.limits import (
     CASCADE_MAX,
     DRAIN_PAUSE_NS_MAX,
     DRAIN_PAUSE_NS_MIN,
+    DRAIN_WORTH,
     EVENTS_PER_TURN_MAX,
     MARGIN_NS,
     NEIGHBOUR_REFRESH_NS,
@@ -465,13 +466,12 @@ class Driver:
             self._note_failure("pending_drain", str(error))
             return RETRY_NS
         self.drains += 1
-        if len(flows) == 0:
-            self._drain_pause_ns = min(self._drain_pause_ns * 2, DRAIN_PAUSE_NS_MAX)
-            return self._drain_pause_ns
-        self.drained_flows += len(flows)
-        self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
-        self._feed(PendingDrained(flows, values))
-        return 0 if len(flows) == BATCH_MAX else DRAIN_PAUSE_NS_MIN
+        is_few = len(flows) < DRAIN_WORTH
+        self._drain_pause_ns = min(self._drain_pause_ns * 2, DRAIN_PAUSE_NS_MAX) if is_few else DRAIN_PAUSE_NS_MIN
+        if len(flows):
+            self.drained_flows += len(flows)
+            self._feed(PendingDrained(flows, values))
+        return 0 if len(flows) == BATCH_MAX else self._drain_pause_ns
 
     def _write_hops(self, how: Callable[[], None]) -> None:
         """A failure is written again with the next event or refresh: the mirror knows that it is not in the map."""

@@ -257,10 +257,15 @@ TRACE_LINES_MAX: Final = 1_024
 """Trace lines that an agent keeps for people."""
 
 DRAIN_PAUSE_NS_MIN: Final = 2_000_000
-"""Pause between two looks into `pending` while flows are found there ..."""
+"""Pause between two looks into `pending` while many flows are found there ..."""
 
 DRAIN_PAUSE_NS_MAX: Final = 50_000_000
-"""... and the longest one while none are: a look at an empty map costs 50 microseconds, and waking up for it 500."""
+"""... and the longest one while few or none are: a look at an empty map costs 50 microseconds, and
+waking up for it 500."""
+
+DRAIN_WORTH: Final = 64
+"""So many flows are many. Fewer are no reason to look again soon: a call to an owner costs each side as much for one
+flow as for fifty, and the packets of who waits are relayed."""
 
 EVENTS_PER_TURN_MAX: Final = 256
 """Events that an agent handles before it looks at its clock and its sockets again."""
