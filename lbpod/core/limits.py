@@ -371,8 +371,9 @@ DRAIN_TIMEOUT_SECONDS_MAX: Final = 7 * 24 * 3_600
 BUILDERS_MAX: Final = 32
 """Table builders that a Planner keeps (8.5 MiB each); the table of a VIP beyond them is built anew when it changes."""
 
-RETRY_NS_MAX: Final = 4_000_000_000
-"""The pause after a failed call doubles from RETRY_NS up to this."""
+RETRY_NS_MAX: Final = 1_000_000_000
+"""The pause after a failed call doubles from RETRY_NS up to this: an agent that restarts is away for a second or two,
+and changes wait for it."""
 
 REFUSED_RETRY_NS: Final = 5_000_000_000
 """Pause after a refusal (4xx): asking again seldom helps, but what was wrong may have been put right."""

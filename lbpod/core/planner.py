@@ -30,9 +30,9 @@ where that leaves the ring as it is, a generation without any change takes `next
 anybody: where all are lost, it waits for them.
 
 **Nodes without an LB** (host agents) get the same calls and are waited for until they have prepared, but for
-HOST_WAIT_NS at most and not at all where they have just failed. That is safe: a host agent decides nothing about
-flows. One that lags does not know a *new* backend on its node, and drops first packets for it, which their clients
-send again; what it translates already goes on.
+HOST_WAIT_NS at most, and where they have just failed only if an LB joins. That is safe: a host agent decides nothing
+about flows. One that lags does not know a *new* backend on its node, nor a new LB, and drops what is for or from it,
+which is sent again; what it translates already goes on.
 
 **A refused change** (4xx) can be replaced: once the World has changed, a newer generation takes its place, even half
 way through a commit, for every slot that the older one touched is tracking on every ring member. A ring change is taken

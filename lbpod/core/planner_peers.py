@@ -66,6 +66,12 @@ class Aim:
     def changes_ring(self) -> bool:
         return bool(self.snapshot.ring.before)
 
+    @property
+    def brings_somebody_in(self) -> bool:
+        """An LB joins: host agents have to open their door to it."""
+        ring = self.snapshot.ring
+        return self.changes_ring and not set(ring.members) <= set(ring.before)
+
     def step_of(self, status: LbStatus | None, handover: int = 0) -> Step:
         """How far the node with this status has got with this snapshot. handover: the round that counts (0: any)."""
         if status is None or (status.staged == self.generation and status.digest != self.digest):

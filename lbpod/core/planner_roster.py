@@ -101,7 +101,9 @@ class Roster:
         behind = late or (aim is not None and peer.role.known and step < where.allowed)
         failed = peer.failures > 0 or peer.refused != ""
         left = not peer.ring and phase is not Phase.STARTING and where.since_ns + HOST_WAIT_NS <= now_ns
-        at_last = phase in _BEFORE_PREPARED and not peer.ring and not failed
+        # One whose agent is away for a moment would drop all that a newcomer sends it, flows of others among it.
+        may_be_back = aim is not None and aim.brings_somebody_in and not peer.is_gone and not peer.refused
+        at_last = phase in _BEFORE_PREPARED and not peer.ring and (not failed or may_be_back)
         # Before a change of the backends comes into force, not even the lost are passed over: they have to leave first.
         changes_backends = aim is not None and not aim.changes_ring and not where.plain
         is_lost = peer.is_gone or peer.name in self.judgement.lost

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from lbpod.core.limits import (
+    HOST_WAIT_NS,
     JOIN_RETRY_NS,
     LOST_NS,
     MARGIN_NS,
@@ -76,6 +77,26 @@ def test_a_newcomer_that_does_not_answer_disturbs_nobody(scene: Scene) -> None:
     assert "lb3 is not in the ring: timed out" == scene.now().problem
     scene.silent = set()
     quiet(scene)
+    assert ["lb1", "lb2", "lb3"] == scene.ring()
+
+
+def test_a_join_waits_for_a_host_that_is_away_for_a_moment_and_a_change_of_backends_does_not(scene: Scene) -> None:
+    scene.see(world(1, hosts=1))
+    scene.silent = {"host1"}
+    assert calls(scene.see(world(1, 2, hosts=1)), "commit 2 lb1")
+    assert [] == calls(scene.see(world(1, 2, lbs=3, hosts=1)), "learn"), "host1 would drop what lb3 sends it"
+    scene.silent = set()
+    learned = calls(scene.later(HOST_WAIT_NS - SECOND_NS), "learn")
+    assert any(one.endswith("host1") for one in learned)
+    scene.later(2 * SECOND_NS)
+    assert ["lb1", "lb2", "lb3"] == scene.ring()
+
+
+def test_a_join_does_not_wait_for_a_host_for_long(scene: Scene) -> None:
+    scene.see(world(1, hosts=1))
+    scene.silent = {"host1"}
+    scene.see(world(1, lbs=3, hosts=1))
+    scene.later(HOST_WAIT_NS + 2 * SECOND_NS)
     assert ["lb1", "lb2", "lb3"] == scene.ring()
 
 
