@@ -64,7 +64,7 @@ from lbpod.core.model import (
 from lbpod.core.ownership import backups, owners
 from lbpod.core.snapshot import Tables, VipKey, digest_of, eligible, next_snapshot
 from lbpod.core.table import Table
-from lbpod.core.transition import base_of, current_of, is_tracking
+from lbpod.core.transition import base_of, current_of, is_tracking, round_of
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.rows import Uplink
@@ -205,6 +205,10 @@ class Node:
 
     def words(self, vip: int = 1) -> npt.NDArray[np.uint64]:
         return self.datapath.read_slots(vip)
+
+    def rounds(self, slots: U32, vip: int = 1) -> U32:
+        """What records and leases that are made now are marked with."""
+        return round_of(self.words(vip)[slots])
 
     def current(self, vip: int = 1) -> U32:
         return current_of(self.words(vip))

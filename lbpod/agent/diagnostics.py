@@ -254,7 +254,7 @@ class Diagnostics:
         vip = self._names.vip(int(flow["vip"]))
         if not backend:
             why = "no replica of the slot, or its backend is dead, or its backup has yet to answer a settle"
-        elif event.records[0]["flags"] != RECORD_MISSING and event.records[0]["backend"] == backend:
+        elif event.records[0]["round"] != RECORD_MISSING and event.records[0]["backend"] == backend:
             why = "recorded here"
         elif int.from_bytes(answer.leases_ms[:4], "little"):
             why = "no record of it: older than the change"

@@ -176,9 +176,10 @@ HF_INLINE int hf_chain_read(struct xdp_md *ctx, __u32 self, struct hf_chain *cha
 }
 
 /* Records what the chain says, or finds that a full record knows better. The verdict of a packet that is passed on. */
-HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, __u64 now)
+HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, __u64 word,
+					  __u64 now)
 {
-	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow));
+	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	enum hf_verdict verdict = HF_CHAIN_RECORDED;
 
 	if (known && known->backend != chain->backend) {
@@ -190,7 +191,7 @@ HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_
 		return HF_DROP_NO_BACKEND;
 	if (known && !chain->full)
 		known->seen_ns = now;
-	else if (hf_record(flow, chain->backend, chain->full, now))
+	else if (hf_record(flow, chain->backend, chain->full, word, now))
 		hf_note_unrecorded(vip_id, now);
 	return verdict;
 }
@@ -208,7 +209,7 @@ HF_COLD __u32 hf_chain_link(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 
 	if (!config || hf_packet_again(ctx, origin, &packet) || hf_chain_read(ctx, config->self, &chain))
 		return HF_DROP(HF_DROP_GENEVE_INNER);
 	hf_flow_key(&flow, &packet, vip_id, origin);
-	verdict = hf_chain_record(&flow, &chain, vip_id, now);
+	verdict = hf_chain_record(&flow, &chain, vip_id, word, now);
 	if (verdict == HF_DROP_NO_BACKEND)
 		return HF_DROP(HF_DROP_NO_BACKEND);
 	if (chain.backend != (word & HF_SLOT_CURRENT_MASK))

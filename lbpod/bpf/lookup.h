@@ -9,7 +9,7 @@
 
 #include "base.h"
 
-#define HF_RECORD_MISSING 0xFFFFFFFFu /* flags of a record that does not exist */
+#define HF_RECORD_MISSING 0xFFFFFFFFu /* round of a record that does not exist */
 
 struct hf_lookup_args {
 	__u32 count; /* keys on the desk */
@@ -30,11 +30,11 @@ HF_INLINE int hf_lookup_one(__u32 index)
 		record = bpf_map_lookup_elem(&embryonic, &flow);
 	if (record) {
 		value->backend = record->backend;
-		value->flags = record->flags;
+		value->round = record->round;
 		value->seen_ns = record->seen_ns;
 	} else {
 		value->backend = 0;
-		value->flags = HF_RECORD_MISSING;
+		value->round = HF_RECORD_MISSING;
 		value->seen_ns = 0;
 	}
 	return 0;

@@ -6,17 +6,20 @@
 #include "flow.h"
 #include "send.h"
 
-/* A record whose backend is dead is as no record. */
-HF_INLINE struct hf_record *hf_live(struct hf_record *record)
+/* A record whose backend is dead is as no record; so is one of before the slot was last steady: its flow is over, or
+ * belongs to what is base now. word: the slot's. */
+HF_INLINE struct hf_record *hf_live(struct hf_record *record, __u64 word)
 {
-	return record && hf_backend_alive(record->backend) ? record : NULL;
+	if (!record || record->round != (word & HF_SLOT_ROUND_MASK))
+		return NULL;
+	return hf_backend_alive(record->backend) ? record : NULL;
 }
 
 /* 0: recorded. A full record takes the place of an embryonic one; an embryonic one is made only where no live full
  * record is, and takes a dead one's place. */
-HF_INLINE int hf_record(const struct hf_flow *flow, __u32 backend, __u32 full, __u64 now)
+HF_INLINE int hf_record(const struct hf_flow *flow, __u32 backend, __u32 full, __u64 word, __u64 now)
 {
-	struct hf_record record = {.backend = backend, .seen_ns = now};
+	struct hf_record record = {.backend = backend, .round = word & HF_SLOT_ROUND_MASK, .seen_ns = now};
 
 	if (full) {
 		if (bpf_map_update_elem(&records, flow, &record, BPF_ANY))

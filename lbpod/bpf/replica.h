@@ -35,26 +35,37 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
 	choice->verdict = hf_backend_alive(base) ? HF_OLD_TO_BASE : HF_OLD_TO_CURRENT;
 }
 
+/* A first packet uses the five-tuple of a flow that was open and is over, and the slot is about to turn steady on another
+ * backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second. */
+HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, __u64 word)
+{
+	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK);
+}
+
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
  * chain again, or a replica would know nothing of a flow that the client believes open. */
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int first, int promotes, __u64 now)
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int first, int promotes, __u64 word,
+				 __u64 now)
 {
-	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow));
+	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow), word);
+	int full = !!record;
 
+	if (!record)
+		record = hf_live(bpf_map_lookup_elem(&embryonic, flow), word);
+	if (!record)
+		return 0;
+	choice->verdict = HF_UNRECORDED_DROP;
+	if (full && hf_comes_too_early(record, first, word))
+		return 1;
 	choice->verdict = HF_RECORD_HIT;
 	choice->alone = first ? HF_RECORD_HIT : 0;
-	if (record) {
-		record->seen_ns = now;
-		choice->backend = record->backend;
+	choice->backend = record->backend;
+	record->seen_ns = now;
+	if (full) {
 		choice->full = first ? HF_CHAIN_FULL : 0;
 		return 1;
 	}
-	record = hf_live(bpf_map_lookup_elem(&embryonic, flow));
-	if (!record)
-		return 0;
-	choice->backend = record->backend;
-	record->seen_ns = now;
-	if (promotes && !hf_record(flow, choice->backend, 1, now)) {
+	if (promotes && !hf_record(flow, choice->backend, 1, word, now)) {
 		choice->verdict = choice->alone = HF_PROMOTED;
 		choice->full = HF_CHAIN_FULL;
 	}
@@ -101,7 +112,7 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 		return;
 	if (!heard)
 		hf_note_unrecorded(flow->vip, now);
-	if (!hf_record(flow, choice->backend, unannounced, now)) {
+	if (!hf_record(flow, choice->backend, unannounced, word, now)) {
 		choice->verdict = HF_CHAIN_STARTED;
 		choice->alone = HF_FIRST_ALONE;
 		choice->full = unannounced ? HF_CHAIN_FULL : 0;
@@ -148,7 +159,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	syn = hf_is_syn(packet.tcp_flags);
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	unannounced = hf_is_unannounced(&packet, origin);
-	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, now)) {
+	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, word, now)) {
 		choice.alone = 0;
 		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
 			return HF_ASK_BACKUP;

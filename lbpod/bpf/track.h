@@ -28,8 +28,9 @@ HF_INLINE int hf_decides(const struct hf_config *config, __u32 slot, __u32 origi
 	       hf_owns(bpf_map_lookup_elem(&prev, &slot), config->self);
 }
 
-/* Backend of a lease that has not ended; 0: none. A SYN ends the lease, a FIN or RST uses it for the last time. */
-HF_INLINE __u32 hf_leased(const struct hf_flow *flow, __u32 tcp_flags)
+/* Backend of a lease that has not ended, nor was given before the slot was last steady; 0: none. A SYN ends the lease, a
+ * FIN or RST uses it for the last time. */
+HF_INLINE __u32 hf_leased(const struct hf_flow *flow, __u64 word, __u32 tcp_flags)
 {
 	struct hf_lease *lease;
 	__u32 backend;
@@ -39,7 +40,8 @@ HF_INLINE __u32 hf_leased(const struct hf_flow *flow, __u32 tcp_flags)
 		return 0;
 	}
 	lease = bpf_map_lookup_elem(&cache, flow);
-	if (!lease || lease->until_ns <= bpf_ktime_get_coarse_ns() || !hf_backend_alive(lease->backend))
+	if (!lease || lease->round != (word & HF_SLOT_ROUND_MASK) || lease->until_ns <= bpf_ktime_get_coarse_ns() ||
+	    !hf_backend_alive(lease->backend))
 		return 0;
 	backend = lease->backend;
 	if (tcp_flags & (HF_TCP_FIN | HF_TCP_RST))
@@ -58,7 +60,7 @@ HF_COLD __u32 hf_track(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word,
 	if (!config || hf_packet_again(ctx, origin, &packet))
 		return HF_DROP(HF_DROP_MALFORMED);
 	hf_flow_key(&flow, &packet, vip_id, origin);
-	backend = hf_leased(&flow, packet.tcp_flags);
+	backend = hf_leased(&flow, word, packet.tcp_flags);
 	if (likely(backend))
 		return hf_send_to(ctx, config, backend, packet.tot_len, hash, origin,
 				  hf_verdict_of(origin, HF_CACHE_HIT));

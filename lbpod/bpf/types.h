@@ -16,6 +16,7 @@
 #define HF_SLOT_CURRENT_MASK 0x00FFFFFFu
 #define HF_SLOT_TRACKING 0x01000000u /* clear: steady, use current and look no further */
 #define HF_SLOT_SETTLING 0x02000000u /* an answer to a settle is outstanding */
+#define HF_SLOT_ROUND_MASK 0xFC000000u /* counts how often the slot has begun to track: what was noted before is void */
 #define HF_SLOT_BASE_SHIFT 32
 
 /* struct hf_vip.flags */
@@ -78,13 +79,13 @@ struct hf_flow {
 
 struct hf_record {
 	__u32 backend;
-	__u32 flags;
+	__u32 round; /* of the slot, when it was made: HF_SLOT_ROUND_MASK */
 	__u64 seen_ns; /* coarse monotonic clock */
 };
 
 struct hf_lease {
 	__u32 backend;
-	__u32 pad;
+	__u32 round; /* of the slot, when it was asked for */
 	__u64 until_ns; /* coarse monotonic clock */
 };
 

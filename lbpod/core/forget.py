@@ -48,7 +48,7 @@ from lbpod.core.messages import (
     Reply,
     RingStep,
 )
-from lbpod.core.transition import is_tracking
+from lbpod.core.transition import is_tracking, round_of
 
 U32 = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
@@ -130,7 +130,7 @@ class _Dumped(Question):
         words, held = state.words(vips, slots)
         tracking = is_tracking(words)
         drop = ~held | (state.vip_of[backend_ids(state, records)] != vips)
-        drop |= left_over(state, vips, slots, records) | (~tracking & old)
+        drop |= left_over(state, vips, slots, records) | (~tracking & old) | (records["round"] != round_of(words))
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
         self._take_from_purge(state)
@@ -180,7 +180,7 @@ def _slots_and_old(state: State, flows: Rows, records: Rows, now_ns: int) -> tup
     if state.replicas_changed_ns is not None:  # whoever was a replica before may have seen what we have not
         seen = np.maximum(seen, state.replicas_changed_ns[slots])
     old = over(seen, window, now_ns)
-    return slots, known & (old | (records["flags"] == RECORD_MISSING))
+    return slots, known & (old | (records["round"] == RECORD_MISSING))
 
 
 # --- As owner ---------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class _LookedAgain(Question):
         if state.ring_step is not RingStep.NONE:  # they are being handed over
             return []
         slots, old = _slots_and_old(state, self.flows, answer.records, now_ns)
-        old &= (answer.records["flags"] != RECORD_MISSING) & (state.owner[slots] == state.member)
+        old &= (answer.records["round"] != RECORD_MISSING) & (state.owner[slots] == state.member)
         return [DropRecords(self.flows[old])] if old.any() else []
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
@@ -264,7 +264,7 @@ class _Looked(Question):
             return self.failed(state, "the ring is changing", now_ns)
         slots, old = _slots_and_old(state, self.flows, answer.records, now_ns)
         agreed = old & (state.backup[slots] == state.member) & (state.owner[slots] == self.owner)
-        there = agreed & (answer.records["flags"] != RECORD_MISSING)
+        there = agreed & (answer.records["round"] != RECORD_MISSING)
         effects: Effects = [DropRecords(self.flows[there])] if there.any() else []
         return [*effects, Reply(self.request, ForgetAnswer(agreed.astype(np.uint8).tobytes()))]
 

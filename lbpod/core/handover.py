@@ -54,7 +54,7 @@ from lbpod.core.messages import (
     Trace,
 )
 from lbpod.core.ownership import backups, owners
-from lbpod.core.transition import is_tracking
+from lbpod.core.transition import is_tracking, round_of
 
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
@@ -220,6 +220,7 @@ def _means_something(state: State, listed: RecordsDumped, slots: U32, known: Boo
     vips = listed.flows["vip"][places]
     words, _ = state.words(vips, slots[places])
     left = forget.left_over(state, vips, slots[places], listed.records[places])
+    left |= listed.records["round"][places] != round_of(words)
     means[places] = (
         is_tracking(words) & ~left & (state.vip_of[forget.backend_ids(state, listed.records[places])] == vips)
     )
@@ -370,7 +371,8 @@ def _take_records(state: State, request: int, page: StateCall, covered: U32, now
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     # Another machine's clock: seen now is later than it was, which is the safe side.
-    records["seen_ns"], records["flags"] = now_ns, 0
+    records["seen_ns"] = now_ns
+    records["round"][fits] = round_of(state.words(flows["vip"][fits], slots[fits])[0])
     full = int(fits[: page.full_count].sum())
     left_out = int((~fits).sum())
     token = state.open(_Put(request, left_out), now_ns)

@@ -47,8 +47,8 @@ NODE: Final = np.dtype(
 )
 MEMBER: Final = np.dtype([("addr", "u1", (16,)), ("node", "<u4"), ("flags", "<u4")])
 FLOW: Final = np.dtype([("addr", "u1", (16,)), ("port_be", ">u2"), ("pad", "<u2"), ("vip", "<u4")])
-RECORD: Final = np.dtype([("backend", "<u4"), ("flags", "<u4"), ("seen_ns", "<u8")])
-LEASE: Final = np.dtype([("backend", "<u4"), ("pad", "<u4"), ("until_ns", "<u8")])
+RECORD: Final = np.dtype([("backend", "<u4"), ("round", "<u4"), ("seen_ns", "<u8")])
+LEASE: Final = np.dtype([("backend", "<u4"), ("round", "<u4"), ("until_ns", "<u8")])
 PENDING: Final = np.dtype([("slot", "<u4"), ("pad", "<u4"), ("seen_ns", "<u8")])
 NAT_KEY: Final = np.dtype(
     [
@@ -94,8 +94,11 @@ LAYOUT_VERSION: Final = 2
 SLOT_CURRENT_MASK: Final = 0x00FF_FFFF
 SLOT_TRACKING: Final = 0x0100_0000
 SLOT_SETTLING: Final = 0x0200_0000
+SLOT_ROUND_MASK: Final = 0xFC00_0000
+SLOT_ROUND_ONE: Final = 0x0400_0000
 SLOT_BASE_SHIFT: Final = 32
-"""A slot is one uint64: ``current | flags | base << 32``; 0 means 'no backend'."""
+"""A slot is one uint64: ``current | flags | round | base << 32``; 0 means 'no backend'. The round counts, modulo 64,
+how often this LB has begun to track the slot: records and leases of another round are void."""
 
 VIP_CLIENT_IP: Final = 0x01
 BACKEND_ALIVE: Final = 0x01
@@ -108,7 +111,7 @@ NAT_FIN_IN: Final = 0x01
 NAT_FIN_OUT: Final = 0x02
 NAT_RST: Final = 0x04
 RECORD_MISSING: Final = 0xFFFF_FFFF
-"""``flags`` of a looked-up record that does not exist."""
+"""``round`` of a looked-up record that does not exist."""
 
 PROTOCOL_ICMP: Final = 1
 PROTOCOL_TCP: Final = 6

@@ -31,7 +31,7 @@ class Record(NamedTuple):
     """Value of ``records`` and ``embryonic``; field by field layout.RECORD."""
 
     backend: int
-    flags: int
+    round: int
     seen_ns: int
 
 
@@ -39,7 +39,7 @@ class Lease(NamedTuple):
     """Value of ``cache``; field by field layout.LEASE."""
 
     backend: int
-    pad: int
+    round: int
     until_ns: int
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from lbpod.core import layout, limits, packets
 from lbpod.core.hashing import flow_hash, slot_of
-from lbpod.core.maps import Config, Maps, Nat, Pending, Record, Vip, flow_key, mapped, nat_key
+from lbpod.core.maps import Config, Lease, Maps, Nat, Pending, Record, Vip, flow_key, mapped, nat_key
 from lbpod.core.packets import ETHERNET_BYTES, ICMP_BYTES, IPV4_BYTES, TCP_BYTES, UDP_BYTES, Chain, Forward, Relay
 from lbpod.core.verdicts import Verdict
 
@@ -247,6 +247,7 @@ class _Passage:
         self.current = word & layout.SLOT_CURRENT_MASK
         self.tracking = bool(word & layout.SLOT_TRACKING)
         self.settling = bool(word & layout.SLOT_SETTLING)
+        self.round = word & layout.SLOT_ROUND_MASK
         self.base = word >> layout.SLOT_BASE_SHIFT
         self.syn, self.first, self.closing = subject.syn, subject.first, subject.closing
         self.unannounced = subject.protocol == layout.PROTOCOL_UDP
@@ -279,7 +280,8 @@ class _Passage:
         lease = self.maps.cache.get(self.key)
         if self.syn:
             self.maps.cache.delete(self.key)
-        elif lease is not None and lease.until_ns > self.now_ns and self._alive(lease.backend):
+        elif self._holds(lease):
+            assert lease is not None, "it holds"
             if self.closing:
                 self.maps.cache.delete(self.key)
             return self._to_backend(Verdict.CACHE_HIT, lease.backend)
@@ -312,10 +314,11 @@ class _Passage:
 
     def _decide_as_replica(self, relay: Relay | None) -> Outcome:
         full = self._live(self.maps.records.get(self.key))
+        embryonic = self._live(self.maps.embryonic.get(self.key)) if full is None else None
+        self._wait_for_settle(full)
         if full is not None:
             self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
             return self._meet_record(full.backend, full=True)
-        embryonic = self._live(self.maps.embryonic.get(self.key))
         if embryonic is not None:
             return self._meet_embryonic(embryonic)
         asked = None if self.first else self._backup_asked(relay)
@@ -326,6 +329,13 @@ class _Passage:
                 return self._to_backend(Verdict.OLD_TO_BASE, self.base, stamp=True)
             return self._to_backend(Verdict.OLD_TO_CURRENT, self.current)
         return self._begin()
+
+    def _wait_for_settle(self, record: Record | None) -> None:
+        """A first packet uses the five-tuple of a flow that was open and is over, and the slot is about to turn steady
+        on another backend: it would begin where nobody looks for it a moment later. The client's next one comes in a
+        second."""
+        if record is not None and self.first and self.settling and record.backend != self.current:
+            raise _End(Verdict.UNRECORDED_DROP)
 
     def _meet_embryonic(self, record: Record) -> Outcome:
         if not self.syn and not self.subject.icmp and self._record_full(record.backend):
@@ -412,20 +422,27 @@ class _Passage:
         return self.maps.backend(backend) is not None
 
     def _live(self, record: Record | None) -> Record | None:
-        return record if record is not None and self._alive(record.backend) else None
+        """Its backend is alive, and the slot has not been steady since it was made."""
+        valid = record is not None and record.round == self.round and self._alive(record.backend)
+        return record if valid else None
+
+    def _holds(self, lease: Lease | None) -> bool:
+        if lease is None or lease.round != self.round:
+            return False
+        return lease.until_ns > self.now_ns and self._alive(lease.backend)
 
     def _base_or_current(self) -> int:
         return self.base if self._alive(self.base) else self.current
 
     def _record_full(self, backend: int) -> bool:
-        recorded = self.maps.records.put(self.key, Record(backend, 0, self.now_ns))
+        recorded = self.maps.records.put(self.key, Record(backend, self.round, self.now_ns))
         if recorded:
             self.maps.embryonic.delete(self.key)
         return recorded
 
     def _record_embryonic(self, backend: int) -> bool:
         """Called only where no live full record is: a dead one goes."""
-        recorded = self.maps.embryonic.put(self.key, Record(backend, 0, self.now_ns))
+        recorded = self.maps.embryonic.put(self.key, Record(backend, self.round, self.now_ns))
         if recorded:
             self.maps.records.delete(self.key)
         return recorded
@@ -537,6 +554,6 @@ def tc(maps: Maps, frame: bytes, now_ns: int) -> Outcome:
 
 # --- hf_lookup --------------------------------------------------------------------------------------------------------
 def lookup(maps: Maps, keys: Sequence[bytes]) -> list[Record]:
-    """Read what is recorded about flows (bytes of layout.FLOW), alive or not; flags RECORD_MISSING: nothing."""
+    """Read what is recorded about flows (bytes of layout.FLOW), alive or not; round RECORD_MISSING: nothing."""
     missing = Record(0, layout.RECORD_MISSING, 0)
     return [maps.records.get(key) or maps.embryonic.get(key) or missing for key in keys]

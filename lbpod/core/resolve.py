@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from lbpod.core.flows import flows_from, groups
 from lbpod.core.keeper_state import Answer, Effects, Question, State
-from lbpod.core.layout import FLOW, LEASE, RECORD_MISSING
+from lbpod.core.layout import FLOW, LEASE
 from lbpod.core.limits import BATCH_MAX, MEMBER_NONE, SLOT_COUNT
 from lbpod.core.messages import (
     Ask,
@@ -37,7 +37,7 @@ from lbpod.core.messages import (
     ResolveAnswer,
     ResolveCall,
 )
-from lbpod.core.transition import base_of, current_of, is_settling, is_tracking
+from lbpod.core.transition import base_of, current_of, is_settling, is_tracking, round_of
 
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[np.void]
@@ -53,6 +53,7 @@ def pending(state: State, event: PendingDrained, now_ns: int) -> Effects:
     relayed_ns = np.minimum(event.values["seen_ns"].astype(np.uint64), np.uint64(now_ns))
     wanted = np.flatnonzero(state.facts.has(event.flows["vip"]) & (slots < SLOT_COUNT))
     flows, slots, relayed_ns = event.flows[wanted], slots[wanted], relayed_ns[wanted]
+    rounds = round_of(state.words(flows["vip"], slots)[0])
     effects: Effects = []
     for member, places in groups(state.peer(slots)):
         node = state.node_of_member.get(member, 0)
@@ -62,7 +63,8 @@ def pending(state: State, event: PendingDrained, now_ns: int) -> Effects:
             if not state.has_room(node):
                 break
             batch = places[first : first + BATCH_MAX]
-            token = state.open(_Asked(flows[batch], slots[batch], relayed_ns[batch]), now_ns, node)
+            asked = _Asked(flows[batch], slots[batch], rounds[batch], relayed_ns[batch])
+            token = state.open(asked, now_ns, node)
             effects.append(Ask(token, node, ResolveCall(state.member, flows[batch].tobytes())))
     return effects
 
@@ -73,6 +75,8 @@ class _Asked(Question):
 
     flows: Rows
     slots: U32
+    rounds: U32
+    """Of the slots, when it was asked: what is answered holds no longer."""
     relayed_ns: npt.NDArray[np.uint64]
     """When the owner was last sent a packet of each."""
 
@@ -86,12 +90,18 @@ class _Asked(Question):
         vips = self.flows["vip"]
         words, _ = state.words(vips, self.slots)
         # Ids are in range (the border checks). vip_of differs where a backend is another VIP's, or dead.
-        useful = is_tracking(words) & (backends != 0) & (leases_ms != 0) & (state.vip_of[backends] == vips)
+        useful = (
+            is_tracking(words)
+            & (round_of(words) == self.rounds)
+            & (backends != 0)
+            & (leases_ms != 0)
+            & (state.vip_of[backends] == vips)
+        )
         places = np.flatnonzero(useful)
         if not len(places):
             return []
         leases = np.zeros(len(places), dtype=LEASE)
-        leases["backend"] = backends[places]
+        leases["backend"], leases["round"] = backends[places], self.rounds[places]
         length_ns = np.minimum(leases_ms[places] * _MS_NS, state.facts.lease_ns[vips[places]])
         leases["until_ns"] = self.relayed_ns[places] + length_ns
         return [PutCache(self.flows[places], leases)]
@@ -142,7 +152,7 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     words, held = state.words(vips, slots)
     tracking, current, base = is_tracking(words), current_of(words), base_of(words)
     noted = records["backend"]
-    recorded = (records["flags"] != RECORD_MISSING) & (
+    recorded = (records["round"] == round_of(words)) & (
         state.vip_of[np.where(noted < len(state.vip_of), noted, 0)] == vips
     )
     backend = np.where(tracking & recorded, noted, np.where(tracking & state.alive[base], base, current))

@@ -1,6 +1,7 @@
 """What may become of the slots of one VIP at one LB: steady, tracking, and every step between the two.
 
-**Theory of operation** (DESIGN: section 3). A slot is one word ``current | flags | base << 32``. It has two phases::
+**Theory of operation** (DESIGN: section 3). A slot is one word ``current | flags | round | base << 32``. It has two
+phases::
 
               prepare: it will differ                         finish: agreed, nothing newer
     STEADY ───────────────────────────► TRACKING ─────────────────────────────────────────► STEADY
@@ -10,6 +11,10 @@
 - *Steady*: every live flow of the slot belongs to ``current``. Nothing else is known, and nothing else is needed.
 - *Tracking*: a live flow belongs to the backend of its record where it has one, else to ``base``. New ones get
   ``current``.
+
+Each time a slot begins to track, its *round* is another one, and what was recorded or leased in an earlier one is void
+at once (records go with the next list of all, ``forget``): whoever has a flow in the slot then has it at ``base``.
+Without it, a five-tuple that was used again while the slot was steady met the record of the flow before.
 
 The promise that all of this serves: **an LB is steady on a slot, having committed generation e, only if every live
 flow of the slot belongs to current(e)**. So whoever learns that one LB is steady at e may be steady at e, too.
@@ -30,8 +35,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.layout import SLOT_BASE_SHIFT, SLOT_CURRENT_MASK, SLOT_SETTLING, SLOT_TRACKING
-from lbpod.core.limits import BACKEND_IDS_MAX, EARLIER_MAX, SLOT_COUNT
+from lbpod.core.layout import (
+    SLOT_BASE_SHIFT,
+    SLOT_CURRENT_MASK,
+    SLOT_ROUND_MASK,
+    SLOT_ROUND_ONE,
+    SLOT_SETTLING,
+    SLOT_TRACKING,
+)
+from lbpod.core.limits import EARLIER_MAX, SLOT_COUNT
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -41,6 +53,8 @@ _CURRENT: Final = np.uint64(SLOT_CURRENT_MASK)
 _TRACKING: Final = np.uint64(SLOT_TRACKING)
 _SETTLING: Final = np.uint64(SLOT_SETTLING)
 _FLAGS: Final = np.uint64(SLOT_TRACKING | SLOT_SETTLING)
+_ROUND: Final = np.uint64(SLOT_ROUND_MASK)
+_ROUND_ONE: Final = np.uint64(SLOT_ROUND_ONE)
 _NO_FLAGS: Final = np.uint64(0)
 _SHIFT: Final = np.uint64(SLOT_BASE_SHIFT)
 _BYTE_PLACES: Final = 256
@@ -68,8 +82,19 @@ def is_settling(words: U64) -> Bools:
     return np.asarray((words & _SETTLING) != 0, dtype=np.bool_)
 
 
+def round_of(words: U64) -> U32:
+    """In which round of tracking the slot is, or was last: as records and leases have it (SLOT_ROUND_MASK)."""
+    return (words & _ROUND).astype(np.uint32)
+
+
+def _begun(words: U64) -> U64:
+    """The round of these slots once they track: the next one, of those that are steady. Counted modulo 64: a slot is
+    steady again after MARGIN_NS at the soonest, so no lease lives for so many rounds, and no record is kept so long."""
+    return np.where(is_tracking(words), words, words + _ROUND_ONE) & _ROUND
+
+
 def make_words(current: U32, base: U32, flags: U64 | np.uint64 = _NO_FLAGS) -> U64:
-    """Put words together. flags: SLOT_TRACKING, SLOT_SETTLING."""
+    """Put words together. flags: SLOT_TRACKING, SLOT_SETTLING, and the round."""
     return current.astype(np.uint64) | flags | base.astype(np.uint64) << _SHIFT
 
 
@@ -108,7 +133,7 @@ class _Folded:
 
     words: U64
     places: npt.NDArray[np.unsignedinteger]
-    """(SLOT_COUNT,) of uint8 (256 backends at most; `none` counts as one) or uint16: places in ``words``."""
+    """(SLOT_COUNT,) of uint8 (256 words at most: of a backend and a round each) or uint16: places in ``words``."""
 
 
 class Slots:
@@ -147,15 +172,10 @@ class Slots:
     def fold(self) -> None:
         """Keep the words of steady slots in little memory."""
         assert self.is_foldable, "only what is steady and whole is folded"
-        current = current_of(self.words)
-        assert (self.words == make_words(current, current)).all(), "a steady slot has base == current and no flag"
-        is_used = np.zeros(BACKEND_IDS_MAX, dtype=np.bool_)
-        is_used[current] = True
-        backends = np.flatnonzero(is_used).astype(np.uint32)
-        narrow: type[np.unsignedinteger] = np.uint8 if len(backends) <= _BYTE_PLACES else np.uint16
-        place_of = np.zeros(BACKEND_IDS_MAX, dtype=narrow)
-        place_of[backends] = np.arange(len(backends))
-        self._folded, self._words = _Folded(make_words(backends, backends), place_of[current]), None
+        assert not (self.words & _FLAGS).any(), "a steady slot has no flag"
+        words, places = np.unique(self.words, return_inverse=True)
+        narrow: type[np.unsignedinteger] = np.uint8 if len(words) <= _BYTE_PLACES else np.uint16
+        self._folded, self._words = _Folded(words, places.astype(narrow)), None
 
     @property
     def kept_bytes(self) -> int:
@@ -177,7 +197,7 @@ class Slots:
     def adopt(self, table: U32, prepared: bool, now_ns: int) -> U32:
         """An LB without state in a living cluster: it tracks all slots, because it can know nothing of any."""
         track = self._tracked()
-        self.words[:] = make_words(table, table, _TRACKING)
+        self.words[:] = make_words(table, table, _begun(self.words) | _TRACKING)
         track.changed_at_ns[:] = now_ns
         track.touched[:] = prepared
         track.unknown[:] = True
@@ -200,7 +220,7 @@ class Slots:
         tracking |= ~right & (current != 0)
         current = np.where(right, current, table)
         base = np.where(tracking & alive[base], base, current)
-        flags = np.where(tracking, before & _SETTLING | _TRACKING, _NO_FLAGS)
+        flags = np.where(tracking, before & _SETTLING | _TRACKING | _begun(before), before & _ROUND)
         self.words[:] = make_words(current, base, flags)
         if tracking.any():
             track = self._tracked()
@@ -228,7 +248,7 @@ class Slots:
         tracked = fresh | tracking
         # A base may be dead before its commit: that of a change which was superseded twice.
         base = np.where(alive[base], base, current)
-        self.words[tracked] = make_words(current, base, before & _FLAGS | _TRACKING)[tracked]
+        self.words[tracked] = make_words(current, base, before & _FLAGS | _TRACKING | _begun(before))[tracked]
         tracking |= fresh
         if tracking.any():
             track = self._tracked()
@@ -260,7 +280,7 @@ class Slots:
             if track.earlier is not None:
                 track.earlier[~alive[track.earlier]] = 0
         base = np.where(tracking & alive[base], base, new)
-        self.words[:] = make_words(new, base, before & _FLAGS)
+        self.words[:] = make_words(new, base, before & (_FLAGS | _ROUND))
         return self._changed(before)
 
     def leave(self, alive: Bools) -> U32:
@@ -274,7 +294,7 @@ class Slots:
                 self.track.earlier[~alive[self.track.earlier]] = 0
         current, base, tracking = current_of(before), base_of(before), self.tracking
         base = np.where(tracking & alive[base], base, current)
-        self.words[:] = make_words(current, base, before & _FLAGS)
+        self.words[:] = make_words(current, base, before & (_FLAGS | _ROUND))
         return self._changed(before)
 
     def take_page(self, covered: U32, tracking: U32, words: U64, alive: Bools, now_ns: int) -> U32:
@@ -291,7 +311,8 @@ class Slots:
             track = self._tracked()
             base, current = base_of(words), current_of(words)
             base = np.where(alive[base], base, current)
-            self.words[slots] = make_words(current, base, words & _FLAGS | _TRACKING)
+            mine = self.words[slots] & _ROUND
+            self.words[slots] = make_words(current, base, words & _FLAGS | _TRACKING | mine)
             track.changed_at_ns[slots] = now_ns
             track.unknown[slots] = True
             track.agreed[slots] = False
@@ -304,7 +325,7 @@ class Slots:
         fresh = ~self.tracking & (current_of(before) != 0)
         if fresh.any():
             track = self._tracked()
-            self.words[fresh] |= _TRACKING
+            self.words[fresh] = before[fresh] & ~_ROUND | _begun(before[fresh]) | _TRACKING
             track.changed_at_ns[fresh] = now_ns
             track.unknown[fresh] = True
         return self._changed(before)
@@ -352,7 +373,7 @@ class Slots:
             if self.track.earlier is not None:
                 self.track.earlier[slots] = 0
         current = current_of(self.words[slots])
-        changed = self._write(slots, make_words(current, current))
+        changed = self._write(slots, make_words(current, current, self.words[slots] & _ROUND))
         if not self.tracking.any():
             self.track = None
         return changed
@@ -395,7 +416,7 @@ class Slots:
 
     def _set_base(self, slots: U32, bases: U32) -> U32:
         words = self.words[slots]
-        moved = make_words(current_of(words), bases, words & _FLAGS)
+        moved = make_words(current_of(words), bases, words & (_FLAGS | _ROUND))
         return self._write(slots, np.where(is_tracking(words), moved, words))
 
     def _write(self, slots: U32, words: U64) -> U32:
@@ -411,7 +432,6 @@ class Slots:
         current, base, tracking = current_of(self.words), base_of(self.words), self.tracking
         assert (base == current)[~tracking].all(), "a steady slot has base == current"
         assert not is_settling(self.words)[~tracking].any(), "only a tracking slot can be settling"
-        assert not (self.words & ~(_CURRENT | _FLAGS) & np.uint64(0xFFFF_FFFF)).any(), "a word has no other bits"
         assert (alive[current] | (current == 0)).all(), "new flows never get a dead backend"
         assert (alive[base] | (base == current) | (base == 0)).all(), "a dead base is given up"
         assert (self.track is not None) == bool(tracking.any()), "tracks are kept exactly while a slot is tracking"

@@ -190,7 +190,7 @@ class Applier:
         room by itself, and a live flow without a record would go to base. So a map of embryonic records that takes less
         than all of them has failed."""
         found = self._datapath.records_lookup(effect.flows)
-        missing = found["flags"] == RECORD_MISSING
+        missing = (found["round"] == RECORD_MISSING) | (found["round"] != effect.records["round"])
         same = found["backend"] == effect.records["backend"]
         is_full = np.arange(len(missing)) < effect.full_count
         full, embryonic = is_full & (missing | same), ~is_full & missing

@@ -85,7 +85,7 @@ class Datapath(Protocol):
         """All keys and values, in no particular order."""
 
     def records_lookup(self, keys: Rows) -> Rows:
-        """RECORD for each key, from records or else from embryonic; flags = layout.RECORD_MISSING: there is none."""
+        """RECORD for each key, from records or else from embryonic; round = layout.RECORD_MISSING: there is none."""
 
     def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
         """Takes up to count_max pending flows out of the map: (FLOW keys, PENDING values)."""

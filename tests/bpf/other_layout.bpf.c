@@ -12,7 +12,7 @@ struct hf_flow {
 
 struct hf_record {
 	__u32 backend;
-	__u32 flags;
+	__u32 round;
 	__u64 seen_ns;
 };
 

@@ -24,7 +24,6 @@ assert XDP_TESTS * WORLDS_PER_TEST * FRAMES_PER_WORLD_COUNT >= 100_000 * SOAK_FA
 
 OUT_OF_REACH = {
     Verdict.REPLY: "hf_tc's",
-    Verdict.UNRECORDED_DROP: "embryonic is an LRU map, which makes room by itself",
 }
 
 WHOSE = {(place, relayed): ANOTHERS for place in Place for relayed in (False, True)} | {

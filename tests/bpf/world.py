@@ -67,9 +67,10 @@ def put_slots(maps: Maps, vip: int, words: "np.ndarray[tuple[int], np.dtype[np.u
     maps.other_seen[vip] = np.zeros(limits.SLOT_COUNT, dtype=np.uint64)
 
 
-def slot_word(current: int, base: int = 0, tracking: bool = False, settling: bool = False) -> int:
+def slot_word(current: int, base: int = 0, tracking: bool = False, settling: bool = False, number: int = 0) -> int:
+    """number: of the round, 0..63."""
     flags = (layout.SLOT_TRACKING if tracking else 0) | (layout.SLOT_SETTLING if settling else 0)
-    return current | flags | base << layout.SLOT_BASE_SHIFT
+    return current | flags | number * layout.SLOT_ROUND_ONE | base << layout.SLOT_BASE_SHIFT
 
 
 def put_config(maps: Maps, node_addr: bytes, member: int, ring_change: bool = False, mss_max: int = 0) -> None:
@@ -253,7 +254,8 @@ def _draw_word(dice: random.Random, world: World) -> int:
     current, base = (dice.choice(world.backend_ids if dice.random() < 0.95 else strange) for _ in range(2))
     if dice.random() < 0.02:
         base = 0xFFFF_FFFF
-    return slot_word(current, base, tracking=dice.random() < 0.8, settling=dice.random() < 0.2)
+    number = dice.choice([0, 0, 5, 63])
+    return slot_word(current, base, tracking=dice.random() < 0.8, settling=dice.random() < 0.2, number=number)
 
 
 def _draw_pair(dice: random.Random, world: World, self_seldom: bool) -> tuple[int, int]:
@@ -276,12 +278,12 @@ def _draw_flows(dice: random.Random, world: World) -> None:
     maps.records.count_max = RECORDS_SMALL_COUNT
     for flow in world.flows:
         if dice.random() < 0.25:
-            maps.records.put(flow.key, Record(_draw_backend(dice, world), 0, OLD_NS))
+            maps.records.put(flow.key, Record(_draw_backend(dice, world), _draw_round(dice, world, flow), OLD_NS))
         if dice.random() < 0.25:
-            maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), 0, OLD_NS))
+            maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), _draw_round(dice, world, flow), OLD_NS))
         if dice.random() < 0.4:
             until_ns = dice.choice([world.now_ns + LEASE_NS, world.now_ns + LEASE_NS, OLD_NS])
-            maps.cache.put(flow.key, Lease(_draw_backend(dice, world), 0, until_ns))
+            maps.cache.put(flow.key, Lease(_draw_backend(dice, world), _draw_round(dice, world, flow), until_ns))
         if dice.random() < 0.1:
             maps.pending.put(flow.key, Pending(flow.slot(maps.settings().seed), 0, OLD_NS))
         if dice.random() < 0.3:
@@ -289,6 +291,14 @@ def _draw_flows(dice: random.Random, world: World) -> None:
     if dice.random() < 0.4:
         while len(maps.records) < RECORDS_SMALL_COUNT:
             maps.records.put(flow_key(mapped(dice.randbytes(4)), 0, 0), Record(1, 0, 0))
+
+
+def _draw_round(dice: random.Random, world: World, flow: Flow) -> int:
+    """Mostly the one that the flow's slot is in."""
+    words = world.maps.slots.get(flow.vip.id)
+    if words is None or dice.random() < 0.1:
+        return dice.choice([0, layout.SLOT_ROUND_ONE, layout.SLOT_ROUND_MASK])
+    return int(words[flow.slot(world.maps.settings().seed)]) & layout.SLOT_ROUND_MASK
 
 
 def _draw_backend(dice: random.Random, world: World) -> int:

@@ -48,9 +48,8 @@ def slots(node: Node, vip: int, flags: bool = False) -> str:
     """Slots of a VIP, counted by phase, base and current. flags: SETTLING as well."""
     if vip not in node.maps.slots:
         return "no slots"
-    words = node.maps.slots[vip]
-    if not flags:
-        words = words & ~np.uint64(layout.SLOT_SETTLING)
+    hidden = layout.SLOT_ROUND_MASK if flags else layout.SLOT_ROUND_MASK | layout.SLOT_SETTLING
+    words = node.maps.slots[vip] & ~np.uint64(hidden)
     found, counts = np.unique(words, return_counts=True)
     lines = [f"{word(node, one)}: {count}" for one, count in zip(found, counts.tolist(), strict=True)]
     return "\n".join(sorted(lines))
@@ -60,7 +59,7 @@ def slot(node: Node, vip: int, number: int) -> str:
     """One slot of a VIP, without its SETTLING flag (it comes and goes with every attempt)."""
     if vip not in node.maps.slots:
         return "no slots"
-    return word(node, node.maps.slots[vip][number] & ~np.uint64(layout.SLOT_SETTLING))
+    return word(node, node.maps.slots[vip][number] & ~np.uint64(layout.SLOT_SETTLING | layout.SLOT_ROUND_MASK))
 
 
 def word(node: Node, one: np.uint64) -> str:

@@ -167,7 +167,8 @@ def test_a_record_says_more_than_base_but_only_while_its_backend_lives() -> None
     flows = flows_of(400)
     flows = flows[node.owned()[slots_of(flows)]]
     records = np.zeros(len(flows), RECORD)
-    records["backend"], records["seen_ns"] = 3, cluster.now_ns
+    records["backend"], records["round"] = 3, node.rounds(slots_of(flows))
+    records["seen_ns"] = cluster.now_ns
     node.datapath.flows_put(FlowMap.RECORDS, flows, records)
     assert {3} == set(resolved(node, flows, cluster.now_ns)[0].tolist())
     cluster.change(vip([4], [1, 2]))
@@ -192,7 +193,7 @@ def test_a_udp_flow_without_a_record_gets_no_lease_so_that_the_owner_sees_it() -
     assert backends.all()
     assert not leases_ms.any()
     records = np.zeros(len(flows), RECORD)
-    records["backend"] = 1
+    records["backend"], records["round"] = 1, node.rounds(slots_of(flows, protocol=17))
     node.datapath.flows_put(FlowMap.RECORDS, flows, records)
     assert resolved(node, flows, cluster.now_ns)[1].all()
 
@@ -339,6 +340,6 @@ def test_a_record_hit_of_the_fast_path_is_what_the_owner_answers() -> None:
     cluster = tracking_cluster()
     node, flows = cluster["lb1"], flows_of(300)
     flows = flows[node.owned()[slots_of(flows)]][:5]
-    node.datapath.maps.embryonic.put(flows[0].tobytes(), Record(4, 0, 1))
+    node.datapath.maps.embryonic.put(flows[0].tobytes(), Record(4, int(node.rounds(slots_of(flows))[0]), 1))
     backends, _ = resolved(node, flows, cluster.now_ns)
     assert 4 == backends[0]

@@ -39,9 +39,16 @@ class Node:
     def run(self, ip: bytes, ifindex: int = HERE_IFINDEX) -> Outcome:
         return oracle.xdp(self.maps, frames.frame(ip), ifindex, NOW_NS)
 
-    def slots(self, current: int = CURRENT, base: int = BASE, tracking: bool = True, settling: bool = False) -> None:
+    def slots(
+        self,
+        current: int = CURRENT,
+        base: int = BASE,
+        tracking: bool = True,
+        settling: bool = False,
+        number: int = 0,
+    ) -> None:
         for words in self.maps.slots.values():
-            words[:] = slot_word(current, base, tracking, settling)
+            words[:] = slot_word(current, base, tracking, settling, number)
 
     def change_ring(self, next_: int, prev: int) -> None:
         """own: PEER, THIRD."""
@@ -238,6 +245,15 @@ def test_a_lease_is_used_until_it_ends(node: Node) -> None:
     assert Verdict.RELAYED == node.run(frames.tcp_to(FLOW, ACK)).verdict
 
 
+def test_a_lease_of_before_the_slot_was_last_steady_is_void(node: Node) -> None:
+    node.own(PEER)
+    node.slots(number=2)
+    node.maps.cache.put(FLOW.key, Lease(BASE, layout.SLOT_ROUND_ONE, NOW_NS + 1))
+    assert Verdict.RELAYED == node.run(frames.tcp_to(FLOW, ACK)).verdict
+    node.maps.cache.put(FLOW.key, Lease(BASE, 2 * layout.SLOT_ROUND_ONE, NOW_NS + 1))
+    assert Verdict.CACHE_HIT == node.run(frames.tcp_to(FLOW, ACK)).verdict
+
+
 @pytest.mark.parametrize(("flags", "kept"), [(ACK, True), (FIN | ACK, False), (RST, False), (SYN, False)])
 def test_a_lease_ends_with_the_connection(node: Node, flags: int, kept: bool) -> None:
     node.own(PEER)
@@ -295,6 +311,45 @@ def test_a_syn_is_recorded_and_promoted_by_what_follows(node: Node) -> None:
     assert (0, 1) == (len(node.maps.embryonic), len(node.maps.records))
     assert Verdict.RECORD_HIT == node.run(frames.tcp_to(FLOW, ACK)).verdict
     assert 0 == node.stamped(), "all of it went to current"
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_record_of_before_the_slot_was_last_steady_is_void_and_one_that_is_made_has_its_round(
+    node: Node, full: bool
+) -> None:
+    node.slots(number=3)
+    table = node.maps.records if full else node.maps.embryonic
+    table.put(FLOW.key, Record(CURRENT, 2 * layout.SLOT_ROUND_ONE, 1))
+    assert Verdict.OLD_TO_BASE == node.run(frames.tcp_to(FLOW, ACK)).verdict
+    assert Verdict.CHAIN_STARTED == node.run(frames.tcp_to(FLOW, SYN)).verdict
+    assert Record(CURRENT, 3 * layout.SLOT_ROUND_ONE, NOW_NS) == node.maps.embryonic.get(FLOW.key)
+    assert not full or FLOW.key not in node.maps.records.rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "record", "settling", "verdict"),
+    [
+        (SYN, BASE, True, Verdict.UNRECORDED_DROP),
+        (SYN, CURRENT, True, Verdict.RECORD_HIT),
+        (SYN, BASE, False, Verdict.RECORD_HIT),
+        (ACK, BASE, True, Verdict.RECORD_HIT),
+    ],
+)
+def test_a_five_tuple_that_is_used_again_waits_for_the_settle_that_would_move_it(
+    node: Node, flags: int, record: int, settling: bool, verdict: Verdict
+) -> None:
+    node.slots(settling=settling)
+    node.maps.records.put(FLOW.key, Record(record, 0, 1))
+    assert verdict == node.run(frames.tcp_to(FLOW, flags)).verdict
+    seen = node.maps.records.get(FLOW.key)
+    assert seen is not None
+    assert (1 if verdict is Verdict.UNRECORDED_DROP else NOW_NS) == seen.seen_ns, "what is dropped leaves no trace"
+
+
+def test_a_second_try_of_a_first_packet_does_not_wait(node: Node) -> None:
+    node.slots(settling=True)
+    node.maps.embryonic.put(FLOW.key, Record(BASE, 0, 1))
+    assert Verdict.RECORD_HIT == node.run(frames.tcp_to(FLOW, SYN)).verdict
 
 
 RINGS = {"next only": (SELF, limits.MEMBER_NONE), "prev only": (limits.MEMBER_NONE, SELF)}

@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lbpod.core.layout import SLOT_SETTLING, SLOT_TRACKING
+from lbpod.core.layout import SLOT_ROUND_ONE, SLOT_SETTLING, SLOT_TRACKING
 from lbpod.core.limits import BACKEND_IDS_MAX, EARLIER_MAX, SLOT_COUNT
-from lbpod.core.transition import Slots, base_of, current_of, is_settling, is_tracking
+from lbpod.core.transition import Slots, base_of, current_of, is_settling, is_tracking, round_of
 
 NOW_NS = 10**12
 U32 = npt.NDArray[np.uint32]
@@ -173,6 +173,43 @@ def test_flags_touch_tracking_slots_only() -> None:
     assert [True, False] == is_settling(slots.words[:2]).tolist()
     assert SLOT_TRACKING | SLOT_SETTLING == int(slots.words[0]) & (SLOT_TRACKING | SLOT_SETTLING)
     assert [0] == slots.unflag(np.array([0, 1], dtype=np.uint32)).tolist()
+
+
+def test_a_slot_that_begins_to_track_is_in_another_round_and_stays_in_it_until_it_begins_again() -> None:
+    slots, both = steady(1, 2), np.array([0, 1], dtype=np.uint32)
+
+    def rounds() -> list[int]:
+        return (round_of(slots.words[:2]) // np.uint32(SLOT_ROUND_ONE)).tolist()  # type: ignore[no-any-return]
+
+    assert [0, 0] == rounds()
+    slots.prepare(table(3, 2), None, alive(1, 2, 3), NOW_NS)
+    assert [1, 0] == rounds()
+    slots.commit(table(3, 2), alive(1, 2, 3), NOW_NS)
+    slots.flag(both)
+    slots.agree(both)
+    assert [1, 0] == rounds()
+    slots.prepare(table(1, 2), None, alive(1, 2, 3), NOW_NS)
+    assert [1, 0] == rounds(), "it tracks already"
+    slots.commit(table(1, 2), alive(1, 2, 3), NOW_NS)
+    slots.finish(both)
+    assert [1, 0] == rounds(), "what came through a chain meanwhile counts until then"
+    slots.track_all(NOW_NS)
+    assert [2, 1] == rounds()
+    again = Slots(slots.words)
+    again.restore(table(1, 2), None, alive(1, 2), False, NOW_NS)
+    assert (slots.words == again.words).all()
+    for _ in range(63):
+        slots.finish(both)
+        slots.track_all(NOW_NS)
+    assert [1, 0] == rounds(), "modulo 64"
+
+
+def test_a_page_has_the_senders_words_and_the_receivers_round() -> None:
+    sender, receiver = changed_once(), changed_once()
+    sender.finish(ONE)
+    sender.track_all(NOW_NS)
+    receiver.take_page(ONE, ONE, sender.words[ONE], alive(1, 2), NOW_NS)
+    assert [2, 1] == [int(round_of(one.words[ONE])[0]) // SLOT_ROUND_ONE for one in (sender, receiver)]
 
 
 def changed_once() -> Slots:
