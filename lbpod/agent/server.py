@@ -32,6 +32,7 @@ from lbpod.core.messages import (
     ControllerSeen,
     ForgetCall,
     HandoverCall,
+    MissedCall,
     PeerCall,
     PrepareCall,
     QuietCall,
@@ -72,6 +73,7 @@ _MAY: Final[dict[type[Call], frozenset[Role]]] = {
     ForgetCall: frozenset({Role.LB}),
     QuietCall: frozenset({Role.LB}),
     StateCall: frozenset({Role.LB}),
+    MissedCall: frozenset({Role.LB}),
     BeatCall: frozenset({Role.LB}),
 }
 """Which role a caller needs for each body."""
@@ -200,7 +202,8 @@ def _calls(view: View, kind: type[Call]) -> Handler:
 
 def _until_ns(request: web.Request, body: Call) -> int | None:
     """Until when this may be acted upon, on our clock; None: whenever it arrives."""
-    acted_upon = isinstance(body, ForgetCall) or (isinstance(body, SettleCall) and body.step is SettleStep.ASK)
+    acted_upon = isinstance(body, ForgetCall | MissedCall)
+    acted_upon |= isinstance(body, SettleCall) and body.step is SettleStep.ASK
     if not acted_upon:
         return None
     asked_ns = read_clock(request.headers.get(HEADER_CLOCK))

@@ -214,6 +214,22 @@ class StateAnswer(msgspec.Struct, frozen=True):
     taken: int
 
 
+class MissedCall(msgspec.Struct, frozen=True):
+    """PUT /v1/flows/missed: up to BATCH_MAX flows (bytes of layout.FLOW) that the caller has recorded, or seen, while
+    the receiver was silent, and their backends (bytes of u32); the first full_count of them are full records."""
+
+    member: int
+    flows: bytes
+    backends: bytes
+    full_count: int
+
+
+class MissedAnswer(msgspec.Struct, frozen=True):
+    """They are recorded. taken: those that mean something to the receiver."""
+
+    taken: int
+
+
 class BeatCall(msgspec.Struct, frozen=True):
     """POST /v1/beat: are you there? The caller's own state comes along, so that both learn from one call. down: members
     that it has found to be silent itself."""
@@ -234,7 +250,7 @@ class BeatAnswer(msgspec.Struct, frozen=True):
     down: tuple[int, ...] = ()
 
 
-PeerCall = ResolveCall | SettleCall | ForgetCall | QuietCall | StateCall | BeatCall
-PeerAnswer = ResolveAnswer | SettleAnswer | ForgetAnswer | QuietAnswer | StateAnswer | BeatAnswer
+PeerCall = ResolveCall | SettleCall | ForgetCall | QuietCall | StateCall | MissedCall | BeatCall
+PeerAnswer = ResolveAnswer | SettleAnswer | ForgetAnswer | QuietAnswer | StateAnswer | MissedAnswer | BeatAnswer
 RingCall = RingPrepareCall | HandoverCall | RingSwitchCall | RingDoneCall
 ControlCall = PrepareCall | CommitCall | Snapshot | RingCall

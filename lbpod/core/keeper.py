@@ -9,6 +9,7 @@ back here.
 | ``change`` | snapshots: stage, prepare, commit, restore |
 | ``ring`` | a ring change: stage, prepare, switch, done |
 | ``handover`` | slot states and records for those who will be replicas, and what comes of them |
+| ``missed`` | what a member is told that was silent: records that were made without it |
 | ``watch`` | who is there: beats, beliefs, the fence |
 | ``transition`` | the words of a VIP's slots |
 | ``resolve`` | who has this flow: asking, and answering as owner |
@@ -34,7 +35,7 @@ from typing import assert_never
 
 import numpy as np
 
-from lbpod.core import change, forget, handover, quiet, resolve, rest, ring, settle, sweep, watch
+from lbpod.core import change, forget, handover, missed, quiet, resolve, rest, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.core.messages import (
@@ -64,6 +65,7 @@ from lbpod.core.messages import (
     LookRecords,
     LookSeen,
     MemberSeen,
+    MissedCall,
     NatLooked,
     PendingDrained,
     PrepareCall,
@@ -166,6 +168,8 @@ class Keeper:
                 return [*self._write_again(now_ns), *settle.called(state, request, body, now_ns)]
             case StateCall():
                 return [*self._write_again(now_ns), *handover.received(state, request, body, now_ns)]
+            case MissedCall():
+                return [*self._write_again(now_ns), *missed.received(state, request, body, now_ns)]
             case BeatCall():
                 return watch.asked(state, request, body, now_ns)
         return [*self._write_again(now_ns), *self._controlled(event, body, now_ns)]
@@ -208,6 +212,7 @@ class Keeper:
         for token in state.lost(now_ns):
             effects += self._unanswered(token, "no answer came in time", now_ns)
         effects += watch.tick(state, now_ns)
+        effects += missed.tick(state, now_ns)
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
         rest.tick(state, now_ns)

@@ -297,9 +297,6 @@ class Unwritten:
 class State:
     """All that one Keeper knows. The parts of the Keeper change it; nothing else does."""
 
-    rest_at_ns = 0
-    """When ``rest`` looks again."""
-
     def __init__(self, node_name: str) -> None:
         self.node_name: Final = node_name
         self.committed: Plan | None = None
@@ -361,6 +358,10 @@ class State:
         self.records_quiet = True
         """No slot has been tracking since a list of records came back empty."""
 
+        self.missed: dict[int, int] = {}
+        """Member -> since when it may have missed what was recorded here (``missed``)."""
+        self.missed_at_ns = self.rest_at_ns = 0
+        """When ``missed`` and ``rest`` look again."""
         self.host = HostState()
         self.unwritten = Unwritten()
         self.confirmed = (0, 0, RingStep.NONE)

@@ -26,6 +26,8 @@ from lbpod.core.bodies import (
     ForgetCall as ForgetCall,
     HandoverCall as HandoverCall,
     LbStatus as LbStatus,
+    MissedAnswer as MissedAnswer,
+    MissedCall as MissedCall,
     PeerAnswer as PeerAnswer,
     PeerCall as PeerCall,
     PrepareCall as PrepareCall,
@@ -97,7 +99,7 @@ class PendingDrained(msgspec.Struct, frozen=True):
 
 
 class RecordsLooked(msgspec.Struct, frozen=True):
-    """Answer to LookRecords: RECORD for each flow (flags RECORD_MISSING: none)."""
+    """Answer to LookRecords: RECORD for each flow (round RECORD_MISSING: none)."""
 
     token: int
     records: Rows

@@ -36,9 +36,10 @@ tick after it was in touch, and the slots settle as those of an LB that has lost
 are steady (``settle``, LOOK). An LB that is alone in its ring is never fenced: nobody could know better.
 
 What a fence cannot help: slots that this LB takes itself to own. It decides those from what it knows. So from its
-start, and from the moment that it is fenced, it is in *doubt*, until a peer has told which generation is in force (the
-controller, where no peer is there) and that one is in force here. As long as others are known to be ahead, no VIP
-traffic should come (``behind``, /readyz). One that hears nobody may be the only one left, and takes it.
+start, and from the moment that it is fenced or hears no other LB, it is in *doubt*, until a peer has told which
+generation is in force (the controller, where no peer is there) and that one is in force here. As long as others are
+known to be ahead, no VIP traffic should come (``behind``, /readyz). One that hears nobody may be the only one left, and
+takes it.
 
 Tried and dropped: believing a refused connection at once (an agent that restarts is back within half a second, and
 nothing is lost by waiting for three beats); counting beats as the questions to a node that they are (a node that is
@@ -50,7 +51,7 @@ from typing import Final
 
 import numpy as np
 
-from lbpod.core import sweep
+from lbpod.core import missed, sweep
 from lbpod.core.keeper_state import Answer, Effects, Question, State, Watch
 from lbpod.core.limits import (
     BEAT_DOWN_NS,
@@ -133,7 +134,10 @@ def tick(state: State, now_ns: int) -> Effects:
             watch.heard_ns.setdefault(member, now_ns)
         for member in (*always, *_by_turns(state, always)):
             effects += _ask(state, member, now_ns)
-    effects += _believe(state, _silent(state, now_ns), up=False)
+    silent = _silent(state, now_ns)
+    effects += _believe(state, silent, up=False)
+    if silent and others <= state.down:
+        watch.doubt_ns = watch.doubt_ns or now_ns
     _end_doubt(state, others)
     return [*effects, *_give_up(state, now_ns)]
 
@@ -246,7 +250,7 @@ def _forget(state: State, others: set[int]) -> None:
     state.down &= others
     state.given_up &= others
     watch.suspects &= others
-    for known in (watch.heard_ns, watch.asked_ns):
+    for known in (watch.heard_ns, watch.asked_ns, state.missed):
         for member in known.keys() - others:
             del known[member]
 
@@ -325,6 +329,8 @@ def _believe(state: State, members: list[int], up: bool) -> Effects:
         state.given_up -= set(members)
     else:
         state.down |= set(members)
+        for member in members:
+            missed.silent(state, member, state.watch.heard_ns.get(member, 0))
     what = "believed up" if up else "believed down"
     return [state.configure(), *(Trace(what, detail=f"member {member}") for member in members)]
 
@@ -347,6 +353,7 @@ def _fence(state: State, now_ns: int) -> Effects:
     if not watch.ticked_ns:
         # It has just begun to listen.
         watch.peer_ns = watch.controller_ns = watch.doubt_ns = now_ns
+        missed.started(state, _others(state), now_ns)
     why = _why_fenced(state, now_ns)
     why = why if why and state.own is not None and _others(state) else ""
     was_fenced = bool(watch.fenced_why)

@@ -41,6 +41,8 @@ from lbpod.core.messages import (
     ForgetCall,
     HandoverCall,
     LbStatus,
+    MissedAnswer,
+    MissedCall,
     PeerAnswer,
     PeerCall,
     PrepareCall,
@@ -74,6 +76,7 @@ PATH_RING_HANDOVER: Final = "/v1/ring/handover"
 PATH_RING_SWITCH: Final = "/v1/ring/switch"
 PATH_RING_DONE: Final = "/v1/ring/done"
 PATH_SLOTS_STATE: Final = "/v1/slots/state"
+PATH_MISSED: Final = "/v1/flows/missed"
 PATH_BEAT: Final = "/v1/beat"
 PATH_STATE: Final = "/v1/state"
 QUERY_SNAPSHOT: Final = "snapshot"
@@ -95,6 +98,7 @@ ROUTES: Final[dict[type[Body], tuple[str, str]]] = {
     RingSwitchCall: ("POST", PATH_RING_SWITCH),
     RingDoneCall: ("POST", PATH_RING_DONE),
     StateCall: ("PUT", PATH_SLOTS_STATE),
+    MissedCall: ("PUT", PATH_MISSED),
     BeatCall: ("POST", PATH_BEAT),
 }
 """Method and path of every call that has a body."""
@@ -112,6 +116,7 @@ ANSWERS: Final[dict[type[Body], type[Body]]] = {
     RingSwitchCall: LbStatus,
     RingDoneCall: LbStatus,
     StateCall: StateAnswer,
+    MissedCall: MissedAnswer,
     BeatCall: BeatAnswer,
 }
 """What the answer with status 200 to each call holds."""
@@ -191,6 +196,13 @@ def _validate(body: Body) -> None:
             _validate_page(body)
         case StateAnswer():
             _range(body, "taken", body.taken, 0, HANDOVER_RECORDS_MAX)
+        case MissedCall():
+            _range(body, "member", body.member, 0, MEMBERS_MAX - 1)
+            flows = _flows(body, body.flows)
+            _equal(body, "flows", flows, "backends", _backends(body, "backends", body.backends, BATCH_MAX))
+            _range(body, "full_count", body.full_count, 0, flows)
+        case MissedAnswer():
+            _range(body, "taken", body.taken, 0, BATCH_MAX)
         case BeatCall() | BeatAnswer():
             _range(body, "member", body.member, 0, MEMBERS_MAX - 1)
             _range(body, "generation", body.generation, 0, GENERATION_MAX)

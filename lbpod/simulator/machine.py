@@ -47,6 +47,7 @@ from lbpod.core.messages import (
     LbStatus,
     LeaveWanted,
     LookNat,
+    MissedCall,
     PendingDrained,
     PutCache,
     Refuse,
@@ -327,7 +328,8 @@ class Machine:
 
     def _is_too_old(self, call: Call, body: Any) -> bool:
         """As lbpod/agent/server.py judges it."""
-        acted_upon = isinstance(body, ForgetCall) or (isinstance(body, SettleCall) and body.step is SettleStep.ASK)
+        acted_upon = isinstance(body, ForgetCall | MissedCall)
+        acted_upon |= isinstance(body, SettleCall) and body.step is SettleStep.ASK
         if not acted_upon:
             return False
         if call.clock_ns is None:

@@ -32,6 +32,7 @@ from lbpod.core.messages import (
     LbFailed,
     LbStatus,
     MemberSeen,
+    MissedCall,
     Persist,
     Persisted,
     PersistFailed,
@@ -146,6 +147,8 @@ def kind_of(body: Any) -> str:
             return "beat"
         case ForgetCall():
             return "forget"
+        case MissedCall():
+            return "missed"
         case QuietCall():
             return "quiet"
         case SettleCall():
@@ -436,7 +439,7 @@ def describe(call: Call) -> str:
             return f"{call.kind} VIP {body.vip}, {len(body.slots) // 2} slots{early}"
         case QuietCall():
             return f"{call.kind} VIP {body.vip}, {len(body.slots) // 2} slots, {len(body.backends) // 4} backends"
-        case ResolveCall() | ForgetCall():
+        case ResolveCall() | ForgetCall() | MissedCall():
             return f"{call.kind} {len(body.flows) // 24} flows"
     return f"{call.kind}{' with snapshot' if call.with_snapshot else ''}"
 

@@ -38,7 +38,7 @@ def changed(lbs: int = 3) -> Cluster:
 
 def record(node: Node, flows: Rows, seen_ns: int, backend: int = 3) -> None:
     rows = np.zeros(len(flows), RECORD)
-    rows["backend"], rows["seen_ns"] = backend, seen_ns
+    rows["backend"], rows["round"], rows["seen_ns"] = backend, node.rounds(slots_of(flows)), seen_ns
     node.datapath.flows_put(FlowMap.RECORDS, flows, rows)
 
 
@@ -91,6 +91,7 @@ def test_what_the_owner_has_seen_since_it_asked_stays() -> None:
 
 def test_a_backup_never_starts() -> None:
     cluster = changed()
+    cluster.run(SECOND_NS)  # agents that have just started send each other what they may have missed
     flows = of_lb1_and_lb2(cluster)
     record(cluster["lb2"], flows, cluster.now_ns)
     cluster.run(WINDOW_NS + 2 * FORGET_SCAN_NS)

@@ -1,0 +1,186 @@
+"""What a member has missed while it was silent: the records that the other replica of its slots has made alone.
+
+A first packet is recorded by every replica on its way to the backend. Where one of them has just been cut off, and
+nobody knows yet, the packet is lost with the chain; the client's second try meets the record of the first, and by then
+the replica is believed to be down and left out of the chain. So the flow is open, with ``current``, and one replica
+alone knows. As long as the other one is silent, that is all that is needed. When it is back, it is asked again like any
+replica, looks for the flow at base, and breaks it. (What begins after a replica is known to be silent goes to base, and
+needs no record.)
+
+So whoever hears a member again that it had believed to be down sends it what was recorded, or seen, in the slots that
+the two share since it last heard it (PUT /v1/flows/missed); an agent that has just started, and knows nothing of
+anybody's silence, sends everybody what was seen in the last LOST_NS: who was silent for longer is out of the ring. A
+call that fails is made again. What the receiver has recorded itself stays: it says the same, or knows better.
+
+Left open: the moment between a member's return and the end of this, some tenths of a second; and an agent that is away
+just then, until it is back.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core import forget
+from lbpod.core.flows import flows_from, ids_from
+from lbpod.core.keeper_state import Answer, Effects, Question, State
+from lbpod.core.layout import RECORD
+from lbpod.core.limits import BATCH_MAX, LOST_NS, RETRY_NS
+from lbpod.core.messages import (
+    Ask,
+    DumpRecords,
+    MissedAnswer,
+    MissedCall,
+    PutRecords,
+    RecordsDumped,
+    RecordsPut,
+    Refuse,
+    Reply,
+    RingStep,
+    Trace,
+)
+from lbpod.core.transition import is_tracking, round_of
+
+U32 = npt.NDArray[np.uint32]
+Bools = npt.NDArray[np.bool_]
+
+BUSY = 503
+
+
+# --- As the one who was there -----------------------------------------------------------------------------------------
+def silent(state: State, member: int, heard_ns: int) -> None:
+    """This member was last heard then, and is believed to be down from now on."""
+    state.missed.setdefault(member, heard_ns)
+
+
+def started(state: State, members: set[int], now_ns: int) -> None:
+    """This agent has just begun to listen: any of these may have been silent."""
+    for member in members:
+        state.missed.setdefault(member, now_ns - LOST_NS)
+
+
+def tick(state: State, now_ns: int) -> Effects:
+    """Look for what is to be sent to those who can be heard again."""
+    members = frozenset(member for member in state.missed if member not in state.down)
+    due = members and now_ns >= state.missed_at_ns and state.has_room() and state.own is not None
+    if not due or state.ring_step is not RingStep.NONE:
+        return []
+    state.missed_at_ns = now_ns + RETRY_NS
+    since_ns = {member: state.missed.pop(member) for member in sorted(members)}
+    return [DumpRecords(state.open(_Dumped(since_ns), now_ns))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Dumped(Question):
+    """All records. since_ns: by member, what was seen since then it may have missed."""
+
+    since_ns: dict[int, int]
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        if not isinstance(answer, RecordsDumped) or len(answer.flows) != len(answer.records):
+            return self.failed(state, "the list is not one of records", now_ns)
+        effects: Effects = []
+        for member, since_ns in self.since_ns.items():
+            places = _shared(state, member, since_ns, answer)
+            effects += _send(state, member, since_ns, answer, places, now_ns)
+        return effects
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        for member, since_ns in self.since_ns.items():
+            silent(state, member, since_ns)
+        return []
+
+
+def _shared(state: State, member: int, since_ns: int, listed: RecordsDumped) -> npt.NDArray[np.intp]:
+    """Which of these records were seen since, mean something, and are of slots that this LB shares with the member."""
+    vips = listed.flows["vip"]
+    meant = state.facts.has(vips) & (listed.records["seen_ns"].astype(np.uint64) >= np.uint64(max(since_ns, 0)))
+    meant &= state.vip_of[forget.backend_ids(state, listed.records)] == vips
+    places = np.flatnonzero(meant)
+    slots = state.facts.slots(listed.flows[places])
+    words, _ = state.words(vips[places], slots)
+    ours = _is_shared(state, member, slots) & is_tracking(words) & (listed.records["round"][places] == round_of(words))
+    found: npt.NDArray[np.intp] = places[ours]
+    return found
+
+
+def _is_shared(state: State, member: int, slots: U32) -> Bools:
+    """(n,): this LB and the member are the two replicas of the slot."""
+    owners, backups = state.owner[slots], state.backup[slots]
+    shared: Bools = (owners == state.member) & (backups == member) | (owners == member) & (backups == state.member)
+    return shared
+
+
+def _send(
+    state: State, member: int, since_ns: int, listed: RecordsDumped, places: npt.NDArray[np.intp], now_ns: int
+) -> Effects:
+    """In batches, as far as there is room; what finds none is looked for again."""
+    effects: Effects = []
+    node = state.node_of_member.get(member, 0)
+    if not node:
+        return []
+    for first in range(0, len(places), BATCH_MAX):
+        if not state.has_room(node):
+            silent(state, member, since_ns)
+            break
+        batch = places[first : first + BATCH_MAX]
+        call = MissedCall(
+            member=state.member,
+            flows=listed.flows[batch].tobytes(),
+            backends=listed.records["backend"][batch].astype("<u4").tobytes(),
+            full_count=int(np.count_nonzero(batch < listed.full_count)),
+        )
+        effects.append(Ask(state.open(_Sent(member, since_ns), now_ns, node), node, call))
+    return [*effects, *([Trace("sent what was missed", detail=f"member {member}")] if effects else [])]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sent(Question):
+    """A batch is on its way."""
+
+    member: int
+    since_ns: int
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        return []
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        silent(state, self.member, self.since_ns)
+        return []
+
+
+# --- As the one who was silent ----------------------------------------------------------------------------------------
+def received(state: State, request: int, call: MissedCall, now_ns: int) -> Effects:
+    """PUT /v1/flows/missed: record what is of slots that track here and that this LB shares with the caller."""
+    if not state.has_room() or state.own is None:
+        return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
+    flows, backends = flows_from(call.flows), ids_from(call.backends)
+    known = state.facts.has(flows["vip"])
+    slots = np.zeros(len(flows), dtype=np.uint32)
+    slots[known] = state.facts.slots(flows[known])
+    words, held = state.words(flows["vip"], slots)
+    fits = known & held & is_tracking(words) & (state.vip_of[backends] == flows["vip"])
+    fits &= _is_shared(state, call.member, slots)
+    if not fits.any():
+        return [Reply(request, MissedAnswer(0))]
+    records = np.zeros(int(fits.sum()), dtype=RECORD)
+    records["backend"], records["round"], records["seen_ns"] = backends[fits], round_of(words[fits]), now_ns
+    full = int(fits[: call.full_count].sum())
+    token = state.open(_Put(request), now_ns)
+    return [PutRecords(token, flows[fits], records, full)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Put(Question):
+    """They are being written; the caller waits."""
+
+    request: int
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        if not isinstance(answer, RecordsPut):
+            return self.failed(state, "the records could not be written", now_ns)
+        state.records_quiet = False
+        return [Reply(self.request, MissedAnswer(answer.taken))]
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        return [Refuse(self.request, BUSY, f"{state.node_name}: {reason}")]

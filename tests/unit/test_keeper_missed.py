@@ -1,0 +1,143 @@
+"""A member that was silent is sent what the other replica of its slots has recorded alone."""
+
+import numpy as np
+
+from lbpod.core.layout import RECORD, RECORD_MISSING
+from lbpod.core.limits import BEAT_DOWN_NS, BEAT_NS, LOST_NS, RETRY_NS, TICK_NS
+from lbpod.core.messages import BeatCall, MissedCall, PeerCall
+from lbpod.datapath.port import FlowMap
+from tests.keepers import SECOND_NS, Cluster, Node, Rows, vip
+from tests.unit.test_keeper_forget import no_settling, of_lb1_and_lb2, record
+from tests.unit.test_keeper_resolve import flows_of, slots_of
+
+DOWN_NS = BEAT_DOWN_NS + 2 * BEAT_NS + 2 * TICK_NS
+UP_NS = BEAT_NS + RETRY_NS + 4 * TICK_NS
+
+
+def tracking_cluster() -> Cluster:
+    """Three LBs that have heard each other, and sent each other what they might have missed; all slots track."""
+    cluster = Cluster()
+    cluster.change(vip([1, 2]))
+    cluster.change(vip([3, 4], [1, 2]))
+    cluster.blocked = no_settling
+    cluster.run(2 * SECOND_NS)
+    return cluster
+
+
+def cut_off(cluster: Cluster, name: str) -> None:
+    """Nothing gets to this LB, nor from it, and the others know."""
+    cluster.blocked = lambda sender, receiver, body: name in (sender, receiver) or no_settling(sender, receiver, body)
+    cluster.run(DOWN_NS)
+
+
+def recorded(node: Node, flows: Rows) -> list[int]:
+    """Backend of each flow's record, 0: none that counts."""
+    found = node.datapath.records_lookup(flows)
+    valid = found["round"] == node.rounds(slots_of(flows))
+    return [int(one) for one in np.where(valid, found["backend"], 0)]
+
+
+def test_what_was_recorded_while_a_replica_was_silent_is_there_when_it_can_be_heard_again() -> None:
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    before, during = flows[:3], flows[3:]
+    record(cluster["lb1"], before, cluster.now_ns - 2 * SECOND_NS)
+    cut_off(cluster, "lb2")
+    record(cluster["lb1"], during, cluster.now_ns)
+    record(cluster["lb2"], during[:1], cluster.now_ns, backend=4)
+    cluster.run(SECOND_NS)
+    assert 0 == sum(recorded(cluster["lb2"], during[1:]))
+    cluster.blocked = no_settling
+    cluster.run(UP_NS)
+    assert [4] + [3] * (len(during) - 1) == recorded(cluster["lb2"], during), "what it has recorded itself stays"
+    assert [0, 0, 0] == recorded(cluster["lb2"], before), "these it has not missed"
+    assert not cluster["lb1"].keeper._state.missed
+
+
+def test_a_call_that_fails_is_made_again() -> None:
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    cut_off(cluster, "lb2")
+    record(cluster["lb1"], flows, cluster.now_ns)
+    lost: list[MissedCall] = []
+
+    def loses_two(sender: str, receiver: str, body: PeerCall) -> bool:
+        if isinstance(body, MissedCall) and sender == "lb1" and len(lost) < 2:
+            lost.append(body)
+            return True
+        return no_settling(sender, receiver, body)
+
+    cluster.blocked = loses_two
+    cluster.run(UP_NS + 2 * RETRY_NS + 4 * SECOND_NS)
+    assert 2 == len(lost)
+    assert {3} == set(recorded(cluster["lb2"], flows))
+
+
+def test_only_what_both_share_is_sent_and_taken() -> None:
+    cluster = tracking_cluster()
+    flows = flows_of(300)
+    mine = cluster["lb1"].owned() | cluster["lb1"].backed()
+    theirs = cluster["lb2"].owned() | cluster["lb2"].backed()
+    cut_off(cluster, "lb2")
+    record(cluster["lb1"], flows, cluster.now_ns)
+    cluster.blocked = no_settling
+    cluster.run(UP_NS)
+    shared = (mine & theirs)[slots_of(flows)]
+    assert 0 < shared.sum() < len(flows)
+    found = np.array(recorded(cluster["lb2"], flows))
+    assert {3} == set(found[shared].tolist())
+    assert not found[~shared].any()
+    alien = MissedCall(0, flows[~shared].tobytes(), np.full((~shared).sum(), 3, "<u4").tobytes(), 0)
+    cluster["lb2"].call(alien, cluster.now_ns)
+    assert not np.array(recorded(cluster["lb2"], flows))[~shared].any()
+
+
+def test_an_agent_that_starts_sends_what_was_seen_since_anybody_may_have_been_silent() -> None:
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    old, fresh = flows[:3], flows[3:]
+    record(cluster["lb1"], old, cluster.now_ns - LOST_NS - SECOND_NS)
+    record(cluster["lb1"], fresh, cluster.now_ns)
+    cluster["lb1"].restart(cluster.now_ns)
+    cluster.run(UP_NS)
+    assert {3} == set(recorded(cluster["lb2"], fresh))
+    assert {0} == set(recorded(cluster["lb2"], old))
+
+
+def test_what_tracks_no_more_or_whose_backend_is_dead_is_not_recorded() -> None:
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    call = MissedCall(0, flows.tobytes(), np.full(len(flows), 9, "<u4").tobytes(), 0)
+    cluster["lb2"].call(call, cluster.now_ns)
+    assert (cluster["lb2"].datapath.records_lookup(flows)["round"] == RECORD_MISSING).all(), "no backend of the VIP"
+    settled = Cluster()
+    settled.change(vip([1, 2]))
+    settled["lb2"].call(MissedCall(0, flows.tobytes(), np.full(len(flows), 1, "<u4").tobytes(), 0), settled.now_ns)
+    assert (settled["lb2"].datapath.records_lookup(flows)["round"] == RECORD_MISSING).all()
+
+
+def test_a_record_of_an_earlier_round_is_replaced() -> None:
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    stale = np.zeros(len(flows), RECORD)
+    stale["backend"], stale["seen_ns"] = 4, cluster.now_ns
+    cluster["lb2"].datapath.flows_put(FlowMap.RECORDS, flows, stale)
+    assert {0} == set(recorded(cluster["lb2"], flows)), "void"
+    call = MissedCall(0, flows.tobytes(), np.full(len(flows), 3, "<u4").tobytes(), len(flows))
+    cluster["lb2"].call(call, cluster.now_ns)
+    assert {3} == set(recorded(cluster["lb2"], flows))
+
+
+def test_nothing_is_sent_where_nobody_was_silent() -> None:
+    cluster = tracking_cluster()
+    sent: list[PeerCall] = []
+
+    def watches(sender: str, receiver: str, body: PeerCall) -> bool:
+        if not isinstance(body, BeatCall):
+            sent.append(body)
+        return no_settling(sender, receiver, body)
+
+    record(cluster["lb1"], of_lb1_and_lb2(cluster), cluster.now_ns)
+    cluster.blocked = watches
+    cluster.run(3 * SECOND_NS)
+    assert not [body for body in sent if isinstance(body, MissedCall)]
