@@ -244,6 +244,8 @@ class Cluster:
         """Which calls (from, to, what) never arrive."""
         self.muted: Callable[[str, str, PeerCall], bool] = lambda sender, receiver, body: False
         """Which calls arrive, but their answers get lost."""
+        self.untaken = False
+        """It is certain of calls that never arrive that nobody has acted on them."""
         self.apart: set[frozenset[str]] = set()
         """Pairs between which no beat arrives."""
         self._tables = SharedTables(CLUSTER.seed)
@@ -345,7 +347,7 @@ class Cluster:
 
         def fail() -> None:
             if isinstance(effect, Ask):
-                self.feed(sender.name, AskFailed(effect.token, "silence"))
+                self.feed(sender.name, AskFailed(effect.token, "silence", self.untaken and lost))
 
         def arrive() -> None:
             answer = receiver.call(body, self.now_ns)

@@ -319,7 +319,7 @@ class Driver:
             if not item.done():
                 item.set_result(self._brain.status(with_snapshot=True))
         elif isinstance(item, Called) and self._is_late(item.request):
-            self._act(Refuse(item.request, 503, "this question is too old to be acted upon; ask again"))
+            self._act(Refuse(item.request, 408, "this question is too old to be acted upon; ask again"))
         elif isinstance(item, Called) and isinstance(item.body, _SLOW):
             await self._feed_slowly(item)
         else:

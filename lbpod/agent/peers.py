@@ -53,8 +53,13 @@ async def _bounded(content: aiohttp.StreamReader, name: str) -> bytes:
     return b"".join(parts)
 
 
-class UnreachableError(Exception):
-    """Nobody answered, or somebody else did. str(): one sentence."""
+class UnansweredError(Exception):
+    """Nobody answered as asked. str(): one sentence."""
+
+    def __init__(self, sentence: str, *, untaken: bool = False) -> None:
+        """untaken: it is certain that nobody has acted on the call."""
+        super().__init__(sentence)
+        self.untaken = untaken
 
 
 @dataclass(slots=True)
@@ -134,9 +139,9 @@ class Peers:
         """Calls a node's agent; Answered or AskFailed follows as an event."""
         node, lane = self._nodes.get(number), self._lane(body)
         if node is None:
-            self._on_event(AskFailed(token, f"node {number} is not in the newest snapshot"))
+            self._on_event(AskFailed(token, f"node {number} is not in the newest snapshot", untaken=True))
         elif not lane.start(node.name, self._answer(token, node, body)):
-            self._on_event(AskFailed(token, f"{lane.calls_max} calls to {node.name} are under way"))
+            self._on_event(AskFailed(token, f"{lane.calls_max} calls to {node.name} are under way", untaken=True))
 
     def tell(self, number: int, body: PeerCall) -> None:
         """Calls a node's agent and forgets about it."""
@@ -166,8 +171,8 @@ class Peers:
         try:
             answer = await self._call(node, body)
             event = Answered(0 if token is None else token, answer)
-        except UnreachableError as error:
-            event = AskFailed(0 if token is None else token, str(error))
+        except UnansweredError as error:
+            event = AskFailed(0 if token is None else token, str(error), error.untaken)
         except RemoteError as error:
             event = AskFailed(0 if token is None else token, error.sentence)
         if isinstance(event, AskFailed):
@@ -181,7 +186,7 @@ class Peers:
         status, data = await self._exchange(session, node, method, path, wire.encode(body))
         if status != 200:
             sentence = data[:SENTENCE_BYTES_MAX].decode(errors="replace").strip()
-            raise RemoteError(f"{node.name} answered {status}: {sentence}", status if 400 <= status < 500 else 409)
+            raise UnansweredError(f"{node.name} answered {status}: {sentence}", untaken=400 <= status < 500)
         answer = wire.decode(wire.ANSWERS[type(body)], data)
         assert isinstance(answer, PeerAnswer), "the answer to a peer's call is a peer's answer"
         return answer
@@ -201,6 +206,8 @@ class Peers:
                 self._clocks.heard(node.name, response.headers.get(HEADER_CLOCK), now_ns())
                 return response.status, await _bounded(response.content, node.name)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise UnreachableError(f"{node.name} ({node.control}) cannot be reached: {error}") from error
+            unsent = isinstance(error, aiohttp.ClientConnectorError)
+            sentence = f"{node.name} ({node.control}) cannot be reached: {error}"
+            raise UnansweredError(sentence, untaken=unsent) from error
         except TimeoutError as error:
-            raise UnreachableError(f"{node.name} ({node.control}) does not answer") from error
+            raise UnansweredError(f"{node.name} ({node.control}) does not answer") from error

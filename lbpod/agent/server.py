@@ -192,7 +192,7 @@ def _calls(view: View, kind: type[Call]) -> Handler:
         body = wire.decode(kind, await _body(request, bytes_max))
         answer = await view.driver.call(body, _until_ns(request, body))
         if isinstance(answer, Refuse):
-            if answer.status != 503:
+            if answer.status not in {503, 408}:
                 _LOG.warning("refused", path=request.path, status=answer.status, reason=answer.sentence)
             return _text(answer.status, answer.sentence)
         return _packed(wire.encode(answer.body))

@@ -14,8 +14,8 @@ class SnapshotError(ValueError):
 class RemoteError(ValueError):
     """A body or a call of another process is wrong. The server answers with ``status`` and ``sentence``.
 
-    status: 400 malformed or against an invariant, 403 not their role, 404 no such thing, 409 not from where we stand,
-    413 too large.
+    status: 400 malformed or against an invariant, 403 not their role, 404 no such thing, 408 it comes too late,
+    409 not from where we stand, 413 too large. Whoever is refused by one of these knows that nobody has acted.
     """
 
     def __init__(self, sentence: str, status: int = 400) -> None:

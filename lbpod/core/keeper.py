@@ -118,7 +118,7 @@ class Keeper:
             case RecordsLooked() | RecordsDumped() | RecordsPut() | NatLooked() | SeenRead():
                 return self._answered(event.token, event, now_ns)
             case AskFailed():
-                return self._unanswered(event.token, event.reason, now_ns)
+                return self._unanswered(event.token, event.reason, now_ns, untaken=event.untaken)
             case PendingDrained():
                 return resolve.pending(self._state, event, now_ns)
             case MemberSeen():
@@ -202,9 +202,11 @@ class Keeper:
             return [Trace("late answer", detail="what was asked had been given up, or was never asked")]
         return question.answered(self._state, answer, now_ns)
 
-    def _unanswered(self, token: int, reason: str, now_ns: int) -> Effects:
+    def _unanswered(self, token: int, reason: str, now_ns: int, *, untaken: bool = False) -> Effects:
         question = self._state.close(token)
-        return question.failed(self._state, reason, now_ns) if question is not None else []
+        if question is None:
+            return []
+        return (question.untaken if untaken else question.failed)(self._state, reason, now_ns)
 
     def _tick(self, now_ns: int) -> Effects:
         state = self._state

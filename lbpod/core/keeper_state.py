@@ -68,7 +68,7 @@ Endpoint = tuple[int, bytes, int]
 
 
 class Question(ABC):
-    """Something asked, and what is done with the answer. Exactly one of the two methods is called, once."""
+    """Something asked, and what is done with the answer. Exactly one of the methods is called, once."""
 
     @abstractmethod
     def answered(self, state: "State", answer: Answer, now_ns: int) -> Effects:
@@ -77,6 +77,10 @@ class Question(ABC):
     @abstractmethod
     def failed(self, state: "State", reason: str, now_ns: int) -> Effects:
         """None will come."""
+
+    def untaken(self, state: "State", reason: str, now_ns: int) -> Effects:
+        """None will come, and nobody has acted on the question."""
+        return self.failed(state, reason, now_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,10 +85,12 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class AskFailed(msgspec.Struct, frozen=True):
-    """An Ask that failed: refused, timed out, or could not be sent."""
+    """An Ask that failed: refused, timed out, or could not be sent. untaken: it is certain that nobody has acted on
+    it."""
 
     token: int
     reason: str
+    untaken: bool = False
 
 
 class PendingDrained(msgspec.Struct, frozen=True):

@@ -5,8 +5,9 @@
 1. *The owner finds slots quiet and asks the backup.* Before it looks at its stamps it flags them SETTLING: from then
    on the fast path drops a first packet that finds no room, instead of sending it to base. So nothing can go to base
    unrecorded between the look and the answer. If the answer never comes, the flag stays, through refusals too, until
-   the backup agrees: it may have agreed before and have forgotten that since, and then its base is the newer one. So
-   while the flag stands the backup decides about what the owner has no record of (``lbpod/bpf/replica.h``).
+   the backup agrees (but for a question that surely was not taken: too old, or never sent): it may have agreed before
+   and have forgotten that since, and then its base is the newer one. So while the flag stands the backup decides about
+   what the owner has no record of (``lbpod/bpf/replica.h``).
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
    committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
    have records that it has not, and would be bypassed. Agreeing twice is agreeing once (``Track.agreed``).
@@ -499,10 +500,17 @@ class _BackupAsked(Question):
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         # The backup may have agreed all the same: the slots stay flagged until it answers.
+        return self._over(state, _NO_SLOTS, now_ns)
+
+    def untaken(self, state: State, reason: str, now_ns: int) -> Effects:
+        return self._over(state, self.fresh, now_ns)
+
+    def _over(self, state: State, unflagged: U32, now_ns: int) -> Effects:
         self.round.waiting -= 1
-        if self.round.void or self.round.waiting or state.vips.get(self.vs.id) is not self.vs:
+        if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
-        return _end(self.vs, now_ns)
+        effects = state.write(self.vs, self.vs.slots.unflag(unflagged))
+        return [*effects, *(_end(self.vs, now_ns) if not self.round.waiting else [])]
 
 
 def _conclude(

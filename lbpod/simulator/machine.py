@@ -317,7 +317,7 @@ class Machine:
             answer(Refuse(0, error.status, error.sentence))
             return
         if self._is_too_old(call, body):
-            self._give(call, answer, Refuse(0, 503, "this question is too old to be acted upon; ask again"))
+            self._give(call, answer, Refuse(0, 408, "this question is too old to be acted upon; ask again"))
             return
         self._requests[number] = lambda effect: self._give(call, answer, effect)
         self.feed(Called(number, body, call.with_snapshot))
@@ -444,7 +444,7 @@ class Machine:
         receiver = self._names.get(effect.node)
         if receiver is None:
             if isinstance(effect, Ask):
-                self._later(0, lambda: self.feed(AskFailed(effect.token, "that node is not in the newest snapshot")))
+                self._later(0, lambda: self.feed(AskFailed(effect.token, "that node is not known yet", True)))
             return
 
         def answered(body: Any) -> None:
@@ -452,11 +452,11 @@ class Machine:
             if isinstance(effect, Ask):
                 self._now(life, lambda: self.feed(Answered(effect.token, body)))
 
-        def failed(_: bool, reason: str) -> None:
+        def failed(is_refused: bool, reason: str) -> None:
             if call.is_refused and call.shown_ns:
                 self._ahead_ns[receiver] = call.shown_ns - self.clock.now_ns()
             if isinstance(effect, Ask):
-                self._now(life, lambda: self.feed(AskFailed(effect.token, reason)))
+                self._now(life, lambda: self.feed(AskFailed(effect.token, reason, is_refused and not call.is_repeated)))
 
         ahead_ns = self._ahead_ns.get(receiver)
         clock_ns = None if ahead_ns is None else self.clock.now_ns() + ahead_ns

@@ -44,6 +44,8 @@ class Call:
     """What the receiver's clock showed when it answered."""
     is_refused: bool = False
     """It was answered, by a refusal."""
+    is_repeated: bool = False
+    """It arrives twice: what is said of one copy says nothing of the other."""
     is_done: bool = False
     """The caller has an answer, or has given up."""
 
@@ -114,6 +116,7 @@ class Network:
             return
         self._timeline.later(self._way_ns(), lambda: self._arrive(call))
         if self._happens(self._odds.call_repeat):
+            call.is_repeated = True
             self._timeline.later(self._way_ns(), lambda: self._arrive(call))
 
     def _arrive(self, call: Call) -> None:

@@ -52,9 +52,9 @@ async def test_a_question_that_comes_late_is_refused(folder: Path) -> None:
         for body in ACTED_UPON:
             assert 200 == (await say(body, now_ns()))[0]
             status, sentence = await say(body, None)
-            assert (503, True) == (status, "ask again" in sentence), "nobody knows how old it is"
-            assert (503, "this question is too old to be acted upon; ask again\n") == await say(body, late())
-            assert 503 == (await say(body, now_ns() + 10**12))[0], "reckoned before the last boot"
+            assert (408, True) == (status, "ask again" in sentence), "nobody knows how old it is"
+            assert (408, "this question is too old to be acted upon; ask again\n") == await say(body, late())
+            assert 408 == (await say(body, now_ns() + 10**12))[0], "reckoned before the last boot"
         for other in OTHERS:
             assert 200 == (await say(other, late()))[0], "nothing hangs on when it comes"
 

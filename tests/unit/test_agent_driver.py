@@ -148,7 +148,7 @@ async def test_a_call_that_has_waited_too_long_never_reaches_the_keeper(tmp_path
     running = asyncio.create_task(driver.run(None))
     late, soon = await asyncio.wait_for(asyncio.gather(*calls), 5)
     assert isinstance(late, Refuse)
-    assert (503, True) == (late.status, "too old" in late.sentence)
+    assert (408, True) == (late.status, "too old" in late.sentence)
     assert isinstance(soon, Reply)
     assert 1 == sum(isinstance(event, Called) for event in script.seen)
     await finish(driver, running)

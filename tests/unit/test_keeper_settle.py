@@ -205,6 +205,20 @@ def test_a_question_that_never_arrives_leaves_both_as_they_were_but_for_the_flag
         assert settling(node).any()
 
 
+def test_a_question_that_surely_was_not_taken_leaves_no_flag_of_its_own() -> None:
+    cluster = changed()
+    cluster.blocked, cluster.untaken = is_ask, True
+    cluster.run(WINDOW_NS + 9 * SECOND_NS)
+    assert not any(settling(node).any() for node in cluster.muxes)
+    assert all(node.status.tracking_slots for node in cluster.muxes)
+    cluster.untaken = False
+    cluster.run(20 * SECOND_NS)
+    assert all(settling(node).any() for node in cluster.muxes)
+    cluster.untaken = True
+    cluster.run(20 * SECOND_NS)
+    assert all(settling(node).any() for node in cluster.muxes), "an earlier question may have been taken"
+
+
 def test_an_answer_that_never_arrives_leaves_the_backup_tracking_and_the_owner_flagged() -> None:
     cluster = changed()
     cluster.muted = is_ask
