@@ -44,10 +44,11 @@ from lbpod.core.messages import (
     Trace,
 )
 from lbpod.core.model import Backend, Snapshot, Vip
-from lbpod.core.snapshot import Tables, check_index, eligible, endpoint
+from lbpod.core.snapshot import Tables, check_index, eligible, endpoint, is_table_of
 from lbpod.core.transition import Slots, current_of
 
 U32 = npt.NDArray[np.uint32]
+Words = npt.NDArray[np.uint64]
 
 CONFLICT = 409
 
@@ -354,11 +355,11 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
     nothing = np.zeros(SLOT_COUNT, dtype=np.uint32)
     changing = state.prepared is not None and not state.prepared.changes_ring
     for vip_id, (committed, prepared) in sorted(_vips_to_restore(state).items()):
-        table = _build_of(state, committed) if committed is not None else nothing
+        found = event.slots.get(vip_id)
+        table = _table_of(state, committed, found) if committed is not None else nothing
         other = _build_of(state, prepared) if prepared is not None and not _same(prepared, committed) else None
         if other is not None and state.prepared is not None:
             state.prepared.tables[vip_id] = other
-        found = event.slots.get(vip_id)
         vs = state.vips[vip_id] = VipState(vip_id, Slots(found))
         if found is None:
             created.append(CreateVip(vip_id))
@@ -395,6 +396,13 @@ def _vips_to_restore(state: State) -> dict[int, tuple[Vip | None, Vip | None]]:
 def _same(prepared: Vip, committed: Vip | None) -> bool:
     backends: tuple[Backend, ...] = committed.backends if committed is not None else ()
     return same_table(eligible(prepared.backends), eligible(backends))
+
+
+def _table_of(state: State, vip: Vip, found: Words | None) -> U32:
+    """The committed table: what the slots found have, where their digest says so. Building it for each VIP would be
+    most of what a start takes where there are many."""
+    current = current_of(found) if found is not None else None
+    return current if current is not None and is_table_of(current, vip) else _build_of(state, vip)
 
 
 def _build_of(state: State, vip: Vip) -> U32:

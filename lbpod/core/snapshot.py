@@ -24,6 +24,8 @@ from itertools import pairwise
 from typing import Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from lbpod.core.errors import SnapshotError
 from lbpod.core.layout import PROTOCOL_ICMP, vip_index
@@ -61,7 +63,7 @@ from lbpod.core.model import (
     format_address,
     is_v4,
 )
-from lbpod.core.table import Builder, Columns, Table, TableBackend
+from lbpod.core.table import Builder, Columns, Table, TableBackend, table_digest
 
 DIGEST_BYTES: Final = 16
 _SECOND_NS: Final = 1_000_000_000
@@ -112,9 +114,16 @@ class Tables:
         self._builders[key] = builder
         if len(self._builders) > BUILDERS_MAX:
             self._builders.popitem(last=False)
-        return builder.update(
-            [TableBackend(one.id, one.address, one.port, one.weight) for one in eligible(backends)],
-        )
+        return builder.update(_in_table(backends))
+
+
+def is_table_of(table: npt.NDArray[np.uint32], vip: Vip) -> bool:
+    """Whether this is the VIP's table, as its digest says it; nothing is built."""
+    return table_digest(table, _in_table(vip.backends)) == vip.digest
+
+
+def _in_table(backends: Sequence[Backend]) -> list[TableBackend]:
+    return [TableBackend(one.id, one.address, one.port, one.weight) for one in eligible(backends)]
 
 
 def next_snapshot(

@@ -23,9 +23,11 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
-from lbpod.core.model import Affinity, Cluster as ClusterOf, Ring, Snapshot
-from lbpod.core.snapshot import digest_of
-from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, vip
+from lbpod.core.model import Affinity, Backend, Cluster as ClusterOf, Ring, Snapshot
+from lbpod.core.snapshot import VipKey, digest_of
+from lbpod.core.table import Table
+from lbpod.core.transition import current_of
+from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, SharedTables, vip
 
 CHANGES = (Configure, CreateVip, DeleteVip, WriteOwnership, WriteSlots, Remember, Reply)
 
@@ -381,6 +383,28 @@ def test_a_restart_writes_no_slot_that_is_equal() -> None:
     assert ["Configure", "WriteOwnership"] == restarted(node, cluster.now_ns)
     assert (words == node.words()).all()
     assert status == node.status
+
+
+def test_a_restart_builds_only_the_tables_that_its_slots_do_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    cluster.change(vip([1, 2, 3]))
+    node, built = cluster["lb1"], list[VipKey]()
+    made = SharedTables.table
+
+    def counted(tables: SharedTables, key: VipKey, backends: Sequence[Backend]) -> Table:
+        built.append(key)
+        return made(tables, key, backends)
+
+    monkeypatch.setattr(SharedTables, "table", counted)
+    restarted(node, cluster.now_ns)
+    assert [] == built
+    words = node.words()
+    ((vip_id, found),) = ((one, node.datapath.read_slots(one).copy()) for one in node.datapath.vip_ids())
+    found[7] = found[np.flatnonzero(found != found[7])[0]]
+    node.datapath.write_slots(vip_id, np.array([7], np.uint32), found[7:8])
+    restarted(node, cluster.now_ns)
+    assert 1 == len(built), "one slot has another backend than the digest stands for"
+    assert (current_of(words) == current_of(node.words())).all()
 
 
 def test_a_restart_between_prepare_and_commit_goes_on() -> None:

@@ -13,7 +13,7 @@ import pytest
 from lbpod.core import table as table_module
 from lbpod.core.hashing import MAPPED_PREFIX
 from lbpod.core.limits import BACKEND_IDS_MAX, BACKENDS_MAX, SLOT_COUNT, TABLE_INCREMENTAL_MIN, WEIGHT_MAX
-from lbpod.core.table import LOG_FRACTION_BITS, Builder, Slack, TableBackend, build, log_of
+from lbpod.core.table import LOG_FRACTION_BITS, Builder, Slack, TableBackend, build, log_of, table_digest
 
 UNBOUNDED = Slack(1_000_000, 1)
 
@@ -52,6 +52,18 @@ def test_ids_are_in_the_table_but_not_in_the_digest() -> None:
     plain, renamed = build(some(5), 1), build([backend(n, id=100 + n) for n in range(5)], 1)
     assert plain.digest == renamed.digest
     assert (plain.current + 99 == renamed.current).all()
+
+
+@pytest.mark.parametrize(
+    "backends", [[], some(1), [backend(n, weight=n % 3, id=500 - n) for n in range(7)], some(TABLE_INCREMENTAL_MIN + 9)]
+)
+def test_a_table_that_was_written_down_has_the_digest_that_it_was_built_with(backends: list[TableBackend]) -> None:
+    built = build(backends, 1)
+    assert built.digest == table_digest(built.current, list(reversed(backends)))
+    for stranger in (1, 77, 40_000, 2**32 - 1, 0):
+        other = built.current.copy()
+        other[11] = stranger if stranger != other[11] else 2
+        assert built.digest != table_digest(other, backends)
 
 
 def test_a_new_id_alone_reaches_a_table_that_is_built_from_kept_lists() -> None:
