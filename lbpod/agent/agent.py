@@ -157,8 +157,9 @@ class Agent:
         self.driver.stop()
 
     def terminate(self) -> None:
-        """Ends `run` when this LB has left the ring, or at once where it is to stay, or is told for the second time."""
-        if self._parts.withdraw_ns is None or self._leaving is not None:
+        """Ends `run` when this LB has left the ring, or at once: where it is to stay, is told twice, or all
+        the others end, too."""
+        if self._parts.withdraw_ns is None or self._leaving is not None or self.driver.is_farewell:
             self.stop()
         else:
             self._leaving = asyncio.create_task(self._leave(self._parts.withdraw_ns), name="leave")

@@ -170,6 +170,8 @@ class Driver:
         """Beats of other LBs."""
         self.leaving = False
         """No VIP traffic should come any more: it is on its way out."""
+        self.farewell_until_ns = 0
+        """If it ends before, all that it has put on this node goes with it: Holdfast is being removed."""
         self.drains = 0
         self.failure = ""
         """Why the last datapath effect failed; empty since one succeeded."""
@@ -242,6 +244,11 @@ class Driver:
     def member_name(self, member: int) -> str:
         """The node's name, or the number where it is not known."""
         return next((node.name for node in self._nodes.values() if node.member == member), f"member {member}")
+
+    @property
+    def is_farewell(self) -> bool:
+        """It has been told a short while ago that Holdfast is being removed."""
+        return now_ns() < self.farewell_until_ns
 
     @property
     def swept_flows(self) -> int:

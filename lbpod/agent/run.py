@@ -4,7 +4,9 @@ sentence.
 Decided here: the order. Certificates and features are looked at before anything is loaded; programs are attached
 (those of an earlier agent replaced in place) last, once we know that we can work with them and with every map that
 they use: what is refused has moved no packet. What fails after that, say a port in use, leaves forwarding as it was, or
-on a fresh node programs that pass everything on. Nothing is taken off on the way out, unless that was asked for.
+on a fresh node programs that pass everything on. Nothing is taken off on the way out, unless that was asked for: by a
+setting, or by the controller a short while before (``/v1/farewell``), which is how an uninstallation differs from a
+restart, for SIGTERM says no reason.
 
 SIGTERM leaves the ring first (``leave``), unless it is set to stay; a second one ends at once. SIGINT always ends at
 once and leaves everything as it is: so a restart of one agent needs no other setting, and Ctrl-C does not wait.
@@ -87,8 +89,8 @@ def run_agent(settings: Settings) -> None:
             times=times,
             withdraw_ns=round(settings.withdraw_seconds * 1e9) if settings.on_term is OnTerm.LEAVE else None,
         )
-        serve(parts)
-        if settings.detach_on_exit:
+        is_farewell = serve(parts)
+        if settings.detach_on_exit or is_farewell:
             Memory(settings.state).forget()
             _LOG.info("detached", interfaces=detach(fast_path.pins))
             fast_path.pins.remove()
@@ -142,10 +144,13 @@ def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Fact
     )
 
 
-def serve(parts: Parts) -> None:
-    """Runs until SIGTERM or SIGINT. Raises StartError, or BrokenError where a mistake of ours has ended it."""
+def serve(parts: Parts) -> bool:
+    """Runs until SIGTERM or SIGINT; True: all that is on this node is to go with it.
+
+    Raises StartError, or BrokenError where a mistake of ours has ended it.
+    """
     try:
-        asyncio.run(_serve(parts))
+        return asyncio.run(_serve(parts))
     except (StartError, DatapathError):
         raise
     except Exception as error:
@@ -156,10 +161,12 @@ def serve(parts: Parts) -> None:
         raise BrokenError(sentence) from error
 
 
-async def _serve(parts: Parts) -> None:
+async def _serve(parts: Parts) -> bool:
     agent = Agent(parts)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, agent.terminate)
     loop.add_signal_handler(signal.SIGINT, agent.stop)
     await agent.run()
-    _LOG.info("stopped", forwarding="goes on without the agent")
+    is_farewell = agent.driver.is_farewell
+    _LOG.info("stopped", forwarding="ends with it" if is_farewell else "goes on without the agent")
+    return is_farewell

@@ -24,7 +24,7 @@ from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
-from lbpod.core.limits import BODY_BYTES_MAX, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
+from lbpod.core.limits import BODY_BYTES_MAX, FAREWELL_NS, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
 from lbpod.core.messages import (
     BeatCall,
     CommitCall,
@@ -87,6 +87,7 @@ def control_app(view: View) -> web.Application:
         app.router.add_route(method, path, _calls(view, kind))
     app.router.add_get(wire.PATH_STATE, _states(view))
     app.router.add_get(PATH_TRACE, _traces(view))
+    app.router.add_post(wire.PATH_FAREWELL, _farewells(view))
     app.on_response_prepare.append(_show_clock)
     return app
 
@@ -228,6 +229,18 @@ def _states(view: View) -> Handler:
         if not wants:
             status = msgspec.structs.replace(status, snapshot=None)
         return _packed(wire.encode(status))
+
+    return handle
+
+
+def _farewells(view: View) -> Handler:
+    """Holdfast is about to be removed from this node: nothing ends now, but what ends soon takes everything along."""
+
+    async def handle(request: web.Request) -> web.Response:
+        _admit(request, frozenset({Role.CONTROLLER}))
+        view.driver.farewell_until_ns = now_ns() + FAREWELL_NS
+        _LOG.warning("farewell", seconds=FAREWELL_NS // 1_000_000_000)
+        return _text(200, "ok")
 
     return handle
 

@@ -237,6 +237,10 @@ HANDOVER_HOLD_NS: Final = 2_000_000_000
 LEAVE_NS_MAX: Final = 20_000_000_000
 """An LB that wants to leave waits for so long to be taken out of the ring, then it ends all the same."""
 
+FAREWELL_NS: Final = 300_000_000_000
+"""For so long after it was told that Holdfast is being removed, the end of an agent is that of all that it has put on
+its node. Longer than helm and kubelet take to end it; an uninstallation that was given up is forgotten after it."""
+
 WITHDRAW_SECONDS_MAX: Final = 120
 """Longest time that an agent may be told to wait between its saying 503 and its asking to leave."""
 

@@ -64,6 +64,7 @@ from lbpod.core.snapshot import DIGEST_BYTES, check
 VERSION: Final = 1
 CONTENT_TYPE: Final = "application/vnd.holdfast+msgpack"
 
+PATH_FAREWELL: Final = "/v1/farewell"
 PATH_SNAPSHOT: Final = "/v1/snapshot"
 PATH_PREPARE: Final = "/v1/prepare"
 PATH_COMMIT: Final = "/v1/commit"

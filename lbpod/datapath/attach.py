@@ -15,15 +15,16 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, assert_never
 
-from lbpod.datapath import libbpf
+from lbpod.datapath import libbpf, netlink
 from lbpod.datapath.libbpf import KernelError, XdpFlag
 from lbpod.datapath.loader import FastPath
 from lbpod.datapath.misses import Miss
+from lbpod.datapath.netlink import FilterMessage, Message, Netlink
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import DatapathError
 
@@ -32,6 +33,9 @@ TC_HANDLE: Final = 0x4846
 
 TC_PRIORITY: Final = 1
 """First in line: a filter before us that ends the walk would leave replies with the pod's address."""
+
+_CLSACT_HALVES: Final = (0xFFFF_FFF2, 0xFFFF_FFF3)
+"""Ingress and egress, as parents of filters."""
 
 _ASKED_FOR: Final = "asked for"
 
@@ -198,7 +202,8 @@ def forget_old_maps(fast_path: FastPath) -> tuple[str, ...]:
 def detach(pins: PinFolder) -> tuple[str, ...]:
     """Takes our programs off every interface of this network namespace; the interfaces that had one.
 
-    clsact itself stays: somebody else may have come to use it, and an empty one costs nothing.
+    clsact goes with our filter where nobody else's is left in it. (Who made it cannot be told, and an empty one serves
+    nobody: whoever adds a filter adds it first, as we do.)
     """
     found: list[str] = []
     for ifindex, interface in socket.if_nameindex():
@@ -213,5 +218,17 @@ def detach(pins: PinFolder) -> tuple[str, ...]:
         if fd is not None:
             libbpf.tc_detach(ifindex, TC_HANDLE, TC_PRIORITY)
             os.close(fd)
+            if not _filters(ifindex):
+                libbpf.clsact_destroy(ifindex)
             found.append(interface)
     return tuple(sorted(set(found)))
+
+
+def _filters(ifindex: int) -> list[Message]:
+    """What is in the two halves of clsact."""
+    found: list[Message] = []
+    with closing(Netlink()) as kernel:
+        for parent in _CLSACT_HALVES:
+            question = FilterMessage(ifindex=ifindex, parent=parent)
+            found += kernel.dump(netlink.RTM_GETTFILTER, question)
+    return found

@@ -30,6 +30,8 @@ RTM_GETROUTE: Final = 26
 RTM_NEWNEIGH: Final = 28
 RTM_DELNEIGH: Final = 29
 RTM_GETNEIGH: Final = 30
+RTM_NEWTFILTER: Final = 44
+RTM_GETTFILTER: Final = 46
 
 NLM_F_REPLACE: Final = 0x100
 NLM_F_CREATE: Final = 0x400
@@ -165,6 +167,13 @@ class NeighbourMessage(Message):
     FIELDS = ("family", "ifindex", "state", "flags", "type")
 
 
+class FilterMessage(Message):
+    """struct tcmsg, of a filter."""
+
+    HEADER = struct.Struct("=BxxxiIII")
+    FIELDS = ("family", "ifindex", "handle", "parent", "info")
+
+
 _CLASSES: Final[dict[int, type[Message]]] = {
     RTM_NEWLINK: LinkMessage,
     RTM_DELLINK: LinkMessage,
@@ -173,6 +182,7 @@ _CLASSES: Final[dict[int, type[Message]]] = {
     RTM_DELROUTE: RouteMessage,
     RTM_NEWNEIGH: NeighbourMessage,
     RTM_DELNEIGH: NeighbourMessage,
+    RTM_NEWTFILTER: FilterMessage,
 }
 
 

@@ -239,7 +239,7 @@ def test_an_installation_is_upgraded_rolled_back_and_removed(api: ApiServer, nam
     assert "debug" == level()
     api.helm("rollback", namespace, "1", "--namespace", namespace, "--force-conflicts")
     assert "info" == level()
-    api.helm("uninstall", namespace, "--namespace", namespace)
+    api.helm("uninstall", namespace, "--namespace", namespace, "--no-hooks")
     with pytest.raises(ApiError, match="404"):
         api.call("GET", deployment)
     assert api.call("GET", crd)["metadata"]["name"], "with it, every VirtualService stays"

@@ -83,10 +83,12 @@ class OneNode:
         pod = self.lab.add_pod(self.node)
         self.backends.append(start_nginx(self.lab, pod, name=f"web{len(self.backends)}"))
 
-    def call(self, method: str, path: str, data: bytes = b"", accept: str = "*/*") -> tuple[int, bytes]:
+    def call(
+        self, method: str, path: str, data: bytes = b"", accept: str = "*/*", who: str = "controller"
+    ) -> tuple[int, bytes]:
         with self.node.in_netns():
             raw = socket.create_connection((self.node.address, 9900), timeout=10)
-        tls = client_context(files_in(self.folder / "tls", "controller"))
+        tls = client_context(files_in(self.folder / "tls", who))
         connection = http.client.HTTPConnection(self.node.address)
         connection.sock = tls.wrap_socket(raw, server_hostname=server_name(self.node.name))
         try:
@@ -208,6 +210,28 @@ def test_sigterm_leaves_the_fast_path_and_detach_on_exit_leaves_nothing(one: One
     assert not (one.lab.pin_dir(one.node) / "maps").exists()
     assert "prog/xdp" not in one.node.run(["ip", "link", "show", "eth0"]).stdout
     assert "hf_tc" not in one.node.run(["tc", "filter", "show", "dev", "eth0", "egress"]).stdout
+
+
+def test_an_end_after_a_farewell_leaves_nothing_and_only_that(one: OneNode) -> None:
+    agent = one.start()
+    one.add_backend()
+    one.roll_out()
+    said = [one.call("POST", wire.PATH_FAREWELL, who=who)[0] for who in (one.node.name, "viewer", "controller")]
+    assert [403, 403, 200] == said
+    assert "web0" == one.fetch(), "nothing ends yet"
+    agent.process.send_signal(signal.SIGKILL)
+    agent.process.wait(5)
+    agent = one.start()
+    assert 0 == agent.stop()
+    assert "web0" == one.fetch(), "a new process has not heard of it"
+
+    agent = one.start()
+    assert 200 == one.call("POST", wire.PATH_FAREWELL)[0]
+    assert 0 == agent.stop()
+    assert '"forwarding": "ends with it"' in agent.log_text()
+    assert not (one.lab.pin_dir(one.node) / "maps").exists()
+    assert "prog/xdp" not in one.node.run(["ip", "link", "show", "eth0"]).stdout
+    assert "clsact" not in one.node.run(["tc", "qdisc", "show", "dev", "eth0"]).stdout
 
 
 def test_what_the_machine_lacks_is_one_sentence_and_exit_1(one: OneNode) -> None:

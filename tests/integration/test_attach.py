@@ -225,3 +225,19 @@ def test_programs_outlive_their_agent_and_a_killed_one_leaves_no_stranger(
     pins.remove()
     pins.close()
     assert not (folder / "holdfast").exists()
+
+
+def test_clsact_goes_with_the_last_filter_and_stays_with_a_strangers(folder: Path, spaces: tuple[Space, Space]) -> None:
+    here, _ = spaces
+    with closing(load(settings(folder))) as fast_path:
+        here.run(lambda: attach_tc(fast_path, "hfa0"))
+        assert "clsact" in command(f"tc -n {here.name} qdisc show dev hfa0")
+        assert ("hfa0",) == here.run(lambda: detach(fast_path.pins))
+        assert "clsact" not in command(f"tc -n {here.name} qdisc show dev hfa0")
+        for half in ("ingress", "egress"):
+            here.run(lambda: attach_tc(fast_path, "hfa0"))
+            program = folder / "holdfast" / "programs" / f"hf_tc_{fast_path.program('hf_tc').id}"
+            command(f"tc -n {here.name} filter add dev hfa0 {half} pref 7 bpf da object-pinned {program}")
+            assert ("hfa0",) == here.run(lambda: detach(fast_path.pins))
+            assert "pref 7" in command(f"tc -n {here.name} filter show dev hfa0 {half}")
+            command(f"tc -n {here.name} filter del dev hfa0 {half} pref 7")
