@@ -20,6 +20,7 @@ from lbpod.controller.push import PushClient
 from lbpod.core.limits import TICK_NS
 from lbpod.core.messages import (
     AskStatus,
+    LbAnswered,
     Persist,
     Persisted,
     PersistFailed,
@@ -67,6 +68,8 @@ class Driver:
         """All that was wanted has been in force at least once since the start."""
         self.in_force = 0
         """Number of the newest World (as ``see`` counts them) of which nothing is left to do."""
+        self.tracking: dict[str, dict[int, int]] = {}
+        """Member of the ring -> VIP id -> slots that track, as it has last said."""
         self._tls = tls
         self._store = store
         self._metrics = metrics
@@ -157,11 +160,16 @@ class Driver:
     async def _call(self, client: PushClient, effect: AskStatus | Push) -> None:
         event = await client.call(effect)
         self._metrics.called(effect, event)
+        if isinstance(event, LbAnswered):
+            self.tracking[event.node] = dict(event.status.tracking)
+        else:
+            self.tracking.pop(event.node, None)
         await self._events.put(event)
 
     def _report(self, status: PlannerStatus) -> None:
         before = self.status
         self.status = status
+        self.tracking = {name: said for name, said in self.tracking.items() if name in status.ring}
         self._metrics.report(status)
         if status.phase is Phase.PERSISTING and before.phase is not Phase.PERSISTING:
             self._taken = self._fed

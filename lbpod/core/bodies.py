@@ -57,6 +57,8 @@ class LbStatus(msgspec.Struct, frozen=True):
     """It asks to be taken out of the ring."""
     given_up: tuple[int, ...] = ()
     """Members that it has found silent for LOST_NS, ascending."""
+    tracking: tuple[tuple[int, int], ...] = ()
+    """(VIP id, slots of it that track), ascending; only VIPs of which any does. `tracking_slots` is their sum."""
 
 
 class PrepareCall(msgspec.Struct, frozen=True):

@@ -616,6 +616,7 @@ class State:
         if self.unwritten:
             committed, prepared, ring_step = self.confirmed
         known = self.newest or self.staged
+        tracking = tuple((one, vs.slots.tracking_count) for one, vs in sorted(self.vips.items()) if vs.slots.track)
         return LbStatus(
             node=self.node_name,
             member=self.member_in(known.snapshot) if known is not None else MEMBER_NONE,
@@ -624,7 +625,8 @@ class State:
             staged=self.staged.generation if self.staged is not None else 0,
             digest=self.staged.digest if self.staged is not None else b"",
             ring_epoch=self.newest.snapshot.ring.epoch if self.newest is not None else 0,
-            tracking_slots=sum(vs.slots.tracking_count for vs in self.vips.values()),
+            tracking_slots=sum(count for _, count in tracking),
+            tracking=tracking,
             ring_step=ring_step,
             ring_round=self.handover.round if self.handover is not None else self.ring_round,
             serving=self.is_serving,

@@ -434,6 +434,12 @@ STATUS_GATHER_NS: Final = 200_000_000
 """Statuses are looked at so long after something has changed: a change of the backends is in force by then, and one
 write says all of it."""
 
+TRACKING_SHOWN_NS: Final = 10_000_000_000
+"""How many slots track is written into statuses this often at most ..."""
+
+TRACKING_WRITE_NS: Final = 100_000_000
+"""... and later the more of them it changes: when the ring changes, all slots of all VIPs track for a while."""
+
 SWEEP_NS: Final = 60_000_000_000
 """What is known of the cluster is compared with what the API lists this often: a watch that was interrupted does not
 tell of what was deleted meanwhile."""

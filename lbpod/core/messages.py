@@ -459,6 +459,7 @@ class VipStatus(msgspec.Struct, frozen=True):
     epoch: int
     ready: int
     draining: int
+    id: int = 0
 
 
 class Phase(Enum):

@@ -153,5 +153,5 @@ def vips_of(snapshot: Snapshot) -> tuple[VipStatus, ...]:
     for vip in snapshot.vips:
         ready = sum(one.state is BackendState.READY for one in vip.backends)
         draining = sum(one.state is BackendState.DRAINING for one in vip.backends)
-        found.append(VipStatus(vip.name, vip.epoch, ready, draining))
+        found.append(VipStatus(vip.name, vip.epoch, ready, draining, vip.id))
     return tuple(found)

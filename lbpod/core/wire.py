@@ -253,6 +253,11 @@ def _validate_status(status: LbStatus) -> None:
     _range(status, "ring_round", status.ring_round, 0, GENERATION_MAX)
     _members(status, "given_up", status.given_up)
     _range(status, "tracking_slots", status.tracking_slots, 0, SLOT_COUNT * VIPS_MAX)
+    for vip, slots in status.tracking:
+        _range(status, "tracking (VIP)", vip, 1, VIPS_MAX - 1)
+        _range(status, "tracking (slots)", slots, 1, SLOT_COUNT)
+    if len({vip for vip, _ in status.tracking}) < len(status.tracking):
+        raise RemoteError("LbStatus: tracking names a VIP twice")
     if status.snapshot is not None:
         check(status.snapshot)
         _equal(status, "newest", max(steps, default=0), "generation of the snapshot", status.snapshot.generation)

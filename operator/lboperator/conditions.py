@@ -2,7 +2,8 @@
 
 Decided here: the words. A status is written only where it differs, and says nothing that changes by the second: counts,
 not lists, and figures of the ring as of when it was last at rest, for a change of one VIP passes through all load
-balancers, and must not be written into a thousand others. An event is a transition that somebody should act upon or has
+balancers, and must not be written into a thousand others. How many slots track changes by the second: it is shown as it
+was some seconds ago (``statuses``). An event is a transition that somebody should act upon or has
 waited for; the same status twice is none.
 
 | condition | True means |
@@ -16,7 +17,7 @@ waited for; the same status twice is none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lboperator.nouns import VirtualService
@@ -36,6 +37,8 @@ class Where:
     status: PlannerStatus
     rest: PlannerStatus
     in_force: bool
+    tracking: Mapping[str, int] = field(default_factory=dict)
+    """VIP name -> slots that track, as of a few seconds ago; only those of which any does."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status
             "ready": where.rest.lbs - len(where.rest.lost),
             "atEpoch": where.rest.lbs_at_generation,
         },
+        "trackingSlots": sum(where.tracking.get(name, 0) for name in names),
         "conditions": [_stamped(one, before, vs.generation, now) for one in conditions],
     }
 

@@ -101,6 +101,7 @@ class Operator:
         statuses = Statuses(self._api, self._cache, self._metrics, lambda: driver.in_force)
         services = Services(self._api, self._cache, self._settings.load_balancer_class)
         statuses.written = services.poke
+        statuses.said_tracking = lambda: driver.tracking
         driver.listener = statuses
         self._driver = driver
         rules = Rules(self._settings.allowed_addresses, self._settings.agent_port, self._settings.lb_selector)

@@ -7,7 +7,7 @@ one that the API takes but does not keep as it was (an older CRD prunes what it 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,7 +20,14 @@ from lboperator.conditions import Event, Where, events_of, status_of
 from lboperator.metrics import OperatorMetrics
 from lboperator.nouns import Key, VirtualService
 from lboperator.observe import Verdict
-from lbpod.core.limits import API_CALLS_MAX, API_RETRY_NS, STATUS_GATHER_NS, SWEEP_NS
+from lbpod.core.limits import (
+    API_CALLS_MAX,
+    API_RETRY_NS,
+    STATUS_GATHER_NS,
+    SWEEP_NS,
+    TRACKING_SHOWN_NS,
+    TRACKING_WRITE_NS,
+)
 from lbpod.core.messages import Phase, PlannerStatus
 
 _SECOND_NS: Final = 1_000_000_000
@@ -38,10 +45,22 @@ class Wanted:
     number: int
 
 
+def tracking_of(status: PlannerStatus, said: Mapping[str, Mapping[int, int]]) -> dict[str, int]:
+    """VIP name -> slots that track at the load balancer at which most do; only VIPs of which any does. said: member of
+    the ring -> VIP id -> slots."""
+    most: dict[int, int] = {}
+    for slots in said.values():
+        for vip, count in slots.items():
+            most[vip] = max(count, most.get(vip, 0))
+    return {vip.name: most[vip.id] for vip in status.vips if most.get(vip.id)}
+
+
 class Statuses:
     """Writes the statuses of all VirtualServices. ``wanted`` is replaced whenever the cluster was looked at."""
 
     def __init__(self, api: Api, cache: Cache, metrics: OperatorMetrics, in_force: Callable[[], int]) -> None:
+        self.said_tracking: Callable[[], Mapping[str, Mapping[int, int]]] = dict
+        """Member of the ring -> VIP id -> slots that track."""
         self.wanted: dict[Key, Wanted] = {}
         self.written: Callable[[], None] = lambda: None
         """Called where the status of any has changed."""
@@ -54,6 +73,9 @@ class Statuses:
         self._rest: PlannerStatus | None = None
         self._restless_ns = 0
         self._written: dict[Key, tuple[Json, int]] = {}
+        self._tracking: dict[str, int] = {}
+        self._tracking_at_ns = 0
+        """From then on newer figures may be shown."""
 
     def poke(self) -> None:
         """Something may have changed."""
@@ -75,13 +97,24 @@ class Statuses:
                 async with asyncio.timeout(_RESTLESS_NS / _SECOND_NS):
                     await self._due.wait()
             except TimeoutError:
-                if self._status is None or self._status.phase is Phase.IDLE:
+                if self._status is None or (self._status.phase is Phase.IDLE and not self._look_tracking(self._status)):
                     continue
             await asyncio.sleep(STATUS_GATHER_NS / _SECOND_NS)
             self._due.clear()
             if not await self._write_all():
                 await asyncio.sleep(API_RETRY_NS / _SECOND_NS)
                 self._due.set()
+
+    def _look_tracking(self, status: PlannerStatus) -> bool:
+        """Takes up how many slots track where it is time for that; True: it differs from what is shown."""
+        now_ns = time.monotonic_ns()
+        if now_ns < self._tracking_at_ns:
+            return False
+        before, self._tracking = self._tracking, tracking_of(status, self.said_tracking())
+        differ = sum(before.get(name) != self._tracking.get(name) for name in before.keys() | self._tracking.keys())
+        if differ:
+            self._tracking_at_ns = now_ns + max(TRACKING_SHOWN_NS, differ * TRACKING_WRITE_NS)
+        return bool(differ)
 
     async def _write_all(self) -> bool:
         """False: some have to be tried again."""
@@ -94,12 +127,15 @@ class Statuses:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         places = asyncio.Semaphore(API_CALLS_MAX)
         in_force = self._in_force()
+        self._look_tracking(status)
         todo = []
         for key, one in self.wanted.items():
             before = self._cache.statuses.get(key)
             if before is None:
                 continue  # deleted meanwhile
-            after = status_of(one.vs, one.verdict, Where(status, rest, one.number <= in_force), before, now)
+            after = status_of(
+                one.vs, one.verdict, Where(status, rest, one.number <= in_force, self._tracking), before, now
+            )
             said, at_ns = self._written.get(key, ({}, 0))
             if after != before and (after != said or now_ns - at_ns >= SWEEP_NS):
                 todo.append(self._write(places, one.vs, before, after))

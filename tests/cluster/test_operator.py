@@ -76,6 +76,8 @@ async def test_objects_become_slots_and_statuses_true(site: Site) -> None:
     await ready(site, 3)
     assert [[1, 2, 3], [1, 2, 3]] == [site.backends(name) for name in names]
     assert (await site.status())["epoch"] > status["epoch"]
+    await until("slots that track to be shown", lambda: _shows_tracking(site, some=True))
+    await until("them to settle", lambda: _shows_tracking(site, some=False))
     assert [("Normal", "Ready")] == await site.events(), "one transition, one event"
     assert (200, "ok\n") == await site.http("/readyz")
     metrics = (await site.http("/metrics"))[1]
@@ -103,6 +105,10 @@ async def test_a_killed_operator_comes_back_and_changes_no_slot(site: Site) -> N
     assert before == {name: (site.slots(name), states[name].snapshot) for name in names}
     await site.web(1, 2, 3)
     await ready(site, 3)
+
+
+async def _shows_tracking(site: Site, *, some: bool) -> bool:
+    return bool((await site.status())["trackingSlots"]) is some
 
 
 async def _is_ready(site: Site) -> bool:

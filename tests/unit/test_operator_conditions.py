@@ -9,6 +9,7 @@ import pytest
 from lboperator import nouns
 from lboperator.conditions import TYPES, Event, Where, events_of, status_of
 from lboperator.observe import Reason, Verdict
+from lboperator.statuses import tracking_of
 from lbpod.core.messages import Phase, PlannerStatus, VipStatus
 from lbpod.core.model import Affinity, BackendState, Protocol, WorldBackend, WorldVip, parse_address
 from tests.operator_objects import virtual_service
@@ -49,6 +50,7 @@ def test_all_is_well() -> None:
         "ports": "80/TCP",
         "backends": {"ready": 2, "draining": 0},
         "loadBalancers": {"ready": 3, "atEpoch": 3},
+        "trackingSlots": 0,
     } == status
     assert list(TYPES) == [one["type"] for one in conditions]
     assert [("True", 3, T1)] * 4 + [("False", 3, T1), ("True", 3, T1)] == [
@@ -185,3 +187,13 @@ def test_events_are_transitions() -> None:
     assert [(False, "ResolvedRefsHealed"), (False, "Ready")] == [
         (one.is_warning, one.reason) for one in events_of(other, healed)
     ]
+
+
+def test_tracking_slots_are_those_of_its_ports_where_most_track() -> None:
+    status = replace(REST, vips=(VipStatus("shop/web/http", 16, 2, 0, 7), VipStatus("shop/web/x", 16, 2, 0, 9)))
+    tracking = tracking_of(status, {"n1": {7: 10, 8: 5}, "n2": {7: 12, 9: 1}, "n3": {}})
+    assert {"shop/web/http": 12, "shop/web/x": 1} == tracking
+    other = vip(1, 1)
+    both = Verdict(vips=(vip(2), WorldVip("shop/web/x", other.address, 81, *other_fields(other))))
+    assert 13 == said(both, tracking=tracking)["trackingSlots"]
+    assert {} == tracking_of(status, {})

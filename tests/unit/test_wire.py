@@ -91,6 +91,7 @@ SETTLE = SettleCall(0, SettleStep.ASK, SettleKind.SETTLE, 1, 1, b"\x01\x00")
         LbStatus("n1", 0, 1, 0, 3, DIGEST, 1, 17, snapshot=snapshot()),
         LbStatus("n1", 0, 3, 0, 4, DIGEST, 1, 17, in_force=snapshot()),
         LbStatus("n1", 0, 3, 0, 4, DIGEST, 1, 17, given_up=(0, 7)),
+        LbStatus("n1", 0, 3, 0, 4, DIGEST, 1, 17, tracking=((1, 16), (4_095, 1))),
         ResolveCall(3, flows(2)),
         ResolveAnswer(ids(1, 2), ids(1000, 0)),
         ForgetAnswer(b"\x00\x01"),
