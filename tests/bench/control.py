@@ -136,8 +136,8 @@ async def agents(bench: ControlWorld, size: Size, found: Figures) -> None:
     """What an agent takes with so many VIPs."""
     await create_all(bench, range(1, size.vips), size.scale_backends, size.scale_at_once)
     await bench.until_calm(600)
-    used = [memory_mb(program.pid) for program in bench.lbs.values()]
     cpu = await busy({name: program.pid for name, program in bench.lbs.items()}, size.watch_s)
+    used = [memory_mb(program.pid) for program in bench.lbs.values()]  # at rest, as it is nearly always
     found["agent_rss_mb"] = max(one["rss"] for one in used)
     found["agent_anon_mb"] = max(one["anon"] for one in used)
     found["agent_cpu_percent"] = max(cpu.values())
@@ -308,7 +308,7 @@ def report(found: Figures, size: Size, command: str) -> str:
         lines += ["", f"## {title}", "", *(f"- {what}: {figure}" for what, figure in found.get(key, {}).items())]
     lines += ["", "## Memory, MB", ""]
     lines += [f"- {key}: {found[key]}" for key in _MEMORY if key in found]
-    lines += ["", "anon: the process' own; the rest of rss is files and mapped kernel maps, 1 MiB for each VIP."]
+    lines += ["", "anon: the process' own; the rest of rss is files and mapped kernel maps."]
     return "\n".join(lines) + "\n"
 
 
