@@ -22,6 +22,6 @@ def share_one_heap() -> None:
 
 
 def give_back() -> None:
-    """Gives free memory back to the kernel: a millisecond or two."""
+    """Gives free memory back to the kernel: a few milliseconds, by how much there is."""
     if IS_GLIBC:
         _LIBC.malloc_trim(0)
