@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.flows import Facts, LiveFlows, window_ns
+from lbpod.core.keeper_watch import Watch
 from lbpod.core.limits import (
     BACKEND_IDS_MAX,
     BEATS_MAX,
@@ -250,38 +251,6 @@ class Handover:
 
 
 @dataclass(slots=True)
-class Watch:
-    """Whom this LB has heard, and when (``watch``). Members are those of the ring, without this one."""
-
-    heard_ns: dict[int, int] = field(default_factory=dict)
-    """When each was last heard; of one that is watched and was never heard: since when it is watched."""
-    asked_ns: dict[int, int] = field(default_factory=dict)
-    """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
-    open: dict[int, int] = field(default_factory=dict)
-    """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
-    suspects: set[int] = field(default_factory=set)
-    """Those that another LB has found silent and that this one does not watch anyway. They are asked until heard."""
-    turn: int = 0
-    """Which of those that are not watched anyway come first with the next beats."""
-    beat_at_ns: int = 0
-    """When the next beats are due."""
-    ticked_ns: int = 0
-    """When the last tick came; 0: none has."""
-    peer_ns: int = 0
-    """When a peer was last heard."""
-    controller_ns: int = 0
-    """When the controller was last heard."""
-    ahead: int = 0
-    """The newest generation that a peer has said to be in force."""
-    doubt_ns: int = 0
-    """Since when this LB may have been left out of what is in force elsewhere; 0: it has not."""
-    fenced_why: str = ""
-    """One sentence while this LB is fenced, else empty."""
-    fenced_count: int = 0
-    """Times that it has fenced itself."""
-
-
-@dataclass(slots=True)
 class Unwritten:
     """What a failed effect has left to be written, from the mirror, before anything is acknowledged again."""
 
@@ -300,6 +269,9 @@ class Unwritten:
 
 class State:
     """All that one Keeper knows. The parts of the Keeper change it; nothing else does."""
+
+    rest_at_ns = 0
+    """When ``rest`` looks again."""
 
     def __init__(self, node_name: str) -> None:
         self.node_name: Final = node_name
@@ -362,10 +334,6 @@ class State:
         self.records_quiet = True
         """No slot has been tracking since a list of records came back empty."""
 
-        self.missed: dict[int, int] = {}
-        """Member -> since when it may have missed what was recorded here (``missed``)."""
-        self.missed_at_ns = self.rest_at_ns = 0
-        """When ``missed`` and ``rest`` look again."""
         self.host = HostState()
         self.unwritten = Unwritten()
         self.confirmed = (0, 0, RingStep.NONE)

@@ -50,23 +50,23 @@ BUSY = 503
 # --- As the one who was there -----------------------------------------------------------------------------------------
 def silent(state: State, member: int, heard_ns: int) -> None:
     """This member was last heard then, and is believed to be down from now on."""
-    state.missed.setdefault(member, heard_ns)
+    state.watch.missed.setdefault(member, heard_ns)
 
 
 def started(state: State, members: set[int], now_ns: int) -> None:
     """This agent has just begun to listen: any of these may have been silent."""
     for member in members:
-        state.missed.setdefault(member, now_ns - LOST_NS)
+        state.watch.missed.setdefault(member, now_ns - LOST_NS)
 
 
 def tick(state: State, now_ns: int) -> Effects:
     """Look for what is to be sent to those who can be heard again."""
-    members = frozenset(member for member in state.missed if member not in state.down)
-    due = members and now_ns >= state.missed_at_ns and state.has_room() and state.own is not None
+    members = frozenset(member for member in state.watch.missed if member not in state.down)
+    due = members and now_ns >= state.watch.missed_at_ns and state.has_room() and state.own is not None
     if not due or state.ring_step is not RingStep.NONE:
         return []
-    state.missed_at_ns = now_ns + RETRY_NS
-    since_ns = {member: state.missed.pop(member) for member in sorted(members)}
+    state.watch.missed_at_ns = now_ns + RETRY_NS
+    since_ns = {member: state.watch.missed.pop(member) for member in sorted(members)}
     return [DumpRecords(state.open(_Dumped(since_ns), now_ns))]
 
 

@@ -52,7 +52,8 @@ from typing import Final
 import numpy as np
 
 from lbpod.core import missed, sweep
-from lbpod.core.keeper_state import Answer, Effects, Question, State, Watch
+from lbpod.core.keeper_state import Answer, Effects, Question, State
+from lbpod.core.keeper_watch import Watch
 from lbpod.core.limits import (
     BEAT_DOWN_NS,
     BEAT_NS,
@@ -250,7 +251,7 @@ def _forget(state: State, others: set[int]) -> None:
     state.down &= others
     state.given_up &= others
     watch.suspects &= others
-    for known in (watch.heard_ns, watch.asked_ns, state.missed):
+    for known in (watch.heard_ns, watch.asked_ns, watch.missed):
         for member in known.keys() - others:
             del known[member]
 

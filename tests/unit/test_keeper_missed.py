@@ -51,7 +51,7 @@ def test_what_was_recorded_while_a_replica_was_silent_is_there_when_it_can_be_he
     cluster.run(UP_NS)
     assert [4] + [3] * (len(during) - 1) == recorded(cluster["lb2"], during), "what it has recorded itself stays"
     assert [0, 0, 0] == recorded(cluster["lb2"], before), "these it has not missed"
-    assert not cluster["lb1"].keeper._state.missed
+    assert not cluster["lb1"].keeper._state.watch.missed
 
 
 def test_a_call_that_fails_is_made_again() -> None:

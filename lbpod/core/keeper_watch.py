@@ -1,0 +1,43 @@
+"""What a Keeper remembers of the other members of its ring: whom it has heard and when, and what they may have missed.
+
+A part of its State, apart because it outlives what the rest is about (snapshots, slots, rounds) and is the watch's
+alone to change (``watch``, ``missed``).
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Watch:
+    """Whom this LB has heard, and when (``watch``). Members are those of the ring, without this one."""
+
+    heard_ns: dict[int, int] = field(default_factory=dict)
+    """When each was last heard; of one that is watched and was never heard: since when it is watched."""
+    asked_ns: dict[int, int] = field(default_factory=dict)
+    """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
+    open: dict[int, int] = field(default_factory=dict)
+    """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
+    suspects: set[int] = field(default_factory=set)
+    """Those that another LB has found silent and that this one does not watch anyway. They are asked until heard."""
+    turn: int = 0
+    """Which of those that are not watched anyway come first with the next beats."""
+    beat_at_ns: int = 0
+    """When the next beats are due."""
+    ticked_ns: int = 0
+    """When the last tick came; 0: none has."""
+    peer_ns: int = 0
+    """When a peer was last heard."""
+    controller_ns: int = 0
+    """When the controller was last heard."""
+    ahead: int = 0
+    """The newest generation that a peer has said to be in force."""
+    doubt_ns: int = 0
+    """Since when this LB may have been left out of what is in force elsewhere; 0: it has not."""
+    fenced_why: str = ""
+    """One sentence while this LB is fenced, else empty."""
+    fenced_count: int = 0
+    """Times that it has fenced itself."""
+    missed: dict[int, int] = field(default_factory=dict)
+    """Member -> since when it may have missed what was recorded here (``missed``)."""
+    missed_at_ns: int = 0
+    """When that is looked at again."""
