@@ -4,6 +4,7 @@ neither a new status nor an event."""
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from lboperator import nouns
@@ -190,7 +191,9 @@ def test_events_are_transitions() -> None:
 
 
 def test_tracking_slots_are_those_of_its_ports_where_most_track() -> None:
-    status = replace(REST, vips=(VipStatus("shop/web/http", 16, 2, 0, 7), VipStatus("shop/web/x", 16, 2, 0, 9)))
+    status = msgspec.structs.replace(
+        REST, vips=(VipStatus("shop/web/http", 16, 2, 0, 7), VipStatus("shop/web/x", 16, 2, 0, 9))
+    )
     tracking = tracking_of(status, {"n1": {7: 10, 8: 5}, "n2": {7: 12, 9: 1}, "n3": {}})
     assert {"shop/web/http": 12, "shop/web/x": 1} == tracking
     other = vip(1, 1)
