@@ -45,7 +45,7 @@ NEEDED = {
     "own-look": (1, UNSURE),
     "backup-steady-first": (2, MOVES),
     "open-settle": (2, MOVES),
-    "take-over": (8, MOVES),
+    "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),
     "unrecorded-base": (1, MOVES),
     "unrecorded-drop": (1, MOVES),
