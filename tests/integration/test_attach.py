@@ -236,7 +236,7 @@ def test_clsact_goes_with_the_last_filter_and_stays_with_a_strangers(folder: Pat
         assert "clsact" not in command(f"tc -n {here.name} qdisc show dev hfa0")
         for half in ("ingress", "egress"):
             here.run(lambda: attach_tc(fast_path, "hfa0"))
-            program = folder / "holdfast" / "programs" / f"hf_tc_{fast_path.program('hf_tc').id}"
+            (program,) = (folder / "holdfast" / "programs").glob(f"hf_tc_*_{fast_path.program('hf_tc').id}")
             command(f"tc -n {here.name} filter add dev hfa0 {half} pref 7 bpf da object-pinned {program}")
             assert ("hfa0",) == here.run(lambda: detach(fast_path.pins))
             assert "pref 7" in command(f"tc -n {here.name} filter show dev hfa0 {half}")

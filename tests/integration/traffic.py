@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -27,6 +28,7 @@ from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import LoadSettings
 from lbpod.datapath.port import ArrayName, FlowMap
 from lbpod.lab import Lab, Node, Pod
+from tests.bpf.datapaths import another_build
 
 VIP: Final = "203.0.113.10"
 PREFIX: Final = "203.0.113.0/24"
@@ -109,6 +111,7 @@ class Fabric:
         self._wish = wish
         self._places: set[int] = set()
         self._backend_last = 0
+        self._builds = 0
 
     def __enter__(self) -> Self:
         try:
@@ -130,8 +133,8 @@ class Fabric:
         for name in sorted(self.nodes):
             self.nodes.pop(name).port.close()
 
-    def _load(self, node: Node, wish: XdpWish) -> FastNode:
-        fast_path = loader.load(LoadSettings(pin_folder=self.lab.pin_dir(node), sizes=SIZES))
+    def _load(self, node: Node, wish: XdpWish, programs: Path = loader.PACKAGED_OBJECT) -> FastNode:
+        fast_path = loader.load(LoadSettings(self.lab.pin_dir(node), programs, SIZES))
         with node.in_netns():
             attachment = attach_xdp(fast_path, "eth0", wish)
             attach_tc(fast_path, "eth0")
@@ -139,9 +142,10 @@ class Fabric:
         return FastNode(node, KernelDatapath(fast_path), attachment)
 
     def replace_programs(self, node: Node) -> None:
-        """What an agent's restart does: give the maps up, take them over again, replace both programs in place."""
+        """What an agent's upgrade does: give the maps up, take them over again, replace both programs in place."""
         self.nodes.pop(node.name).port.close()
-        self.nodes[node.name] = self._load(node, XdpWish.AUTO)
+        self._builds += 1
+        self.nodes[node.name] = self._load(node, XdpWish.AUTO, another_build(self.lab.run_dir, self._builds))
 
     # --- What every node knows of the others ---
 
