@@ -49,6 +49,18 @@ HF_INLINE __u32 hf_leased(const struct hf_flow *flow, __u64 word, __u32 tcp_flag
 	return backend;
 }
 
+/* The agent is to ask about the flow of this packet, which is relayed. Not about one that closes: what the owner says of it
+ * now would be met by the next connection with this five-tuple, which a client whose connection was reset opens within
+ * seconds. Nor about a first one: the owner records it. */
+HF_INLINE void hf_want_lease(struct xdp_md *ctx, const struct hf_flow *flow, __u32 slot, const struct hf_packet *packet,
+			     __u32 origin)
+{
+	if (packet->tcp_flags & (HF_TCP_FIN | HF_TCP_RST))
+		bpf_map_delete_elem(&pending, flow);
+	else if (!hf_is_syn(packet->tcp_flags) && !hf_is_quic_initial(ctx, origin, packet))
+		hf_note_pending(flow, slot);
+}
+
 HF_COLD __u32 hf_track(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
 {
 	const struct hf_config *config = hf_config();
@@ -66,9 +78,8 @@ HF_COLD __u32 hf_track(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word,
 				  hf_verdict_of(origin, HF_CACHE_HIT));
 	node = hf_owner_node(config, hash >> 16);
 	if (likely(node && HF_ORIGIN_HOPS(origin) < HF_RELAY_HOPS_MAX)) {
-		if (!(origin & (HF_ORIGIN_RELAY | HF_ORIGIN_ICMP)) && !hf_is_syn(packet.tcp_flags) &&
-		    !hf_is_quic_initial(ctx, origin, &packet))
-			hf_note_pending(&flow, hash >> 16);
+		if (!(origin & (HF_ORIGIN_RELAY | HF_ORIGIN_ICMP)))
+			hf_want_lease(ctx, &flow, hash >> 16, &packet, origin);
 		return hf_relay(ctx, config, node, packet.tot_len, hash, origin);
 	}
 	/* A first packet, too: nobody records it, so it has to go where its next packets will go. */

@@ -288,10 +288,18 @@ class _Passage:
         hops = 0 if relay is None else relay.hops
         node = self._owner_node()
         if node is not None and hops < limits.RELAY_HOPS_MAX:
-            if relay is None and not self.first and not self.subject.icmp:
-                self.maps.pending.put(self.key, Pending(self.slot, 0, self.now_ns))
+            if relay is None and not self.subject.icmp:
+                self._want_lease()
             return self._relay(node, relay)
         return self._to_backend(Verdict.DECIDED_ALONE, self._base_or_current())
+
+    def _want_lease(self) -> None:
+        """The agent is to ask about the flow. Not about one that closes: what the owner says of it now would be met by
+        the next connection with this five-tuple. Nor about a first packet's: the owner records it."""
+        if self.closing:
+            self.maps.pending.delete(self.key)
+        elif not self.first:
+            self.maps.pending.put(self.key, Pending(self.slot, 0, self.now_ns))
 
     def _owner_node(self) -> int | None:
         """Node of the owner where it is up, else that of the backup; where both are silent, of one that is doubted."""

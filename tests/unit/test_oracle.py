@@ -254,6 +254,15 @@ def test_a_lease_of_before_the_slot_was_last_steady_is_void(node: Node) -> None:
     assert Verdict.CACHE_HIT == node.run(frames.tcp_to(FLOW, ACK)).verdict
 
 
+@pytest.mark.parametrize("flags", [FIN | ACK, RST])
+def test_who_closes_is_not_asked_about(node: Node, flags: int) -> None:
+    node.own(PEER)
+    node.run(frames.tcp_to(FLOW, ACK))
+    assert FLOW.key in node.maps.pending.rows
+    assert Verdict.RELAYED == node.run(frames.tcp_to(FLOW, flags)).verdict
+    assert 0 == len(node.maps.pending)
+
+
 @pytest.mark.parametrize(("flags", "kept"), [(ACK, True), (FIN | ACK, False), (RST, False), (SYN, False)])
 def test_a_lease_ends_with_the_connection(node: Node, flags: int, kept: bool) -> None:
     node.own(PEER)
