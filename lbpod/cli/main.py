@@ -13,7 +13,7 @@ from typing import Annotated, Final, NoReturn, cast
 
 import typer
 
-from lbpod.cli.entry import BAD_INPUT, LACKING
+from lbpod.agent.__main__ import BAD_INPUT, LACKING
 
 app = typer.Typer(
     name="holdfast",
@@ -79,7 +79,7 @@ def agent(
     log_level: Annotated[Text, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
 ) -> None:
     """Run one node's agent. Each option can also be set as HOLDFAST_<OPTION> in the environment."""
-    from lbpod.cli.entry import run
+    from lbpod.agent.__main__ import run
 
     options = {
         "node": node,
@@ -99,7 +99,7 @@ def agent(
         "redis_password_file": redis_password_file,
         "log_level": log_level,
     }
-    if status := run(options):
+    if status := run(options, "holdfast"):
         raise typer.Exit(status)
 
 
