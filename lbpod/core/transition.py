@@ -288,10 +288,9 @@ class Slots:
         if self.track is None:
             return _no_slots()
         before = self.words.copy()
-        if self.track is not None:
-            self.track.touched[:] = False
-            if self.track.earlier is not None:
-                self.track.earlier[~alive[self.track.earlier]] = 0
+        self.track.touched[:] = False
+        if self.track.earlier is not None:
+            self.track.earlier[~alive[self.track.earlier]] = 0
         current, base, tracking = current_of(before), base_of(before), self.tracking
         base = np.where(tracking & alive[base], base, current)
         self.words[:] = make_words(current, base, before & (_FLAGS | _ROUND))

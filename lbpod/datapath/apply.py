@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, RECORD_MISSING, VIP_STAT
+from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, VIP_STAT
 from lbpod.core.limits import NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Configure,
@@ -190,7 +190,8 @@ class Applier:
         room by itself, and a live flow without a record would go to base. So a map of embryonic records that takes less
         than all of them has failed."""
         found = self._datapath.records_lookup(effect.flows)
-        missing = (found["round"] == RECORD_MISSING) | (found["round"] != effect.records["round"])
+        # Also what there is of another round, which is as nothing.
+        missing = found["round"] != effect.records["round"]
         same = found["backend"] == effect.records["backend"]
         is_full = np.arange(len(missing)) < effect.full_count
         full, embryonic = is_full & (missing | same), ~is_full & missing
