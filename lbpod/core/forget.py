@@ -9,10 +9,11 @@ section 3):
   batches; the backup looks, deletes its own where it has seen nothing either, and agrees; the owner looks once more,
   and deletes what is still silent. **A backup never starts it.** A ring of one forgets alone;
 - **with the slot**: when a slot turns steady, all its flows belong to ``current``, and its records mean nothing any
-  more. They must go before they can mean something again: a client may open a new flow with an old five-tuple while
-  the slot is steady (nobody records that), and when the slot tracks the next time, the old record would move it, or
-  two replicas would disagree about it. So what was seen last before the slot settled is dropped whenever it is found,
-  whatever the slot has become since. Every replica does so by itself, at three moments: when it turns the slot steady;
+  more. They must not mean something again: a client may open a new flow with an old five-tuple while the slot is steady
+  (nobody records that), and when the slot tracks the next time, the old record would move it, or two replicas would
+  disagree about it. A record's round sees to that at once; but rounds come round (``layout.SLOT_ROUND_MASK``), the room
+  is needed, and a backup that has agreed is still in the old round. So what was seen last before the slot settled is
+  dropped whenever it is found. Every replica does so by itself, at three moments: when it turns the slot steady;
   as backup already when it agrees (the word that it is steady may never come; those that name ``current`` stay, for its
   base may yet be set to that of an owner that has not heard of it); and when a steady slot begins to track
   (what came through a chain in between, from an LB that still tracked, names what is ``base`` now);

@@ -10,13 +10,12 @@ back here.
 | ``ring`` | a ring change: stage, prepare, switch, done |
 | ``handover`` | slot states and records for those who will be replicas, and what comes of them |
 | ``missed`` | what a member is told that was silent: records that were made without it |
-| ``watch`` | who is there: beats, beliefs, the fence |
+| ``watch`` | who is there: beats, which members are believed to be down, the fence, doubt |
 | ``transition`` | the words of a VIP's slots |
 | ``resolve`` | who has this flow: asking, and answering as owner |
 | ``settle`` | from tracking back to steady, and rebase |
 | ``forget`` | when records go |
 | ``quiet`` | as host agent: which slots have no live flow left |
-| ``watch`` | which members are believed to be down, and the fence |
 | ``sweep`` | as host agent: when translated flows go, and whether some may have been evicted |
 | ``rest`` | what is kept in less memory while nothing changes |
 | ``flows`` | arithmetic on thousands of flows |
