@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.outbox import Outbox, Standing
 from lbpod.agent.peers import Peers
@@ -111,8 +112,9 @@ class View:
 
     async def why_not_ready_now(self) -> str:
         """The same for whoever acts on it. While this LB may have been left out and nobody has told it yet, the answer
-        waits for up to READY_WAIT_NS: an LB that can be reached again hears from the others within two beats."""
-        for _ in range(READY_WAIT_NS // READY_LOOK_NS):
+        waits for up to READY_WAIT_NS: one that can be reached again hears from the others with a beat's next SYN."""
+        deadline_ns = now_ns() + READY_WAIT_NS
+        while now_ns() < deadline_ns:
             if not self.driver.beliefs.in_doubt or self.why_not_ready():
                 break
             await asyncio.sleep(READY_LOOK_NS * 1e-9)

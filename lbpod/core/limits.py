@@ -283,7 +283,10 @@ NEXT_HOP_GRACE_NS: Final = 10_000_000_000
 LOOK_AFTER_NS: Final = 5_000_000_000
 """What changes seldom and tells nobody (certificates on disk, what the kernel lacks) is looked at this often."""
 
-READY_WAIT_NS: Final = 600_000_000
+SYN_RETRY_NS: Final = 1_000_000_000
+"""The kernel sends a SYN, or a question for a next hop's link address, again after this time (RFC 6298, RFC 1122)."""
+
+READY_WAIT_NS: Final = 1_500_000_000
 """How long an agent in doubt holds its answer to /readyz back, so that other LBs can tell what is in force."""
 
 CLOSE_NS_MAX: Final = 3_000_000_000
@@ -489,8 +492,8 @@ def check() -> None:
     assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
     assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
     assert DIAGNOSTICS_BATCH_MAX <= DIAGNOSTICS_QUEUE_MAX <= DIAGNOSTICS_STREAM_MAX, "what waited finds room"
-    assert 2 * BEAT_NS < READY_WAIT_NS < 1_000_000_000, (
-        "a beat has an answer by then, and a kubelet's probe waits a second"
+    assert SYN_RETRY_NS + 2 * BEAT_NS < READY_WAIT_NS < PEER_TIMEOUT_NS, (
+        "a beat has an answer by then although its SYN was lost just before, and whoever asks waits two seconds"
     )
     assert 3 * LOOK_AFTER_NS < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000, "three writes may be lost"
     assert RETRY_NS <= DIAGNOSTICS_RETRY_NS_MAX < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000

@@ -106,7 +106,7 @@ class Announcer:
             with node.in_netns():
                 sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             with sock:
-                sock.settimeout(1)
+                sock.settimeout(2)  # it may wait for others to speak
                 sock.connect(("127.0.0.1", 9902))
                 connection = http.client.HTTPConnection("127.0.0.1", 9902)
                 connection.sock = sock
