@@ -221,6 +221,10 @@ LOST_NS: Final = 10_000_000_000
 """A ring member that has not answered the controller for so long is taken out of the ring. An agent that restarts is
 back by then (its start takes three seconds of a processor), and one slow call is no loss."""
 
+OWED_NS: Final = 3_000_000_000
+"""A backup that has been silent for so long decides no more about slots whose settling it owes an answer to: long
+enough for an agent to restart, short enough for a client that sends again."""
+
 JOIN_RETRY_NS: Final = 30_000_000_000
 """An LB that refuses to join the ring is not asked to again before this. Where a member refuses a change of it, nobody
 joins or leaves for so long but the lost."""
@@ -510,6 +514,7 @@ def check() -> None:
         "three beats have to be lost, and the backup serves within a second"
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
+    assert BEAT_DOWN_NS < OWED_NS < LOST_NS
     assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, (
         "a fence is up before anybody acts on the absence"
     )

@@ -7,7 +7,9 @@
    unrecorded between the look and the answer. If the answer never comes, the flag stays, through refusals too, until
    the backup agrees (but for a question that surely was not taken: too old, or never sent): it may have agreed before
    and have forgotten that since, and then its base is the newer one. So while the flag stands the backup decides about
-   what the owner has no record of (``lbpod/bpf/replica.h``).
+   what the owner has no record of (``lbpod/bpf/replica.h``). Not one that has been silent for OWED_NS: it is rather
+   dead than cut off, and old flows would wait for it until the ring has changed. The owner lifts the flag then, and
+   puts it back when the backup speaks again.
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
    committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
    have records that it has not, and would be bypassed. Agreeing twice is agreeing once (``Track.agreed``).
@@ -43,7 +45,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import forget
+from lbpod.core import forget, watch
 from lbpod.core.flows import groups, ids_from, over, slots_bytes, slots_from
 from lbpod.core.keeper_state import (
     Answer,
@@ -62,6 +64,7 @@ from lbpod.core.limits import (
     EARLY_NODES_MAX,
     MARGIN_NS,
     MEMBER_NONE,
+    OWED_NS,
     RETRY_NS,
     SETTLE_PAUSE_NS_MAX,
     STEADY_ASK_NS,
@@ -167,7 +170,7 @@ def _of_vip(state: State, vs: VipState) -> U32:
 # --- Step 1: the owner ------------------------------------------------------------------------------------------------
 def tick(state: State, now_ns: int) -> Effects:
     """Begin what is due, VIP by VIP: attempts to settle own slots, and questions about those that others own."""
-    effects: Effects = []
+    effects = _lift(state, watch.silent_for(state, OWED_NS, now_ns))
     if state.is_calm and state.own is not None:
         for _, vs in sorted(state.vips.items()):
             if vs.slots.track is not None:
@@ -175,6 +178,25 @@ def tick(state: State, now_ns: int) -> Effects:
                     effects += _begin(state, vs, now_ns)
                 if now_ns >= vs.look_at_ns:
                     effects += _look(state, vs, now_ns)
+    return effects
+
+
+def _lift(state: State, gone: set[int]) -> Effects:
+    """Take the flag off slots whose backup is gone, and put it back where it is not any more: it may have agreed."""
+    effects: Effects = []
+    for _, vs in sorted(state.vips.items()):
+        if vs.slots.track is None or state.own is None:
+            vs.lifted = _NO_SLOTS
+            continue
+        back = vs.lifted[~np.isin(state.backup[vs.lifted], sorted(gone))]
+        if len(back):
+            vs.lifted = np.setdiff1d(vs.lifted, back)
+            effects += state.write(vs, vs.slots.flag(back[state.owner[back] == state.member]))
+        if gone:
+            owed = is_settling(vs.slots.words) & (state.owner == state.member) & np.isin(state.backup, sorted(gone))
+            slots = np.flatnonzero(owed).astype(np.uint32)
+            vs.lifted = np.union1d(vs.lifted, slots).astype(np.uint32)
+            effects += state.write(vs, vs.slots.unflag(slots))
     return effects
 
 

@@ -155,10 +155,15 @@ def _silent(state: State, now_ns: int) -> list[int]:
     )
 
 
+def silent_for(state: State, period_ns: int, now_ns: int) -> set[int]:
+    """Who is down, and has not answered for at least so long."""
+    asked_ns = state.watch.asked_ns
+    return {member for member in state.down if asked_ns.get(member, now_ns) + period_ns <= now_ns}
+
+
 def _give_up(state: State, now_ns: int) -> Effects:
     """Those that have been silent for so long that what is sent to them is lost for good."""
-    asked_ns = state.watch.asked_ns
-    lost = {member for member in state.down - state.given_up if asked_ns.get(member, now_ns) + LOST_NS <= now_ns}
+    lost = silent_for(state, LOST_NS, now_ns) - state.given_up
     if not lost:
         return []
     state.given_up |= lost

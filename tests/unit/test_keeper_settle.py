@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT
-from lbpod.core.limits import EARLY_AFTER_NS, MARGIN_NS, SLOT_COUNT
+from lbpod.core.limits import EARLY_AFTER_NS, MARGIN_NS, OWED_NS, SLOT_COUNT
 from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.messages import (
     Ask,
@@ -231,6 +231,28 @@ def test_an_answer_that_never_arrives_leaves_the_backup_tracking_and_the_owner_f
     cluster.muted = lambda sender, receiver, body: False
     cluster.run(20 * SECOND_NS)
     assert [0, 0, 0] == tracking(cluster), "agreeing twice is agreeing once"
+
+
+def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_once_it_is_back() -> None:
+    cluster = changed()
+    cluster.muted = is_ask
+    cluster.run(WINDOW_NS + 9 * SECOND_NS)
+    owner, backup = cluster["lb1"], cluster["lb2"]
+    owed = owner.owned() & backup.backed()
+    assert settling(owner)[owed].all()
+    cluster.muted, cluster.blocked = lambda *_: False, lambda *ends_body: backup.name in ends_body[:2]
+    cluster.run(OWED_NS - SECOND_NS // 2)
+    assert settling(owner)[owed].all(), "its agent may restart"
+    cluster.run(SECOND_NS)
+    assert not settling(owner)[owed].any(), "old flows need somebody"
+    assert owner.tracking()[owed].all()
+    assert (owner.base() != owner.current())[owed].all()
+    cluster.muted, cluster.blocked = is_ask, lambda *_: False
+    cluster.run(SECOND_NS)
+    assert settling(owner)[owed].all(), "what it has agreed to counts again"
+    cluster.muted = lambda *_: False
+    cluster.run(20 * SECOND_NS)
+    assert [0, 0, 0] == tracking(cluster)
 
 
 def test_a_telling_that_never_arrives_is_asked_about() -> None:
