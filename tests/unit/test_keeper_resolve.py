@@ -176,13 +176,24 @@ def test_a_record_says_more_than_base_but_only_while_its_backend_lives() -> None
     assert set(backends.tolist()) <= {1, 2}, "the record is void, its flows are over; whoever comes goes to base"
 
 
-def test_a_dead_base_is_answered_with_current() -> None:
+def test_a_dead_base_is_answered_with_current_and_no_lease_for_those_that_died_with_it() -> None:
     cluster = Cluster()
     cluster.change(vip([1]))
     cluster.change(vip([2]))
     node, flows = cluster["lb1"], flows_of(100)
-    ours = (node.owned() | node.backed())[slots_of(flows)]
-    assert {2} == set(resolved(node, flows, cluster.now_ns)[0][ours].tolist())
+    flows = flows[(node.owned() | node.backed())[slots_of(flows)]]
+    backends, leases_ms = resolved(node, flows, cluster.now_ns)
+    assert {2} == set(backends.tolist())
+    assert not leases_ms.any(), "the next connection with this five-tuple would meet it"
+    records = np.zeros(len(flows), RECORD)
+    records["backend"], records["round"] = 2, node.rounds(slots_of(flows))
+    node.datapath.flows_put(FlowMap.RECORDS, flows, records)
+    assert resolved(node, flows, cluster.now_ns)[1].all(), "whose flow has begun since"
+    cluster.run(20 * SECOND_NS)
+    assert not node.tracking().any()
+    cluster.change(vip([2, 3]))
+    _, leases_ms = resolved(node, flows, cluster.now_ns)
+    assert leases_ms[node.tracking()[slots_of(flows)]].all(), "in its next round the slot has a base that lives"
 
 
 def test_a_udp_flow_without_a_record_gets_no_lease_so_that_the_owner_sees_it() -> None:
