@@ -23,6 +23,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,9 +151,16 @@ class Router(Host):
     def believe_dead_links(self) -> None:
         """From now on a path stays until ``set_ecmp`` takes it out, whatever its carrier says.
 
-        As behind a switch, where a router learns of a dead neighbour from BFD or BGP, some time later.
+        As behind a switch, where a router learns of a dead neighbour from BFD or BGP, some time later. Until then it
+        has the neighbour's link address and tells nobody that a packet was lost: no "host unreachable" here, either.
         """
         self.set_switches({"ipv4/conf/all/ignore_routes_with_linkdown": 0})
+
+        def job() -> None:
+            with self.netlink() as ip:
+                ip.rule("add", iifname="lo", ip_proto=socket.IPPROTO_ICMP, action="FR_ACT_BLACKHOLE", priority=100)
+
+        self.run_context.worker.call(job)
 
     def clear_ecmp(self, prefix: str) -> None:
         """Take the route away; packets to it draw "network unreachable"."""

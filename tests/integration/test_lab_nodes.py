@@ -44,6 +44,9 @@ def test_a_router_that_believes_dead_links_sends_into_them_until_it_is_told(lab:
     lab.router.believe_dead_links()
     lab.cut(lab.nodes[1])
     assert {"node1", "node2", "node3"} == _paths(lab)
+    said = lab.client.run(["ping", "-c", "2", "-i", "0.1", "-W", "1", lab.nodes[1].address], check=False).stdout
+    assert "100% packet loss" in said
+    assert "nreachable" not in said, "behind a switch nobody would say so"
     lab.router.set_ecmp(PREFIX, [lab.nodes[0], lab.nodes[2]])
     assert {"node1", "node3"} == _paths(lab)
 
