@@ -36,10 +36,12 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
 }
 
 /* A first packet uses the five-tuple of a flow that was open and is over, and the slot is about to turn steady on another
- * backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second. */
-HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, __u64 word)
+ * backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second, and gets
+ * through: the flag may stand for long, where the backup refuses. */
+HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, __u64 word, __u64 now)
 {
-	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK);
+	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK) &&
+	       record->seen_ns + HF_REUSE_NS < now;
 }
 
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
@@ -55,8 +57,10 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	if (!record)
 		return 0;
 	choice->verdict = HF_UNRECORDED_DROP;
-	if (full && hf_comes_too_early(record, first, word))
+	if (full && hf_comes_too_early(record, first, word, now)) {
+		record->seen_ns = now;
 		return 1;
+	}
 	choice->verdict = HF_RECORD_HIT;
 	choice->alone = first ? HF_RECORD_HIT : 0;
 	choice->backend = record->backend;

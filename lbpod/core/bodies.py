@@ -218,11 +218,13 @@ class StateAnswer(msgspec.Struct, frozen=True):
 
 class MissedCall(msgspec.Struct, frozen=True):
     """PUT /v1/flows/missed: up to BATCH_MAX flows (bytes of layout.FLOW) that the caller has recorded, or seen, while
-    the receiver was silent, and their backends (bytes of u32); the first full_count of them are full records."""
+    the receiver was silent, their backends, and for how many ms each has not been seen (bytes of u32 both); the first
+    full_count of them are full records."""
 
     member: int
     flows: bytes
     backends: bytes
+    ages_ms: bytes
     full_count: int
 
 

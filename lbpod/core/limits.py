@@ -290,6 +290,10 @@ LOOK_AFTER_NS: Final = 5_000_000_000
 SYN_RETRY_NS: Final = 1_000_000_000
 """The kernel sends a SYN, or a question for a next hop's link address, again after this time (RFC 6298, RFC 1122)."""
 
+REUSE_NS: Final = 1_500_000_000
+"""A first packet whose five-tuple another flow had, with a record that a settle is about to void, is dropped where the
+record was not seen for so long: once, for the client sends it again after SYN_RETRY_NS."""
+
 READY_WAIT_NS: Final = 1_500_000_000
 """How long an agent in doubt holds its answer to /readyz back, so that other LBs can tell what is in force."""
 
@@ -496,6 +500,7 @@ def check() -> None:
     assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
     assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
     assert DIAGNOSTICS_BATCH_MAX <= DIAGNOSTICS_QUEUE_MAX <= DIAGNOSTICS_STREAM_MAX, "what waited finds room"
+    assert SYN_RETRY_NS < REUSE_NS < PEER_TIMEOUT_NS, "a second try gets through"
     assert SYN_RETRY_NS + 2 * BEAT_NS < READY_WAIT_NS < PEER_TIMEOUT_NS, (
         "a beat has an answer by then although its SYN was lost just before, and whoever asks waits two seconds"
     )

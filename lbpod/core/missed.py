@@ -10,7 +10,9 @@ needs no record.)
 So whoever hears a member again that it had believed to be down sends it what was recorded, or seen, in the slots that
 the two share since it last heard it (PUT /v1/flows/missed); an agent that has just started, and knows nothing of
 anybody's silence, sends everybody what was seen in the last LOST_NS: who was silent for longer is out of the ring. A
-call that fails is made again. What the receiver has recorded itself stays: it says the same, or knows better.
+call that fails is made again. Where the receiver has another record of the flow, the one that was seen last counts:
+the other is of an earlier connection with this five-tuple, or of a SYN that got no farther. (Ages travel, not times:
+every machine has its own clock.)
 
 Left open: the moment between a member's return and the end of this, some tenths of a second; and an agent that is away
 just then, until it is back.
@@ -45,6 +47,8 @@ U32 = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
 
 BUSY = 503
+_MS_NS = 1_000_000
+_AGE_MAX = 0xFFFF_FFFF
 
 
 # --- As the one who was there -----------------------------------------------------------------------------------------
@@ -119,6 +123,7 @@ def _send(
     node = state.node_of_member.get(member, 0)
     if not node:
         return []
+    ages_ms = (now_ns - np.minimum(listed.records["seen_ns"].astype(np.int64), now_ns)) // _MS_NS
     for first in range(0, len(places), BATCH_MAX):
         if not state.has_room(node):
             silent(state, member, since_ns)
@@ -128,6 +133,7 @@ def _send(
             member=state.member,
             flows=listed.flows[batch].tobytes(),
             backends=listed.records["backend"][batch].astype("<u4").tobytes(),
+            ages_ms=np.minimum(ages_ms[batch], _AGE_MAX).astype("<u4").tobytes(),
             full_count=int(np.count_nonzero(batch < listed.full_count)),
         )
         effects.append(Ask(state.open(_Sent(member, since_ns), now_ns, node), node, call))
@@ -164,10 +170,11 @@ def received(state: State, request: int, call: MissedCall, now_ns: int) -> Effec
     if not fits.any():
         return [Reply(request, MissedAnswer(0))]
     records = np.zeros(int(fits.sum()), dtype=RECORD)
-    records["backend"], records["round"], records["seen_ns"] = backends[fits], round_of(words[fits]), now_ns
+    records["backend"], records["round"] = backends[fits], round_of(words[fits])
+    records["seen_ns"] = now_ns - np.minimum(ids_from(call.ages_ms)[fits].astype(np.int64) * _MS_NS, now_ns)
     full = int(fits[: call.full_count].sum())
     token = state.open(_Put(request), now_ns)
-    return [PutRecords(token, flows[fits], records, full)]
+    return [PutRecords(token, flows[fits], records, full, newer=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -341,8 +341,10 @@ class _Passage:
     def _wait_for_settle(self, record: Record | None) -> None:
         """A first packet uses the five-tuple of a flow that was open and is over, and the slot is about to turn steady
         on another backend: it would begin where nobody looks for it a moment later. The client's next one comes in a
-        second."""
-        if record is not None and self.first and self.settling and record.backend != self.current:
+        second, and gets through: the flag may stand for long, where the backup refuses."""
+        moves = record is not None and self.first and self.settling and record.backend != self.current
+        if record is not None and moves and record.seen_ns + limits.REUSE_NS < self.now_ns:
+            self.maps.records.put(self.key, record._replace(seen_ns=self.now_ns))
             raise _End(Verdict.UNRECORDED_DROP)
 
     def _meet_embryonic(self, record: Record) -> Outcome:

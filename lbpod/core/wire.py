@@ -201,6 +201,7 @@ def _validate(body: Body) -> None:
             _range(body, "member", body.member, 0, MEMBERS_MAX - 1)
             flows = _flows(body, body.flows)
             _equal(body, "flows", flows, "backends", _backends(body, "backends", body.backends, BATCH_MAX))
+            _equal(body, "flows", flows, "ages_ms", _items(body, "ages_ms", body.ages_ms, 4, BATCH_MAX))
             _range(body, "full_count", body.full_count, 0, flows)
         case MissedAnswer():
             _range(body, "taken", body.taken, 0, BATCH_MAX)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, VIP_STAT
-from lbpod.core.limits import NODES_MAX, SLOT_COUNT
+from lbpod.core.limits import MARGIN_NS, NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Configure,
     CreateVip,
@@ -184,7 +184,8 @@ class Applier:
 
     def _put_records(self, effect: PutRecords) -> int:
         """How many have their place. What the fast path has recorded itself meanwhile says the same, or knows better:
-        it stays; but a full record takes the place of an embryonic one, which might be evicted.
+        it stays; but a full record takes the place of an embryonic one, which might be evicted, and a newer one (where
+        that is known) that of another connection's.
 
         A full record that finds no room is kept among the embryonic ones, as the fast path does it: their map makes
         room by itself, and a live flow without a record would go to base. So a map of embryonic records that takes less
@@ -193,18 +194,23 @@ class Applier:
         # Also what there is of another round, which is as nothing.
         missing = found["round"] != effect.records["round"]
         same = found["backend"] == effect.records["backend"]
+        # A call may have been under way for a while, and made what it says look newer than it is.
+        earlier = found["seen_ns"] + np.uint64(MARGIN_NS) < effect.records["seen_ns"]
+        wanted = missing | (~same & earlier) if effect.newer else missing
         is_full = np.arange(len(missing)) < effect.full_count
-        full, embryonic = is_full & (missing | same), ~is_full & missing
+        full, embryonic = is_full & (wanted | same), ~is_full & wanted
         places, count = np.flatnonzero(full), 0
         if len(places):
             count = self._datapath.flows_put(FlowMap.RECORDS, effect.flows[places], effect.records[places])
-            embryonic[places[count:]] = missing[places[count:]]
+            embryonic[places[count:]] = wanted[places[count:]]
             promoted = effect.flows[places[:count][~missing[places[:count]]]]
             if len(promoted):
                 self._datapath.flows_delete(FlowMap.EMBRYONIC, promoted)
         flows, records = effect.flows[embryonic], effect.records[embryonic]
         if len(flows) and self._datapath.flows_put(FlowMap.EMBRYONIC, flows, records) < len(flows):
             raise DatapathError("the map embryonic, which makes room by itself, did not take all records")
+        if (overruled := embryonic & ~missing).any():
+            self._datapath.flows_delete(FlowMap.RECORDS, effect.flows[overruled])
         return len(found) - len(places[count:])
 
     def _unrecorded_ns(self, row: int) -> int:

@@ -1,6 +1,7 @@
 """A member that was silent is sent what the other replica of its slots has recorded alone."""
 
 import numpy as np
+import pytest
 
 from lbpod.core.layout import RECORD, RECORD_MISSING
 from lbpod.core.limits import BEAT_DOWN_NS, BEAT_NS, LOST_NS, RETRY_NS, TICK_NS
@@ -22,6 +23,12 @@ def tracking_cluster() -> Cluster:
     cluster.blocked = no_settling
     cluster.run(2 * SECOND_NS)
     return cluster
+
+
+def missed(flows: Rows, backend: int, age_ms: int = 0, full_count: int = 0) -> MissedCall:
+    """What lb1 says."""
+    backends, ages = (np.full(len(flows), each, "<u4").tobytes() for each in (backend, age_ms))
+    return MissedCall(0, flows.tobytes(), backends, ages, full_count)
 
 
 def cut_off(cluster: Cluster, name: str) -> None:
@@ -87,7 +94,7 @@ def test_only_what_both_share_is_sent_and_taken() -> None:
     found = np.array(recorded(cluster["lb2"], flows))
     assert {3} == set(found[shared].tolist())
     assert not found[~shared].any()
-    alien = MissedCall(0, flows[~shared].tobytes(), np.full((~shared).sum(), 3, "<u4").tobytes(), 0)
+    alien = missed(flows[~shared], 3)
     cluster["lb2"].call(alien, cluster.now_ns)
     assert not np.array(recorded(cluster["lb2"], flows))[~shared].any()
 
@@ -107,12 +114,11 @@ def test_an_agent_that_starts_sends_what_was_seen_since_anybody_may_have_been_si
 def test_what_tracks_no_more_or_whose_backend_is_dead_is_not_recorded() -> None:
     cluster = tracking_cluster()
     flows = of_lb1_and_lb2(cluster)
-    call = MissedCall(0, flows.tobytes(), np.full(len(flows), 9, "<u4").tobytes(), 0)
-    cluster["lb2"].call(call, cluster.now_ns)
+    cluster["lb2"].call(missed(flows, 9), cluster.now_ns)
     assert (cluster["lb2"].datapath.records_lookup(flows)["round"] == RECORD_MISSING).all(), "no backend of the VIP"
     settled = Cluster()
     settled.change(vip([1, 2]))
-    settled["lb2"].call(MissedCall(0, flows.tobytes(), np.full(len(flows), 1, "<u4").tobytes(), 0), settled.now_ns)
+    settled["lb2"].call(missed(flows, 1), settled.now_ns)
     assert (settled["lb2"].datapath.records_lookup(flows)["round"] == RECORD_MISSING).all()
 
 
@@ -123,9 +129,31 @@ def test_a_record_of_an_earlier_round_is_replaced() -> None:
     stale["backend"], stale["seen_ns"] = 4, cluster.now_ns
     cluster["lb2"].datapath.flows_put(FlowMap.RECORDS, flows, stale)
     assert {0} == set(recorded(cluster["lb2"], flows)), "void"
-    call = MissedCall(0, flows.tobytes(), np.full(len(flows), 3, "<u4").tobytes(), len(flows))
-    cluster["lb2"].call(call, cluster.now_ns)
+    cluster["lb2"].call(missed(flows, 3, full_count=len(flows)), cluster.now_ns)
     assert {3} == set(recorded(cluster["lb2"], flows))
+
+
+@pytest.mark.parametrize("kept_in", [FlowMap.RECORDS, FlowMap.EMBRYONIC])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_of_two_records_of_one_five_tuple_the_one_that_was_seen_last_counts(kept_in: FlowMap, is_full: bool) -> None:
+    """The client has used its port again, or its first SYN went to one replica alone and the second to the other."""
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    node, now_ns = cluster["lb2"], cluster.now_ns
+    mine = np.zeros(len(flows), RECORD)
+    mine["backend"], mine["round"] = 4, node.rounds(slots_of(flows))
+    mine["seen_ns"] = now_ns - 5 * SECOND_NS
+    node.datapath.flows_put(kept_in, flows, mine)
+    count = len(flows) if is_full else 0
+    node.call(missed(flows, 3, age_ms=4_500, full_count=count), now_ns)
+    assert {4} == set(recorded(node, flows)), "so little may be the call's own time"
+    node.call(missed(flows, 3, age_ms=1_000, full_count=count), now_ns)
+    assert {3} == set(recorded(node, flows))
+    assert (len(flows), 0) == tuple(len(node.datapath.flows_dump(FlowMap(name))[0]) for name in order(is_full))
+
+
+def order(is_full: bool) -> tuple[str, str]:
+    return ("records", "embryonic") if is_full else ("embryonic", "records")
 
 
 def test_nothing_is_sent_where_nobody_was_silent() -> None:
