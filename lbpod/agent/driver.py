@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol, get_args
 
+import msgspec
 import structlog
 
 from lbpod.agent.clock import now_ns
@@ -199,7 +200,8 @@ class Driver:
         number = next(self._numbers)
         if isinstance(body, BeatCall) and self._thinking and self._last_beat is not None:
             self.beats_answered += 1
-            return Reply(number, self._last_beat)
+            # Whom it owes something is asked of the Keeper alone.
+            return Reply(number, msgspec.structs.replace(self._last_beat, owes=True))
         if (len(self._queue) >= QUEUE_MAX and not isinstance(body, BeatCall)) or self._stopping:
             return Refuse(number, 503, "this agent has more to do than it can; try again later")
         answer: asyncio.Future[Reply | Refuse] = asyncio.get_running_loop().create_future()

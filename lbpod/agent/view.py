@@ -108,6 +108,8 @@ class View:
                 f"this LB was out of touch, and generation {behind} is in force elsewhere: "
                 "send it no VIP traffic before the controller has brought that here"
             )
+        if self.driver.beliefs.is_catching_up:
+            return "this LB was out of touch, and others are about to tell it which flows have begun meanwhile"
         return ""
 
     async def why_not_ready_now(self) -> str:

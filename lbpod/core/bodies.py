@@ -236,22 +236,26 @@ class MissedAnswer(msgspec.Struct, frozen=True):
 
 class BeatCall(msgspec.Struct, frozen=True):
     """POST /v1/beat: are you there? The caller's own state comes along, so that both learn from one call. down: members
-    that it has found to be silent itself."""
+    that it has found to be silent itself. returning: it was cut off, and waits to be told what it has missed."""
 
     member: int
     generation: int
     ring_epoch: int
     down: tuple[int, ...] = ()
+    returning: bool = False
 
 
 class BeatAnswer(msgspec.Struct, frozen=True):
-    """serving: as in LbStatus. generation: in force there."""
+    """serving: as in LbStatus. generation: in force there. returning: as in BeatCall. owes: it has yet to send the
+    caller what that has missed."""
 
     member: int
     generation: int
     ring_epoch: int
     serving: bool
     down: tuple[int, ...] = ()
+    returning: bool = False
+    owes: bool = False
 
 
 PeerCall = ResolveCall | SettleCall | ForgetCall | QuietCall | StateCall | MissedCall | BeatCall

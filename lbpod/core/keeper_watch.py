@@ -4,6 +4,7 @@ A part of its State, apart because it outlives what the rest is about (snapshots
 alone to change (``watch``, ``missed``).
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -37,7 +38,17 @@ class Watch:
     """One sentence while this LB is fenced, else empty."""
     fenced_count: int = 0
     """Times that it has fenced itself."""
+    told_ns: int = 0
+    """When the controller first spoke in this doubt, or in one before."""
     missed: dict[int, int] = field(default_factory=dict)
     """Member -> since when it may have missed what was recorded here (``missed``)."""
     missed_at_ns: int = 0
     """When that is looked at again."""
+    telling: Counter[int] = field(default_factory=Counter)
+    """Member -> questions and calls under way that end in its having been sent that. Invariant: 1 or more."""
+    returning: dict[int, int] = field(default_factory=dict)
+    """Member that waits for that -> when it last said so."""
+    owed_by: set[int] = field(default_factory=set)
+    """Members that have not said that they have sent all that this LB has missed, since it heard nobody."""
+    back_ns: int = 0
+    """When it first heard one of them again; 0: not yet, or it has missed nothing."""

@@ -214,6 +214,10 @@ BEATS_MAX: Final = 2 * WATCH_MAX * BEATS_OPEN_MAX
 """Beats of one LB that may wait for an answer in all: to those that it watches, and as many that others suspect. They
 come on top of QUEUE_MAX, so that neither other questions nor beats keep each other from being asked."""
 
+ALONE_NS: Final = 1_500_000_000
+"""An LB that hears no other, nor the controller for so long, takes itself to be cut off: it asks to be told what it has
+missed before it serves again."""
+
 FENCE_NS: Final = 3_000_000_000
 """An LB that has heard neither the controller nor a peer for so long tracks all its slots."""
 
@@ -520,6 +524,8 @@ def check() -> None:
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
     assert BEAT_DOWN_NS < OWED_NS < LOST_NS
+    assert BEAT_DOWN_NS < ALONE_NS < FENCE_NS, "who tracks all its slots knows that it has missed something"
+    assert PROBE_NS < ALONE_NS, "a controller that lives is heard by then"
     assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, (
         "a fence is up before anybody acts on the absence"
     )

@@ -258,15 +258,14 @@ class DropRecords(msgspec.Struct, frozen=True):
 
 class PutRecords(msgspec.Struct, frozen=True):
     """Insert records that another replica has handed over; the first full_count are full, the rest embryonic. One that
-    is there already stays, but for where newer is said and it names another backend and was seen earlier. Answered by
-    RecordsPut."""
+    is there already stays, but for where it names another backend and was seen earlier. Answered by RecordsPut."""
 
     token: int
     flows: Rows
     records: Rows
     full_count: int
-    newer: bool = False
-    """seen_ns of `records` is when they were seen, by this LB's clock."""
+    seen_ns: U64 | None = None
+    """When each was seen, by this LB's clock; None: nobody knows, so what is there already stays."""
 
 
 class DropFlows(msgspec.Struct, frozen=True):

@@ -14,10 +14,16 @@ call that fails is made again. Where the receiver has another record of the flow
 the other is of an earlier connection with this five-tuple, or of a SYN that got no farther. (Ages travel, not times:
 every machine has its own clock.)
 
-Left open: the moment between a member's return and the end of this, some tenths of a second; and an agent that is away
-just then, until it is back.
+**Until then the member does not serve.** An LB that has heard nobody for a while, and hears somebody again, says of
+itself that it is not serving, in its beats (so the others go on using the other replicas) and on /readyz, until each of
+the others has said in answer to a beat of after its return that nothing is owed to it. An agent that is away just then
+says nothing: the LB waits for it, for LOST_NS at most. (Before, what it had missed reached it some tenths of a second
+late, and where the agent of the other replica was killed in those, seconds late: half of the connections that still
+broke.) An LB that only some of the others could not hear goes on serving: agents restart all the time, and nobody would
+be left.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +33,7 @@ from lbpod.core import forget
 from lbpod.core.flows import flows_from, ids_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD
-from lbpod.core.limits import BATCH_MAX, LOST_NS, RETRY_NS
+from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, RETRY_NS
 from lbpod.core.messages import (
     Ask,
     DumpRecords,
@@ -63,14 +69,23 @@ def started(state: State, members: set[int], now_ns: int) -> None:
         state.watch.missed.setdefault(member, now_ns - LOST_NS)
 
 
+def owes(state: State, member: int) -> bool:
+    """It has yet to be sent something."""
+    return member in state.watch.missed or member in state.watch.telling
+
+
 def tick(state: State, now_ns: int) -> Effects:
     """Look for what is to be sent to those who can be heard again."""
-    members = frozenset(member for member in state.watch.missed if member not in state.down)
+    watch = state.watch
+    _catch_up(state, now_ns)
+    watch.returning = {member: at_ns for member, at_ns in watch.returning.items() if at_ns + BEAT_DOWN_NS > now_ns}
+    members = frozenset(member for member in watch.missed if member not in state.down or member in watch.returning)
     due = members and now_ns >= state.watch.missed_at_ns and state.has_room() and state.own is not None
     if not due or state.ring_step is not RingStep.NONE:
         return []
-    state.watch.missed_at_ns = now_ns + RETRY_NS
-    since_ns = {member: state.watch.missed.pop(member) for member in sorted(members)}
+    watch.missed_at_ns = now_ns + RETRY_NS
+    since_ns = {member: watch.missed.pop(member) for member in sorted(members)}
+    watch.telling.update(since_ns.keys())
     return [DumpRecords(state.open(_Dumped(since_ns), now_ns))]
 
 
@@ -87,12 +102,19 @@ class _Dumped(Question):
         for member, since_ns in self.since_ns.items():
             places = _shared(state, member, since_ns, answer)
             effects += _send(state, member, since_ns, answer, places, now_ns)
+            _told(state, member)
         return effects
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         for member, since_ns in self.since_ns.items():
             silent(state, member, since_ns)
+            _told(state, member)
         return []
+
+
+def _told(state: State, member: int) -> None:
+    """A question or a call on the way to this member's being told is over."""
+    state.watch.telling -= Counter([member])
 
 
 def _shared(state: State, member: int, since_ns: int, listed: RecordsDumped) -> npt.NDArray[np.intp]:
@@ -136,6 +158,7 @@ def _send(
             ages_ms=np.minimum(ages_ms[batch], _AGE_MAX).astype("<u4").tobytes(),
             full_count=int(np.count_nonzero(batch < listed.full_count)),
         )
+        state.watch.telling[member] += 1
         effects.append(Ask(state.open(_Sent(member, since_ns), now_ns, node), node, call))
     return [*effects, *([Trace("sent what was missed", detail=f"member {member}")] if effects else [])]
 
@@ -148,14 +171,46 @@ class _Sent(Question):
     since_ns: int
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        _told(state, self.member)
         return []
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         silent(state, self.member, self.since_ns)
+        _told(state, self.member)
         return []
 
 
 # --- As the one who was silent ----------------------------------------------------------------------------------------
+def alone(state: State, others: set[int]) -> None:
+    """This LB hears nobody: whatever the others record from now on, it misses."""
+    state.watch.owed_by, state.watch.back_ns = set(others), 0
+
+
+def heard_again(state: State, now_ns: int) -> None:
+    """One of the others speaks."""
+    if state.watch.owed_by and not state.watch.back_ns:
+        state.watch.back_ns = now_ns
+
+
+def said(state: State, member: int, asked_ns: int, is_owed: bool) -> None:
+    """Its answer to a beat of then. What was asked before this LB was back says nothing."""
+    watch = state.watch
+    if watch.back_ns and asked_ns >= watch.back_ns and not is_owed:
+        watch.owed_by.discard(member)
+
+
+def is_catching_up(state: State) -> bool:
+    """It is back, and may not know yet what others have recorded: it does not serve."""
+    return bool(state.watch.back_ns)
+
+
+def _catch_up(state: State, now_ns: int) -> None:
+    """Is that over?"""
+    watch = state.watch
+    if watch.back_ns and (not watch.owed_by or watch.back_ns + LOST_NS <= now_ns):
+        watch.owed_by, watch.back_ns = set(), 0
+
+
 def received(state: State, request: int, call: MissedCall, now_ns: int) -> Effects:
     """PUT /v1/flows/missed: record what is of slots that track here and that this LB shares with the caller."""
     if not state.has_room() or state.own is None:
@@ -170,11 +225,13 @@ def received(state: State, request: int, call: MissedCall, now_ns: int) -> Effec
     if not fits.any():
         return [Reply(request, MissedAnswer(0))]
     records = np.zeros(int(fits.sum()), dtype=RECORD)
-    records["backend"], records["round"] = backends[fits], round_of(words[fits])
-    records["seen_ns"] = now_ns - np.minimum(ids_from(call.ages_ms)[fits].astype(np.int64) * _MS_NS, now_ns)
+    # What is kept counts as seen now, which is the safe side.
+    records["backend"], records["round"], records["seen_ns"] = backends[fits], round_of(words[fits]), now_ns
+    ages_ns = ids_from(call.ages_ms)[fits].astype(np.uint64) * np.uint64(_MS_NS)
+    seen_ns = np.uint64(now_ns) - np.minimum(ages_ns, np.uint64(now_ns))
     full = int(fits[: call.full_count].sum())
     token = state.open(_Put(request), now_ns)
-    return [PutRecords(token, flows[fits], records, full, newer=True)]
+    return [PutRecords(token, flows[fits], records, full, seen_ns)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,7 +39,8 @@ What a fence cannot help: slots that this LB takes itself to own. It decides tho
 start, and from the moment that it is fenced or hears no other LB, it is in *doubt*, until a peer has told which
 generation is in force (the controller, where no peer is there) and that one is in force here. As long as others are
 known to be ahead, no VIP traffic should come (``behind``, /readyz). One that hears nobody may be the only one left, and
-takes it.
+takes it. And one that was cut off says, when it is heard again, that it does not serve yet: it has missed what others
+recorded meanwhile (``missed``).
 
 Tried and dropped: believing a refused connection at once (an agent that restarts is back within half a second, and
 nothing is lost by waiting for three beats); counting beats as the questions to a node that they are (a node that is
@@ -55,6 +56,7 @@ from lbpod.core import missed, sweep
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.keeper_watch import Watch
 from lbpod.core.limits import (
+    ALONE_NS,
     BEAT_DOWN_NS,
     BEAT_NS,
     BEATS_MAX,
@@ -65,6 +67,7 @@ from lbpod.core.limits import (
     MEMBER_NONE,
     MEMBERS_MAX,
     SLOT_COUNT,
+    SYN_RETRY_NS,
     TICK_NS,
     WATCH_MAX,
 )
@@ -101,6 +104,8 @@ class Beliefs:
     fenced_count: int = 0
     in_doubt: bool = False
     """This LB may have been left out, and nobody has told it better yet."""
+    is_catching_up: bool = False
+    """It was cut off, and others have not told it yet what it has missed (``missed``)."""
     behind: int = 0
     """The generation that is in force elsewhere, where it is in doubt and knows of one newer than its own; else 0."""
 
@@ -117,6 +122,7 @@ def beliefs(state: State) -> Beliefs:
         fenced_why=watch.fenced_why,
         fenced_count=watch.fenced_count,
         in_doubt=in_doubt,
+        is_catching_up=missed.is_catching_up(state),
         behind=watch.ahead if in_doubt and watch.ahead > state.generation else 0,
     )
 
@@ -139,8 +145,15 @@ def tick(state: State, now_ns: int) -> Effects:
     effects += _believe(state, silent, up=False)
     if silent and others <= state.down:
         watch.doubt_ns = watch.doubt_ns or now_ns
-    _end_doubt(state, others)
+    if others and others <= state.down and _is_alone(watch, now_ns):
+        missed.alone(state, others)
+    _end_doubt(state, others, now_ns)
     return [*effects, *_give_up(state, now_ns)]
+
+
+def _is_alone(watch: Watch, now_ns: int) -> bool:
+    """Not even the controller is heard. (Where it is, the others have died, or restart.)"""
+    return watch.peer_ns + BEAT_DOWN_NS <= now_ns and watch.controller_ns + ALONE_NS <= now_ns
 
 
 def _silent(state: State, now_ns: int) -> list[int]:
@@ -175,7 +188,15 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
     if state.member == MEMBER_NONE:
         return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
     effects = _heard(state, call, True, now_ns)
-    answer = BeatAnswer(state.member, state.generation, _ring_epoch(state), state.is_serving, tuple(sorted(state.down)))
+    answer = BeatAnswer(
+        member=state.member,
+        generation=state.generation,
+        ring_epoch=_ring_epoch(state),
+        serving=state.is_serving,
+        down=tuple(sorted(state.down)),
+        returning=missed.is_catching_up(state),
+        owes=missed.owes(state, call.member),
+    )
     return [Reply(request, answer), *effects]
 
 
@@ -187,7 +208,9 @@ def called(state: State, body: ControlCall | PeerCall, now_ns: int) -> Effects:
 def controller_heard(state: State, now_ns: int) -> Effects:
     """The controller is there."""
     effects = _fence(state, now_ns)
-    state.watch.controller_ns = now_ns
+    watch = state.watch
+    watch.controller_ns = now_ns
+    watch.told_ns = now_ns if watch.told_ns <= watch.doubt_ns else watch.told_ns
     return effects
 
 
@@ -256,6 +279,7 @@ def _forget(state: State, others: set[int]) -> None:
     state.down &= others
     state.given_up &= others
     watch.suspects &= others
+    watch.owed_by &= others
     for known in (watch.heard_ns, watch.asked_ns, watch.missed):
         for member in known.keys() - others:
             del known[member]
@@ -270,8 +294,9 @@ def _ask(state: State, member: int, now_ns: int) -> Effects:
     watch.asked_ns.setdefault(member, now_ns)
     watch.open[member] = count + 1
     # Of no node: a node that is down has no room for one question more.
-    call = BeatCall(state.member, state.generation, _ring_epoch(state), tuple(sorted(state.down)))
-    return [Ask(state.open(_Beat(member), now_ns), node, call)]
+    is_returning = missed.is_catching_up(state)
+    call = BeatCall(state.member, state.generation, _ring_epoch(state), tuple(sorted(state.down)), is_returning)
+    return [Ask(state.open(_Beat(member, now_ns), now_ns), node, call)]
 
 
 def _ring_epoch(state: State) -> int:
@@ -283,11 +308,13 @@ class _Beat(Question):
     """A member was asked whether it is there."""
 
     member: int
+    asked_ns: int
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         self._close(state.watch)
         if not isinstance(answer, BeatAnswer) or answer.member != self.member:
             return []
+        missed.said(state, self.member, self.asked_ns, answer.owes)
         return _heard(state, answer, answer.serving, now_ns)
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
@@ -308,7 +335,12 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
         return []
     effects = _fence(state, now_ns)
     watch.peer_ns, watch.ahead = now_ns, max(watch.ahead, said.generation)
-    if is_up:
+    missed.heard_again(state, now_ns)
+    watch.returning.pop(said.member, None)
+    if said.returning:
+        watch.returning[said.member] = now_ns
+        effects += _doubt_again(state, said.member, now_ns)
+    elif is_up:
         _note_heard(watch, said.member, now_ns)
         effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
     rumours = set(said.down) & others - state.down - watch.suspects
@@ -318,6 +350,15 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
             watch.suspects.add(member)
             effects += _ask(state, member, now_ns)
     return effects
+
+
+def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
+    """It does not serve, but is there: where nobody else can decide, it may be sent to."""
+    if member not in state.given_up:
+        return []
+    state.given_up.discard(member)
+    state.watch.asked_ns[member] = now_ns
+    return [state.configure()]
 
 
 def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
@@ -394,9 +435,11 @@ def _why_fenced(state: State, now_ns: int) -> str:
     return ""
 
 
-def _end_doubt(state: State, others: set[int]) -> None:
-    """Somebody has told what is in force since the doubt began, and it is in force here."""
+def _end_doubt(state: State, others: set[int], now_ns: int) -> None:
+    """Somebody has told what is in force since the doubt began, and it is in force here. The controller's word alone
+    is enough where peers have had the time to speak, and none has."""
     watch = state.watch
-    told = watch.peer_ns > watch.doubt_ns or (watch.controller_ns > watch.doubt_ns and others <= state.down)
+    told = watch.peer_ns > watch.doubt_ns
+    told |= others <= state.down and watch.doubt_ns < watch.told_ns <= now_ns - SYN_RETRY_NS - 2 * BEAT_NS
     if told and watch.ahead <= state.generation:
         watch.doubt_ns = 0

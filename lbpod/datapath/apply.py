@@ -194,9 +194,10 @@ class Applier:
         # Also what there is of another round, which is as nothing.
         missing = found["round"] != effect.records["round"]
         same = found["backend"] == effect.records["backend"]
-        # A call may have been under way for a while, and made what it says look newer than it is.
-        earlier = found["seen_ns"] + np.uint64(MARGIN_NS) < effect.records["seen_ns"]
-        wanted = missing | (~same & earlier) if effect.newer else missing
+        wanted = missing
+        if effect.seen_ns is not None:
+            # A call may have been under way for a while, and made what it says look newer than it is.
+            wanted = missing | (~same & (found["seen_ns"] + np.uint64(MARGIN_NS) < effect.seen_ns))
         is_full = np.arange(len(missing)) < effect.full_count
         full, embryonic = is_full & (wanted | same), ~is_full & wanted
         places, count = np.flatnonzero(full), 0

@@ -363,7 +363,8 @@ class Machine:
     def _says_ready(self) -> bool:
         """It is in the ring that is in force here, and is to stay."""
         state = self.keeper._state
-        return state.is_serving and not state.leaving and not self._is_leaving
+        is_to_stay = not state.leaving and not self._is_leaving
+        return state.is_serving and is_to_stay and not self.keeper.beliefs().is_catching_up
 
     # --- Events and effects -------------------------------------------------------------------------------------------
     def feed(self, event: KeeperEvent) -> None:

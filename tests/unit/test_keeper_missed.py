@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lbpod.core.layout import RECORD, RECORD_MISSING
-from lbpod.core.limits import BEAT_DOWN_NS, BEAT_NS, LOST_NS, RETRY_NS, TICK_NS
-from lbpod.core.messages import BeatCall, MissedCall, PeerCall
+from lbpod.core.limits import ALONE_NS, BEAT_DOWN_NS, BEAT_NS, LOST_NS, PEER_TIMEOUT_NS, RETRY_NS, TICK_NS
+from lbpod.core.messages import BeatCall, ControllerSeen, MissedCall, PeerCall
 from lbpod.datapath.port import FlowMap
 from tests.keepers import SECOND_NS, Cluster, Node, Rows, vip
 from tests.unit.test_keeper_forget import no_settling, of_lb1_and_lb2, record
@@ -59,6 +59,56 @@ def test_what_was_recorded_while_a_replica_was_silent_is_there_when_it_can_be_he
     assert [4] + [3] * (len(during) - 1) == recorded(cluster["lb2"], during), "what it has recorded itself stays"
     assert [0, 0, 0] == recorded(cluster["lb2"], before), "these it has not missed"
     assert not cluster["lb1"].keeper._state.watch.missed
+
+
+def test_who_was_cut_off_serves_when_everybody_has_told_it_what_it_has_missed() -> None:
+    """The agent of the other replica is away just when it is back: its LB waits, and the others go on without it."""
+    cluster = tracking_cluster()
+    flows = of_lb1_and_lb2(cluster)
+    cut_off(cluster, "lb2")
+    cluster.run(ALONE_NS)
+    record(cluster["lb1"], flows, cluster.now_ns)
+    away = [True]
+
+    def lb1_tells_nothing(sender: str, receiver: str, body: PeerCall) -> bool:
+        return (away[0] and isinstance(body, MissedCall) and sender == "lb1") or no_settling(sender, receiver, body)
+
+    cluster.blocked = lb1_tells_nothing
+    cluster.run(3 * SECOND_NS)
+    beliefs = {name: cluster[name].keeper.beliefs() for name in ("lb1", "lb2", "lb3")}
+    assert beliefs["lb2"].is_catching_up
+    assert ((1,), (), (1,)) == tuple(beliefs[name].down for name in sorted(beliefs))
+    assert {0} == set(recorded(cluster["lb2"], flows))
+    away[0] = False
+    cluster.run(UP_NS + PEER_TIMEOUT_NS)
+    assert {3} == set(recorded(cluster["lb2"], flows))
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up
+    assert () == cluster["lb1"].keeper.beliefs().down
+
+
+def test_nobody_is_waited_for_longer_than_it_takes_to_be_lost() -> None:
+    cluster = tracking_cluster()
+    cut_off(cluster, "lb2")
+    cluster.run(ALONE_NS)
+    cluster.blocked = lambda sender, receiver, body: "lb3" in (sender, receiver) or no_settling(sender, receiver, body)
+    cluster.run(LOST_NS - SECOND_NS)
+    assert cluster["lb2"].keeper.beliefs().is_catching_up, "lb3 may have recorded something"
+    cluster.run(2 * SECOND_NS)
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up
+
+
+def test_who_hears_the_controller_is_not_cut_off() -> None:
+    cluster = tracking_cluster()
+    cluster.blocked = lambda sender, receiver, body: True
+    for _ in range(4):
+        cluster.feed("lb2", ControllerSeen())
+        cluster.run(SECOND_NS)
+    cluster.blocked = no_settling
+    cluster.run(2 * TICK_NS)
+    caught = [cluster[name].keeper.beliefs().is_catching_up for name in ("lb1", "lb2", "lb3")]
+    assert [True, False, True] == caught
+    cluster.run(UP_NS)
+    assert not any(cluster[name].keeper.beliefs().is_catching_up for name in ("lb1", "lb2", "lb3")), "nor for ever"
 
 
 def test_a_call_that_fails_is_made_again() -> None:
