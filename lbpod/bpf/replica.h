@@ -35,13 +35,15 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
 	choice->verdict = hf_backend_alive(base) ? HF_OLD_TO_BASE : HF_OLD_TO_CURRENT;
 }
 
-/* A first packet uses the five-tuple of a flow that was open and is over, and the slot is about to turn steady on another
+/* A first packet uses the five-tuple of a flow that is over, and the slot is about to turn steady on another
  * backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second, and gets
  * through: the flag may stand for long, where the backup refuses. */
-HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, __u64 word, __u64 now)
+HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int full, __u64 word, __u64 now)
 {
+	__u64 wait_ns = full ? HF_REUSE_NS : (__u64)HF_REUSE_EMBRYONIC * HF_REUSE_NS;
+
 	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK) &&
-	       record->seen_ns + HF_REUSE_NS < now;
+	       record->seen_ns + wait_ns < now;
 }
 
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
@@ -57,7 +59,7 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	if (!record)
 		return 0;
 	choice->verdict = HF_UNRECORDED_DROP;
-	if (full && hf_comes_too_early(record, first, word, now)) {
+	if (hf_comes_too_early(record, first, full, word, now)) {
 		record->seen_ns = now;
 		return 1;
 	}

@@ -298,6 +298,10 @@ REUSE_NS: Final = 1_500_000_000
 """A first packet whose five-tuple another flow had, with a record that a settle is about to void, is dropped where the
 record was not seen for so long: once, for the client sends it again after SYN_RETRY_NS."""
 
+REUSE_EMBRYONIC: Final = 7
+"""Times REUSE_NS: the same of an embryonic record. Longer than the pauses (1, 2, 4 s) between a client's tries to open
+one connection, all of which have to go where the first went."""
+
 READY_WAIT_NS: Final = 1_500_000_000
 """How long an agent in doubt holds its answer to /readyz back, so that other LBs can tell what is in force."""
 
@@ -505,6 +509,7 @@ def check() -> None:
     assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
     assert DIAGNOSTICS_BATCH_MAX <= DIAGNOSTICS_QUEUE_MAX <= DIAGNOSTICS_STREAM_MAX, "what waited finds room"
     assert SYN_RETRY_NS < REUSE_NS < PEER_TIMEOUT_NS, "a second try gets through"
+    assert 8 * SYN_RETRY_NS < REUSE_EMBRYONIC * REUSE_NS
     assert SYN_RETRY_NS + 2 * BEAT_NS < READY_WAIT_NS < PEER_TIMEOUT_NS, (
         "a beat has an answer by then although its SYN was lost just before, and whoever asks waits two seconds"
     )

@@ -192,11 +192,17 @@ def heard_again(state: State, now_ns: int) -> None:
         state.watch.back_ns = now_ns
 
 
-def said(state: State, member: int, asked_ns: int, is_owed: bool) -> None:
+def said(state: State, member: int, asked_ns: int, is_owed: bool, now_ns: int) -> None:
     """Its answer to a beat of then. What was asked before this LB was back says nothing."""
     watch = state.watch
     if watch.back_ns and asked_ns >= watch.back_ns and not is_owed:
         watch.owed_by.discard(member)
+        _catch_up(state, now_ns)
+
+
+def is_returning(state: State) -> bool:
+    """What it says to others: whoever hears it at all is heard by it again."""
+    return bool(state.watch.owed_by)
 
 
 def is_catching_up(state: State) -> bool:

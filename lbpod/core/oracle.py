@@ -323,7 +323,7 @@ class _Passage:
     def _decide_as_replica(self, relay: Relay | None) -> Outcome:
         full = self._live(self.maps.records.get(self.key))
         embryonic = self._live(self.maps.embryonic.get(self.key)) if full is None else None
-        self._wait_for_settle(full)
+        self._wait_for_settle(full, embryonic)
         if full is not None:
             self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
             return self._meet_record(full.backend, full=True)
@@ -338,13 +338,16 @@ class _Passage:
             return self._to_backend(Verdict.OLD_TO_CURRENT, self.current)
         return self._begin()
 
-    def _wait_for_settle(self, record: Record | None) -> None:
-        """A first packet uses the five-tuple of a flow that was open and is over, and the slot is about to turn steady
-        on another backend: it would begin where nobody looks for it a moment later. The client's next one comes in a
-        second, and gets through: the flag may stand for long, where the backup refuses."""
-        moves = record is not None and self.first and self.settling and record.backend != self.current
-        if record is not None and moves and record.seen_ns + limits.REUSE_NS < self.now_ns:
-            self.maps.records.put(self.key, record._replace(seen_ns=self.now_ns))
+    def _wait_for_settle(self, full: Record | None, embryonic: Record | None) -> None:
+        """A first packet uses the five-tuple of a flow that is over, and the slot is about to turn steady on another
+        backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second, and
+        gets through: the flag may stand for long, where the backup refuses."""
+        record, table = (full, self.maps.records) if full is not None else (embryonic, self.maps.embryonic)
+        if record is None or not self.first or not self.settling or record.backend == self.current:
+            return
+        wait_ns = limits.REUSE_NS * (1 if full is not None else limits.REUSE_EMBRYONIC)
+        if record.seen_ns + wait_ns < self.now_ns:
+            table.put(self.key, record._replace(seen_ns=self.now_ns))
             raise _End(Verdict.UNRECORDED_DROP)
 
     def _meet_embryonic(self, record: Record) -> Outcome:

@@ -194,7 +194,7 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
         ring_epoch=_ring_epoch(state),
         serving=state.is_serving,
         down=tuple(sorted(state.down)),
-        returning=missed.is_catching_up(state),
+        returning=missed.is_returning(state),
         owes=missed.owes(state, call.member),
     )
     return [Reply(request, answer), *effects]
@@ -294,7 +294,7 @@ def _ask(state: State, member: int, now_ns: int) -> Effects:
     watch.asked_ns.setdefault(member, now_ns)
     watch.open[member] = count + 1
     # Of no node: a node that is down has no room for one question more.
-    is_returning = missed.is_catching_up(state)
+    is_returning = missed.is_returning(state)
     call = BeatCall(state.member, state.generation, _ring_epoch(state), tuple(sorted(state.down)), is_returning)
     return [Ask(state.open(_Beat(member, now_ns), now_ns), node, call)]
 
@@ -314,7 +314,7 @@ class _Beat(Question):
         self._close(state.watch)
         if not isinstance(answer, BeatAnswer) or answer.member != self.member:
             return []
-        missed.said(state, self.member, self.asked_ns, answer.owes)
+        missed.said(state, self.member, self.asked_ns, answer.owes, now_ns)
         return _heard(state, answer, answer.serving, now_ns)
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:

@@ -172,8 +172,9 @@ def test_a_record_says_more_than_base_but_only_while_its_backend_lives() -> None
     node.datapath.flows_put(FlowMap.RECORDS, flows, records)
     assert {3} == set(resolved(node, flows, cluster.now_ns)[0].tolist())
     cluster.change(vip([4], [1, 2]))
-    backends, _ = resolved(node, flows, cluster.now_ns)
+    backends, leases_ms = resolved(node, flows, cluster.now_ns)
     assert set(backends.tolist()) <= {1, 2}, "the record is void, its flows are over; whoever comes goes to base"
+    assert not leases_ms.any(), "a new connection may have the same five-tuple"
 
 
 def test_a_dead_base_is_answered_with_current_and_no_lease_for_those_that_died_with_it() -> None:

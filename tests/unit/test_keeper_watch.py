@@ -45,6 +45,8 @@ from lbpod.core.snapshot import digest_of
 from tests.keepers import CLUSTER, SECOND_NS, START_NS, Cluster, vip
 
 UP_AGAIN_NS = BEAT_NS + 2 * TICK_NS
+TOLD_NS = 3 * BEAT_NS + 2 * TICK_NS
+"""From the first word that an LB hears again until the others have heard that it has been told what it missed."""
 
 
 def cluster_of(lbs: int = 3) -> Cluster:
@@ -97,6 +99,9 @@ def test_who_is_asked_and_not_heard_is_down_within_a_second_and_up_with_its_firs
     assert before == configures(cluster, "lb1"), "what is believed already is not written again"
     cluster.blocked = nothing
     cluster.run(UP_AGAIN_NS)
+    assert all(believes(cluster, "lb2", member) for member in range(3))
+    assert not believes(cluster, "lb1", 1), "it says that it is there, and that it does not know yet what it has missed"
+    cluster.run(TOLD_NS)
     assert all(believes(cluster, name, member) for name in cluster.lbs for member in range(3))
     said = [trace.detail for trace in cluster["lb1"].traces if trace.what in {"believed down", "believed up"}]
     assert ["member 1", "member 1"] == said
@@ -121,6 +126,8 @@ def test_who_is_silent_is_doubted_at_once_however_many_they_are_and_given_up_whe
     assert before < configures(cluster, "lb1") <= before + 2
     cluster.blocked = between("lb3")
     cluster.run(UP_AGAIN_NS)
+    assert [up, doubted, MEMBER_PRESENT] == flags(), "it is there, and waits for a word of lb3"
+    cluster.run(LOST_NS + TOLD_NS)
     assert [up, up, MEMBER_PRESENT] == flags()
     cluster.blocked = between("lb2", "lb3")
     cluster.run(BEAT_DOWN_NS + 3 * TICK_NS)

@@ -36,8 +36,8 @@ class Node:
 
     maps: Maps
 
-    def run(self, ip: bytes, ifindex: int = HERE_IFINDEX) -> Outcome:
-        return oracle.xdp(self.maps, frames.frame(ip), ifindex, NOW_NS)
+    def run(self, ip: bytes, ifindex: int = HERE_IFINDEX, now_ns: int = NOW_NS) -> Outcome:
+        return oracle.xdp(self.maps, frames.frame(ip), ifindex, now_ns)
 
     def slots(
         self,
@@ -358,6 +358,9 @@ def test_a_second_try_of_a_first_packet_does_not_wait(node: Node) -> None:
     node.slots(settling=True)
     node.maps.embryonic.put(FLOW.key, Record(BASE, 0, 1))
     assert Verdict.RECORD_HIT == node.run(frames.tcp_to(FLOW, SYN)).verdict
+    late_ns = NOW_NS + limits.REUSE_EMBRYONIC * limits.REUSE_NS + 1
+    assert Verdict.UNRECORDED_DROP == node.run(frames.tcp_to(FLOW, SYN), now_ns=late_ns).verdict, "another connection's"
+    assert Verdict.RECORD_HIT == node.run(frames.tcp_to(FLOW, SYN), now_ns=late_ns + limits.SYN_RETRY_NS).verdict
 
 
 RINGS = {"next only": (SELF, limits.MEMBER_NONE), "prev only": (limits.MEMBER_NONE, SELF)}

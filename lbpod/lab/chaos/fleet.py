@@ -60,6 +60,8 @@ class Lb:
     node: Node
     standing: Standing = Standing.UP
     path: bool = True
+    back_ns: int = 0
+    """When it was last reachable again."""
     silent_ns: int | None = None
     """Since when /readyz has not answered; None: it has."""
     loss: Loss | None = None
@@ -178,7 +180,7 @@ class Fleet:
         self._ledger.happened(
             now_ns, Kind.RETURN, f"{lb.node.name}, {(now_ns - lb.loss.at_ns) / SECOND_NS:.1f} s later"
         )
-        lb.standing = Standing.JOINING
+        lb.standing, lb.back_ns = Standing.JOINING, now_ns
         if lb.loss.how is How.CUT_OFF:
             lb.join = Join(lb.node.name, True, now_ns)
             self._ledger.joins.append(lb.join)
@@ -264,9 +266,12 @@ class Fleet:
 
     async def _watch(self, lb: Lb) -> None:
         while lb in self.lbs and self._failure is None:
+            asked_ns = time.monotonic_ns()
             ready = await asyncio.to_thread(self._cluster.ready, lb.node)
             if lb not in self.lbs:
                 return
+            if asked_ns < lb.back_ns:
+                continue  # what was asked while it was cut off says nothing
             if lb.standing is Standing.LEAVING:
                 await self._look_at_leaving(lb, ready)
             elif lb.standing is not Standing.LOST:
