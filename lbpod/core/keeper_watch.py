@@ -18,6 +18,8 @@ class Watch:
     """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
     open: dict[int, int] = field(default_factory=dict)
     """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
+    said_down: dict[int, frozenset[int]] = field(default_factory=dict)
+    """Member -> whom it has found silent, when it last spoke."""
     suspects: set[int] = field(default_factory=set)
     """Those that another LB has found silent and that this one does not watch anyway. They are asked until heard."""
     turn: int = 0

@@ -226,7 +226,7 @@ LOST_NS: Final = 10_000_000_000
 back by then (its start takes three seconds of a processor), and one slow call is no loss."""
 
 OWED_NS: Final = 3_000_000_000
-"""A backup that has been silent for so long decides no more about slots whose settling it owes an answer to: long
+"""A backup that nobody has heard for so long decides no more about slots whose settling it owes an answer to: long
 enough for an agent to restart, short enough for a client that sends again."""
 
 JOIN_RETRY_NS: Final = 30_000_000_000

@@ -14,10 +14,10 @@ flow's packets; nothing, where it has asked the backup to settle the slot and ha
 UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner, so that it is
 recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no room. A lease
 on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the flow from being
-recorded and so put the rebase off; without one, the next packet is relayed and records it. TCP without a record in a
-slot whose base has died, or with a record that names a dead backend: no lease either. The packet is the last word of a
-flow that died with its backend, and the next one with this five-tuple is a new connection's, whose SYN may reach
-another LB than the lease is at.
+recorded and so put the rebase off; without one, the next packet is relayed and records it. TCP without a record where
+base is current (it has died, or is about to be void) or with one that names a dead backend: no lease either. The packet
+may be the last word of a flow that is over, and the next one with this five-tuple a new connection's, whose SYN may
+reach another LB than the lease is at. A flow that has gone back to the backend it had is relayed a little longer.
 """
 
 from dataclasses import dataclass
@@ -162,8 +162,8 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     # The backup has been asked to settle and has not answered: its base counts, and it may be another by now.
     open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)
     sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
-    died = (records["round"] == round_of(words)) & ~recorded
-    unkept = state.facts.unannounced[vips] | state.orphaned(vips, slots) | died
+    ended = (base == current) | state.orphaned(vips, slots) | ((records["round"] == round_of(words)) & ~recorded)
+    unkept = state.facts.unannounced[vips] | ended
     leased = sure & ~(tracking & ~recorded & unkept)
     answer[known[sure]] = backend[sure]
     leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])

@@ -7,8 +7,8 @@
    unrecorded between the look and the answer. If the answer never comes, the flag stays, through refusals too, until
    the backup agrees (but for a question that surely was not taken: too old, or never sent): it may have agreed before
    and have forgotten that since, and then its base is the newer one. So while the flag stands the backup decides about
-   what the owner has no record of (``lbpod/bpf/replica.h``). Not one that has been silent for OWED_NS: it is rather
-   dead than cut off, and old flows would wait for it until the ring has changed. The owner lifts the flag then, and
+   what the owner has no record of (``lbpod/bpf/replica.h``). Not one that nobody has heard for OWED_NS: it is
+   dead, or as good as, and old flows would wait for it until the ring has changed. The owner lifts the flag then, and
    puts it back when the backup speaks again.
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
    committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
@@ -64,7 +64,6 @@ from lbpod.core.limits import (
     EARLY_NODES_MAX,
     MARGIN_NS,
     MEMBER_NONE,
-    OWED_NS,
     RETRY_NS,
     SETTLE_PAUSE_NS_MAX,
     STEADY_ASK_NS,
@@ -170,7 +169,7 @@ def _of_vip(state: State, vs: VipState) -> U32:
 # --- Step 1: the owner ------------------------------------------------------------------------------------------------
 def tick(state: State, now_ns: int) -> Effects:
     """Begin what is due, VIP by VIP: attempts to settle own slots, and questions about those that others own."""
-    effects = _lift(state, watch.silent_for(state, OWED_NS, now_ns))
+    effects = _lift(state, watch.agreed_to_be_gone(state, now_ns))
     if state.is_calm and state.own is not None:
         for _, vs in sorted(state.vips.items()):
             if vs.slots.track is not None:

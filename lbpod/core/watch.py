@@ -66,6 +66,7 @@ from lbpod.core.limits import (
     MARGIN_NS,
     MEMBER_NONE,
     MEMBERS_MAX,
+    OWED_NS,
     SLOT_COUNT,
     SYN_RETRY_NS,
     TICK_NS,
@@ -174,6 +175,13 @@ def silent_for(state: State, period_ns: int, now_ns: int) -> set[int]:
     return {member for member in state.down if asked_ns.get(member, now_ns) + period_ns <= now_ns}
 
 
+def agreed_to_be_gone(state: State, now_ns: int) -> set[int]:
+    """Who has been silent for OWED_NS, and that not to this LB alone: all that it hears say so too, and one does."""
+    heard = _others(state) - state.down
+    said = [state.watch.said_down.get(member, frozenset()) for member in sorted(heard)]
+    return {gone for gone in silent_for(state, OWED_NS, now_ns) if said and all(gone in each for each in said)}
+
+
 def _give_up(state: State, now_ns: int) -> Effects:
     """Those that have been silent for so long that what is sent to them is lost for good."""
     lost = silent_for(state, LOST_NS, now_ns) - state.given_up
@@ -280,6 +288,7 @@ def _forget(state: State, others: set[int]) -> None:
     state.given_up &= others
     watch.suspects &= others
     watch.owed_by &= others
+    watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
     for known in (watch.heard_ns, watch.asked_ns, watch.missed):
         for member in known.keys() - others:
             del known[member]
@@ -335,6 +344,7 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
         return []
     effects = _fence(state, now_ns)
     watch.peer_ns, watch.ahead = now_ns, max(watch.ahead, said.generation)
+    watch.said_down[said.member] = frozenset(said.down)
     missed.heard_again(state, now_ns)
     watch.returning.pop(said.member, None)
     if said.returning:

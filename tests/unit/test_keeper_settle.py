@@ -240,6 +240,11 @@ def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_on
     owner, backup = cluster["lb1"], cluster["lb2"]
     owed = owner.owned() & backup.backed()
     assert settling(owner)[owed].all()
+    cluster.muted, cluster.blocked = is_ask, lambda *ends_body: {"lb1", "lb2"} == set(ends_body[:2])
+    cluster.run(2 * OWED_NS)
+    assert settling(owner)[owed].all(), "lb3 hears it: it may have sent new flows to its new base"
+    cluster.blocked = lambda *_: False
+    cluster.run(SECOND_NS)
     cluster.muted, cluster.blocked = lambda *_: False, lambda *ends_body: backup.name in ends_body[:2]
     cluster.run(OWED_NS - SECOND_NS // 2)
     assert settling(owner)[owed].all(), "its agent may restart"
