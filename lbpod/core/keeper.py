@@ -217,6 +217,7 @@ class Keeper:
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
         rest.tick(state, now_ns)
+        effects += settle.lift(state, now_ns)  # before anything is answered: what is answered has been written
         effects += handover.tick(state, now_ns)
         return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns), *sweep.tick(state, now_ns)]
 

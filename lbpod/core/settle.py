@@ -169,7 +169,7 @@ def _of_vip(state: State, vs: VipState) -> U32:
 # --- Step 1: the owner ------------------------------------------------------------------------------------------------
 def tick(state: State, now_ns: int) -> Effects:
     """Begin what is due, VIP by VIP: attempts to settle own slots, and questions about those that others own."""
-    effects = _lift(state, watch.agreed_to_be_gone(state, now_ns))
+    effects: Effects = []
     if state.is_calm and state.own is not None:
         for _, vs in sorted(state.vips.items()):
             if vs.slots.track is not None:
@@ -180,8 +180,9 @@ def tick(state: State, now_ns: int) -> Effects:
     return effects
 
 
-def _lift(state: State, gone: set[int]) -> Effects:
+def lift(state: State, now_ns: int) -> Effects:
     """Take the flag off slots whose backup is gone, and put it back where it is not any more: it may have agreed."""
+    gone = watch.agreed_to_be_gone(state, now_ns)
     effects: Effects = []
     for _, vs in sorted(state.vips.items()):
         if vs.slots.track is None or state.own is None:
