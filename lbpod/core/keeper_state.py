@@ -572,16 +572,6 @@ class State:
                 words[places], held[places] = vs.slots.at(slots[places]), True
         return words, held
 
-    def orphaned(self, vips: U32, slots: U32) -> Bools:
-        """(n,): slots of many VIPs whose unrecorded flows are dead (see Track)."""
-        orphaned = np.zeros(len(slots), dtype=np.bool_)
-        for vip_id in np.flatnonzero(np.bincount(vips[vips < VIPS_MAX])).tolist():
-            vs = self.vips.get(vip_id)
-            if vs is not None and vs.slots.track is not None:
-                places = vips == vip_id
-                orphaned[places] = vs.slots.track.orphaned[slots[places]]
-        return orphaned
-
     # --- For people and controllers -----------------------------------------------------------------------------------
     def confirm(self) -> None:
         """What came before has been written: had it failed, the next event would have said so."""

@@ -123,9 +123,6 @@ class Track:
     """Live flows may have any backend of the VIP."""
     agreed: Bools = field(default_factory=_nowhere)
     """As backup, this LB has agreed to settle since the last change: nothing that it may have forgotten is left."""
-    orphaned: Bools = field(default_factory=_nowhere)
-    """Base has died since the slot began to track: a flow of before the change that nobody has recorded is dead, too.
-    What a restart forgets of it, and a handover leaves out, only costs leases that nobody should have."""
     earlier: U32 | None = None
     """(SLOT_COUNT, EARLIER_MAX) backends that live flows may have besides base and current; None: no slot has one."""
 
@@ -280,7 +277,6 @@ class Slots:
             track.changed_at_ns[touched] = now_ns
             track.agreed &= ~touched
             track.touched[:] = False
-            track.orphaned |= tracking & ~alive[base]
             if track.earlier is not None:
                 track.earlier[~alive[track.earlier]] = 0
         base = np.where(tracking & alive[base], base, new)
@@ -371,7 +367,7 @@ class Slots:
         """Steady: the slot's live flows all belong to ``current``."""
         slots = slots[is_tracking(self.words[slots])]
         if self.track is not None:
-            for array in (self.track.touched, self.track.unknown, self.track.agreed, self.track.orphaned):
+            for array in (self.track.touched, self.track.unknown, self.track.agreed):
                 array[slots] = False
             if self.track.earlier is not None:
                 self.track.earlier[slots] = 0
