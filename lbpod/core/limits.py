@@ -223,7 +223,7 @@ FENCE_NS: Final = 3_000_000_000
 
 LOST_NS: Final = 10_000_000_000
 """A ring member that has not answered the controller for so long is taken out of the ring. An agent that restarts is
-back by then (its start takes three seconds of a processor), and one slow call is no loss."""
+back by then (its start takes a second or two), and one slow call is no loss."""
 
 OWED_NS: Final = 3_000_000_000
 """A backup that nobody has heard for so long decides no more about slots whose settling it owes an answer to: long
@@ -528,7 +528,7 @@ def check() -> None:
         "three beats have to be lost, and the backup serves within a second"
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
-    assert BEAT_DOWN_NS < OWED_NS < LOST_NS
+    assert BEAT_DOWN_NS < OWED_NS < LOST_NS, "the others have found it silent, and it still is a member"
     assert BEAT_DOWN_NS < ALONE_NS < FENCE_NS, "who tracks all its slots knows that it has missed something"
     assert PROBE_NS < ALONE_NS, "a controller that lives is heard by then"
     assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, (

@@ -188,8 +188,8 @@ def lift(state: State, now_ns: int) -> Effects:
         if vs.slots.track is None or state.own is None:
             vs.lifted = _NO_SLOTS
             continue
-        back = vs.lifted[~np.isin(state.backup[vs.lifted], sorted(gone))]
-        if len(back):
+        if len(vs.lifted):
+            back = vs.lifted[~np.isin(state.backup[vs.lifted], sorted(gone))]
             vs.lifted = np.setdiff1d(vs.lifted, back)
             effects += state.write(vs, vs.slots.flag(back[state.owner[back] == state.member]))
         if gone:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import oracle
+from lbpod.core import missed, oracle
 from lbpod.core.errors import RemoteError
 from lbpod.core.keeper import Keeper
 from lbpod.core.limits import (
@@ -364,7 +364,7 @@ class Machine:
         """It is in the ring that is in force here, and is to stay."""
         state = self.keeper._state
         is_to_stay = not state.leaving and not self._is_leaving
-        return state.is_serving and is_to_stay and not self.keeper.beliefs().is_catching_up
+        return state.is_serving and is_to_stay and not missed.is_catching_up(state)
 
     # --- Events and effects -------------------------------------------------------------------------------------------
     def feed(self, event: KeeperEvent) -> None:

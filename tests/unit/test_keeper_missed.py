@@ -199,11 +199,8 @@ def test_of_two_records_of_one_five_tuple_the_one_that_was_seen_last_counts(kept
     assert {4} == set(recorded(node, flows)), "so little may be the call's own time"
     node.call(missed(flows, 3, age_ms=1_000, full_count=count), now_ns)
     assert {3} == set(recorded(node, flows))
-    assert (len(flows), 0) == tuple(len(node.datapath.flows_dump(FlowMap(name))[0]) for name in order(is_full))
-
-
-def order(is_full: bool) -> tuple[str, str]:
-    return ("records", "embryonic") if is_full else ("embryonic", "records")
+    held = [len(node.datapath.flows_dump(each)[0]) for each in (FlowMap.RECORDS, FlowMap.EMBRYONIC)]
+    assert ([len(flows), 0] if is_full else [0, len(flows)]) == held
 
 
 def test_nothing_is_sent_where_nobody_was_silent() -> None:
