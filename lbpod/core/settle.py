@@ -553,8 +553,11 @@ def _conclude(
     words = vs.slots.at(slots)
     if kind is SettleKind.REBASE or not state.is_calm or round_.epoch != state.generation:
         round_.settled += len(slots)
+        if kind is SettleKind.SETTLE:
+            vs.slots.doubt(slots)
         return state.write(vs, slots[before != words])
     same = base_of(words) == current_of(words)
+    vs.slots.doubt(slots[~same])
     effects = state.write(vs, slots[(before != words) & ~same])
     settled = slots[same]
     round_.settled += len(settled)

@@ -253,7 +253,7 @@ class Slots:
         if tracking.any():
             track = self._tracked()
             track.touched |= touched
-            track.agreed &= ~touched
+            self._disagree(touched)
             track.changed_at_ns[touched] = now_ns
             if begun is not None:
                 self._remember(np.flatnonzero(tracking & (begun != current) & (begun != 0)), begun, alive)
@@ -275,7 +275,7 @@ class Slots:
             self._remember(np.flatnonzero(moved & (old != base)), old, alive)
             touched = track.touched | moved
             track.changed_at_ns[touched] = now_ns
-            track.agreed &= ~touched
+            self._disagree(touched)
             track.touched[:] = False
             if track.earlier is not None:
                 track.earlier[~alive[track.earlier]] = 0
@@ -353,6 +353,12 @@ class Slots:
         """As owner: ``base`` is what the backup has made it (``current`` where that backend has died since)."""
         return self._set_base(slots, np.where(alive[bases], bases, current_of(self.words[slots])))
 
+    def doubt(self, slots: U32) -> None:
+        """A settle of these has been overtaken by a change. Records of its earlier bases may still lie about: none is of
+        a live flow, but a five-tuple that is used again goes where its record says, until it has been dropped."""
+        if self.track is not None:
+            self.track.unknown[slots[is_tracking(self.words[slots])]] = True
+
     def rebase(self, slots: U32, bases: U32, alive: Bools, now_ns: int) -> U32:
         """As either: every live flow is recorded, so base may move; the old one stays possible, time counts anew."""
         if self.track is None:
@@ -412,6 +418,12 @@ class Slots:
         rows[put, free[put].argmax(axis=1)] = new[put]
         track.earlier[slots] = rows
         track.unknown[slots[missing & ~free.any(axis=1)]] = True
+
+    def _disagree(self, touched: Bools) -> None:
+        """A change touches what this LB has agreed to settle, before anybody has said that it is: see doubt."""
+        track = self._tracked()
+        self.doubt(np.flatnonzero(track.agreed & touched).astype(np.uint32))
+        track.agreed &= ~touched
 
     def _set_base(self, slots: U32, bases: U32) -> U32:
         words = self.words[slots]

@@ -234,6 +234,7 @@ def test_a_new_change_of_the_slot_ends_an_agreement() -> None:
     slots.prepare(table(1), None, alive(1, 2), NOW_NS)
     assert slots.track is not None
     assert not slots.track.agreed[7]
+    assert bool(slots.track.unknown[7]), "what was recorded before it may be met by a five-tuple that is used again"
 
 
 def test_the_owner_takes_over_the_agreed_base_and_its_flag_stays_until_taken() -> None:
