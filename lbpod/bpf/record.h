@@ -7,10 +7,13 @@
 #include "send.h"
 
 /* A record whose backend is dead is as no record; so is one of before the slot was last steady: its flow is over, or
- * belongs to what is base now. word: the slot's. */
+ * belongs to what is base now; and one of another backend than the one that this LB, as backup, has agreed all live flows
+ * to belong to. word: the slot's. */
 HF_INLINE struct hf_record *hf_live(struct hf_record *record, __u64 word)
 {
 	if (!record || record->round != (word & HF_SLOT_ROUND_MASK))
+		return NULL;
+	if (word & HF_SLOT_AGREED && record->backend != (word & HF_SLOT_CURRENT_MASK))
 		return NULL;
 	return hf_backend_alive(record->backend) ? record : NULL;
 }

@@ -21,7 +21,7 @@ struct hf_choice {
 
 HF_INLINE __u32 hf_base_or_current(__u64 word)
 {
-	__u32 base = word >> HF_SLOT_BASE_SHIFT;
+	__u32 base = hf_base(word);
 
 	return hf_backend_alive(base) ? base : word & HF_SLOT_CURRENT_MASK;
 }
@@ -29,7 +29,7 @@ HF_INLINE __u32 hf_base_or_current(__u64 word)
 /* A flow that nobody recorded and that does not begin. */
 HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
 {
-	__u32 base = word >> HF_SLOT_BASE_SHIFT;
+	__u32 base = hf_base(word);
 
 	choice->backend = hf_base_or_current(word);
 	choice->verdict = hf_backend_alive(base) ? HF_OLD_TO_BASE : HF_OLD_TO_CURRENT;
@@ -142,7 +142,7 @@ HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, 
 {
 	__u32 *pair;
 
-	if (!(word & HF_SLOT_SETTLING) || word >> HF_SLOT_BASE_SHIFT == (word & HF_SLOT_CURRENT_MASK) ||
+	if (!(word & HF_SLOT_SETTLING) || hf_base(word) == (word & HF_SLOT_CURRENT_MASK) ||
 	    HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
 		return NULL;
 	pair = bpf_map_lookup_elem(&own, &slot);

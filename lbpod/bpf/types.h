@@ -12,12 +12,13 @@
 #include <linux/types.h>
 #include "limits.h"
 
-/* A slot is one aligned 64-bit word, read and written whole: current | flags | base << 32. All zero: no backend. */
+/* A slot is one aligned 64-bit word, read and written whole: current | flags | round | base << 32. All zero: no backend. */
 #define HF_SLOT_CURRENT_MASK 0x00FFFFFFu
 #define HF_SLOT_TRACKING 0x01000000u /* clear: steady, use current and look no further */
 #define HF_SLOT_SETTLING 0x02000000u /* an answer to a settle is outstanding */
 #define HF_SLOT_ROUND_MASK 0xFC000000u /* counts how often the slot has begun to track: what was noted before is void */
 #define HF_SLOT_BASE_SHIFT 32
+#define HF_SLOT_AGREED (1ull << 63) /* above base. Records of other backends than current are void, too */
 
 /* struct hf_vip.flags */
 #define HF_VIP_CLIENT_IP 0x01 /* affinity: the client's port is not part of the flow */
@@ -129,7 +130,7 @@ struct hf_config {
 	__u16 mss_max;	   /* MSS that a SYN-ACK may offer, 0: leave it */
 	__u32 version;	   /* layout of the maps */
 };
-#define HF_LAYOUT_VERSION 2
+#define HF_LAYOUT_VERSION 3
 
 struct hf_counter {
 	__u64 packets;

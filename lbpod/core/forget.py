@@ -12,11 +12,12 @@ section 3):
   more. They must not mean something again: a client may open a new flow with an old five-tuple while the slot is steady
   (nobody records that), and when the slot tracks the next time, the old record would move it, or two replicas would
   disagree about it. A record's round sees to that at once; but rounds come round (``layout.SLOT_ROUND_MASK``), the room
-  is needed, and a backup that has agreed is still in the old round. So what was seen last before the slot settled is
-  dropped whenever it is found. Every replica does so by itself, at three moments: when it turns the slot steady;
-  as backup already when it agrees (the word that it is steady may never come; those that name ``current`` stay, for its
-  base may yet be set to that of an owner that has not heard of it); and when a steady slot begins to track
-  (what came through a chain in between, from an LB that still tracked, names what is ``base`` now);
+  is needed, and a backup that has agreed is still in the old round (what does not name ``current`` is void there, too:
+  ``layout.SLOT_AGREED``). So what was seen last before the slot settled is dropped whenever it is found. Every replica
+  does so by itself, at three moments: when it turns the slot steady; as backup already when it agrees (the word that it
+  is steady may never come; those that name ``current`` stay, for its base may yet be set to that of an owner that has
+  not heard of it); and when a steady slot begins to track (what came through a chain in between, from an LB that still
+  tracked, names what is ``base`` now);
 - **with the ring**: nothing is forgotten while a ring change is under way, for all of it is being handed over. What an
   LB is no replica of any more (or has come to by a chain that was under way) goes with the next list, and before the
   next ring change begins (``ring.stage``);
@@ -49,7 +50,7 @@ from lbpod.core.messages import (
     Reply,
     RingStep,
 )
-from lbpod.core.transition import is_tracking, round_of
+from lbpod.core.transition import is_tracking, means_something
 
 U32 = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
@@ -131,7 +132,7 @@ class _Dumped(Question):
         words, held = state.words(vips, slots)
         tracking = is_tracking(words)
         drop = ~held | (state.vip_of[backend_ids(state, records)] != vips)
-        drop |= left_over(state, vips, slots, records) | (~tracking & old) | (records["round"] != round_of(words))
+        drop |= left_over(state, vips, slots, records) | (~tracking & old) | ~means_something(words, records)
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
         self._take_from_purge(state)

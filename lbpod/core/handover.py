@@ -54,7 +54,7 @@ from lbpod.core.messages import (
     Trace,
 )
 from lbpod.core.ownership import backups, owners
-from lbpod.core.transition import is_tracking, round_of
+from lbpod.core.transition import is_tracking, means_something, round_of
 
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
@@ -220,7 +220,7 @@ def _means_something(state: State, listed: RecordsDumped, slots: U32, known: Boo
     vips = listed.flows["vip"][places]
     words, _ = state.words(vips, slots[places])
     left = forget.left_over(state, vips, slots[places], listed.records[places])
-    left |= listed.records["round"][places] != round_of(words)
+    left |= ~means_something(words, listed.records[places])
     means[places] = (
         is_tracking(words) & ~left & (state.vip_of[forget.backend_ids(state, listed.records[places])] == vips)
     )

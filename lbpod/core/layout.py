@@ -87,7 +87,7 @@ CONFIG: Final = np.dtype(
 COUNTER: Final = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VIP_STAT: Final = np.dtype([("unrecorded_ns", "<u8"), ("pad", "<u8")])
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 """Version of all of the above; written to ``config.version``, checked when pinned maps are taken over."""
 
 # --- Bits -------------------------------------------------------------------------------------------------------------
@@ -97,8 +97,10 @@ SLOT_SETTLING: Final = 0x0200_0000
 SLOT_ROUND_MASK: Final = 0xFC00_0000
 SLOT_ROUND_ONE: Final = 0x0400_0000
 SLOT_BASE_SHIFT: Final = 32
+SLOT_AGREED: Final = 1 << 63
 """A slot is one uint64: ``current | flags | round | base << 32``; 0 means 'no backend'. The round counts, modulo 64,
-how often this LB has begun to track the slot: records and leases of another round are void."""
+how often this LB has begun to track the slot: records and leases of another round are void. AGREED lies above base, and
+where it is set, so are records of other backends than current."""
 
 VIP_CLIENT_IP: Final = 0x01
 BACKEND_ALIVE: Final = 0x01

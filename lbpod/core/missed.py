@@ -47,7 +47,7 @@ from lbpod.core.messages import (
     RingStep,
     Trace,
 )
-from lbpod.core.transition import is_tracking, round_of
+from lbpod.core.transition import is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
@@ -125,7 +125,7 @@ def _shared(state: State, member: int, since_ns: int, listed: RecordsDumped) -> 
     places = np.flatnonzero(meant)
     slots = state.facts.slots(listed.flows[places])
     words, _ = state.words(vips[places], slots)
-    ours = _is_shared(state, member, slots) & is_tracking(words) & (listed.records["round"][places] == round_of(words))
+    ours = _is_shared(state, member, slots) & is_tracking(words) & means_something(words, listed.records[places])
     found: npt.NDArray[np.intp] = places[ours]
     return found
 

@@ -248,7 +248,8 @@ class _Passage:
         self.tracking = bool(word & layout.SLOT_TRACKING)
         self.settling = bool(word & layout.SLOT_SETTLING)
         self.round = word & layout.SLOT_ROUND_MASK
-        self.base = word >> layout.SLOT_BASE_SHIFT
+        self.agreed = bool(word & layout.SLOT_AGREED)
+        self.base = word >> layout.SLOT_BASE_SHIFT & layout.SLOT_CURRENT_MASK
         self.syn, self.first, self.closing = subject.syn, subject.first, subject.closing
         self.unannounced = subject.protocol == layout.PROTOCOL_UDP
         """Nobody can tell by a packet whether it is its flow's first."""
@@ -435,8 +436,10 @@ class _Passage:
         return self.maps.backend(backend) is not None
 
     def _live(self, record: Record | None) -> Record | None:
-        """Its backend is alive, and the slot has not been steady since it was made."""
+        """Its backend is alive, and the slot has not been steady, nor agreed upon for another, since it was made."""
         valid = record is not None and record.round == self.round and self._alive(record.backend)
+        if record is not None and self.agreed:
+            valid &= record.backend == self.current
         return record if valid else None
 
     def _holds(self, lease: Lease | None) -> bool:

@@ -40,7 +40,7 @@ from lbpod.core.messages import (
     ResolveAnswer,
     ResolveCall,
 )
-from lbpod.core.transition import base_of, current_of, is_settling, is_tracking, round_of
+from lbpod.core.transition import base_of, current_of, is_settling, is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[np.void]
@@ -155,9 +155,7 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     words, held = state.words(vips, slots)
     tracking, current, base = is_tracking(words), current_of(words), base_of(words)
     noted = records["backend"]
-    recorded = (records["round"] == round_of(words)) & (
-        state.vip_of[np.where(noted < len(state.vip_of), noted, 0)] == vips
-    )
+    recorded = means_something(words, records) & (state.vip_of[np.where(noted < len(state.vip_of), noted, 0)] == vips)
     backend = np.where(tracking & recorded, noted, np.where(tracking & state.alive[base], base, current))
     # The backup has been asked to settle and has not answered: its base counts, and it may be another by now.
     open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)

@@ -11,8 +11,9 @@
    dead, or as good as, and old flows would wait for it until the ring has changed. The owner lifts the flag then, and
    puts it back when the backup speaks again.
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
-   committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
-   have records that it has not, and would be bypassed. Agreeing twice is agreeing once (``Track.agreed``).
+   committed later), sets ``base := current``, **keeps tracking**, and agrees. Its records of other backends are void in
+   the same moment (``layout.SLOT_AGREED``). It must not turn steady: the owner may
+   have records that it has not, and would be bypassed. Agreeing twice is agreeing once (``layout.SLOT_AGREED``).
 3. *The owner sets its base to the agreed backend in any case*, because the backup has. If nothing newer was prepared
    or committed in between it turns steady, drops its records and tells everyone. Whoever hears it turns steady only
    if it has committed exactly that generation and has prepared nothing newer: then its ``current`` is the one that
@@ -83,7 +84,7 @@ from lbpod.core.messages import (
     Tell,
     Trace,
 )
-from lbpod.core.transition import Track, base_of, current_of, is_settling, is_tracking
+from lbpod.core.transition import Track, base_of, current_of, is_agreed, is_settling, is_tracking
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -488,7 +489,7 @@ class _BackupSeen(Question):
         # A backup of UDP that has missed the rebase may agree by the window alone: all it sent to base is over, too.
         silent = over(view.changed_at_ns, state.window_ns(vs), now_ns)
         silent &= over(seen.other_seen[slots], state.window_ns(vs), now_ns)
-        agreed: Bools = vs.slots.track.agreed[slots] | np.where(view.to_rebase, silent, quiet)
+        agreed: Bools = is_agreed(vs.slots.at(slots)) | np.where(view.to_rebase, silent, quiet)
         return agreed
 
 

@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.layout import (
+    SLOT_AGREED,
     SLOT_BASE_SHIFT,
     SLOT_CURRENT_MASK,
     SLOT_ROUND_MASK,
@@ -52,7 +53,10 @@ Bools = npt.NDArray[np.bool_]
 _CURRENT: Final = np.uint64(SLOT_CURRENT_MASK)
 _TRACKING: Final = np.uint64(SLOT_TRACKING)
 _SETTLING: Final = np.uint64(SLOT_SETTLING)
-_FLAGS: Final = np.uint64(SLOT_TRACKING | SLOT_SETTLING)
+_AGREED: Final = np.uint64(SLOT_AGREED)
+_HANDED_FLAGS: Final = np.uint64(SLOT_TRACKING | SLOT_SETTLING)
+"""Those that a replica hands over. What it has agreed to it alone has."""
+_FLAGS: Final = np.uint64(SLOT_TRACKING | SLOT_SETTLING | SLOT_AGREED)
 _ROUND: Final = np.uint64(SLOT_ROUND_MASK)
 _ROUND_ONE: Final = np.uint64(SLOT_ROUND_ONE)
 _NO_FLAGS: Final = np.uint64(0)
@@ -69,7 +73,7 @@ def current_of(words: U64) -> U32:
 
 def base_of(words: U64) -> U32:
     """Backend of a tracking slot's unrecorded flows; 0: none."""
-    return (words >> _SHIFT).astype(np.uint32)
+    return (words >> _SHIFT & _CURRENT).astype(np.uint32)
 
 
 def is_tracking(words: U64) -> Bools:
@@ -80,6 +84,19 @@ def is_tracking(words: U64) -> Bools:
 def is_settling(words: U64) -> Bools:
     """True where an answer to a settle is outstanding."""
     return np.asarray((words & _SETTLING) != 0, dtype=np.bool_)
+
+
+def is_agreed(words: U64) -> Bools:
+    """True where this LB, as backup, has agreed to settle since the last change and has not heard that it is done."""
+    return np.asarray((words & _AGREED) != 0, dtype=np.bool_)
+
+
+def means_something(words: U64, records: npt.NDArray[np.void]) -> Bools:
+    """(n,): which records (layout.RECORD) say anything in slots of these words: those of the slot's round; where it has
+    been agreed that all live flows belong to current, those of current."""
+    found: Bools = records["round"] == round_of(words)
+    found &= ~is_agreed(words) | (records["backend"] == current_of(words))
+    return found
 
 
 def round_of(words: U64) -> U32:
@@ -121,8 +138,6 @@ class Track:
     """The change that is prepared, or one that it superseded, touches the slot. Invariant: touched => tracking."""
     unknown: Bools = field(default_factory=_nowhere)
     """Live flows may have any backend of the VIP."""
-    agreed: Bools = field(default_factory=_nowhere)
-    """As backup, this LB has agreed to settle since the last change: nothing that it may have forgotten is left."""
     earlier: U32 | None = None
     """(SLOT_COUNT, EARLIER_MAX) backends that live flows may have besides base and current; None: no slot has one."""
 
@@ -248,12 +263,13 @@ class Slots:
         tracked = fresh | tracking
         # A base may be dead before its commit: that of a change which was superseded twice.
         base = np.where(alive[base], base, current)
-        self.words[tracked] = make_words(current, base, before & _FLAGS | _TRACKING | _begun(before))[tracked]
         tracking |= fresh
         if tracking.any():
             track = self._tracked()
-            track.touched |= touched
+            words = make_words(current, base, before & _FLAGS | _TRACKING | _begun(before))
+            self.words[tracked] = words[tracked]
             self._disagree(touched)
+            track.touched |= touched
             track.changed_at_ns[touched] = now_ns
             if begun is not None:
                 self._remember(np.flatnonzero(tracking & (begun != current) & (begun != 0)), begun, alive)
@@ -280,7 +296,7 @@ class Slots:
             if track.earlier is not None:
                 track.earlier[~alive[track.earlier]] = 0
         base = np.where(tracking & alive[base], base, new)
-        self.words[:] = make_words(new, base, before & (_FLAGS | _ROUND))
+        self.words[:] = make_words(new, base, self.words & (_FLAGS | _ROUND))
         return self._changed(before)
 
     def leave(self, alive: Bools) -> U32:
@@ -311,10 +327,9 @@ class Slots:
             base, current = base_of(words), current_of(words)
             base = np.where(alive[base], base, current)
             mine = self.words[slots] & _ROUND
-            self.words[slots] = make_words(current, base, words & _FLAGS | _TRACKING | mine)
+            self.words[slots] = make_words(current, base, words & _HANDED_FLAGS | _TRACKING | mine)
             track.changed_at_ns[slots] = now_ns
             track.unknown[slots] = True
-            track.agreed[slots] = False
         return self._changed(before)
 
     def track_all(self, now_ns: int) -> U32:
@@ -344,18 +359,19 @@ class Slots:
         return self._write(slots, self.words[slots] & ~_SETTLING)
 
     def agree(self, slots: U32) -> U32:
-        """As backup: ``base := current``, and go on tracking."""
-        if self.track is not None:
-            self.track.agreed[slots] = is_tracking(self.words[slots])
-        return self._set_base(slots, current_of(self.words[slots]))
+        """As backup: ``base := current``, and go on tracking. Records of other backends mean nothing from this moment:
+        a five-tuple that is used again must not begin where the owner, steady a moment later, does not look."""
+        words = self.words[slots]
+        agreed = make_words(current_of(words), current_of(words), words & (_FLAGS | _ROUND) | _AGREED)
+        return self._write(slots, np.where(is_tracking(words), agreed, words))
 
     def take_over(self, slots: U32, bases: U32, alive: Bools) -> U32:
         """As owner: ``base`` is what the backup has made it (``current`` where that backend has died since)."""
         return self._set_base(slots, np.where(alive[bases], bases, current_of(self.words[slots])))
 
     def doubt(self, slots: U32) -> None:
-        """A settle of these has been overtaken by a change. Records of its earlier bases may still lie about: none is of
-        a live flow, but a five-tuple that is used again goes where its record says, until it has been dropped."""
+        """A settle of these has been overtaken by a change. Records of earlier bases may still lie about: none is of a
+        live flow, but a five-tuple that is used again goes where its record says, until it has been dropped."""
         if self.track is not None:
             self.track.unknown[slots[is_tracking(self.words[slots])]] = True
 
@@ -373,7 +389,7 @@ class Slots:
         """Steady: the slot's live flows all belong to ``current``."""
         slots = slots[is_tracking(self.words[slots])]
         if self.track is not None:
-            for array in (self.track.touched, self.track.unknown, self.track.agreed):
+            for array in (self.track.touched, self.track.unknown):
                 array[slots] = False
             if self.track.earlier is not None:
                 self.track.earlier[slots] = 0
@@ -421,13 +437,13 @@ class Slots:
 
     def _disagree(self, touched: Bools) -> None:
         """A change touches what this LB has agreed to settle, before anybody has said that it is: see doubt."""
-        track = self._tracked()
-        self.doubt(np.flatnonzero(track.agreed & touched).astype(np.uint32))
-        track.agreed &= ~touched
+        ended = np.flatnonzero(touched & is_agreed(self.words)).astype(np.uint32)
+        self.doubt(ended)
+        self.words[ended] &= ~_AGREED
 
     def _set_base(self, slots: U32, bases: U32) -> U32:
         words = self.words[slots]
-        moved = make_words(current_of(words), bases, words & (_FLAGS | _ROUND))
+        moved = make_words(current_of(words), bases, words & (_HANDED_FLAGS | _ROUND))
         return self._write(slots, np.where(is_tracking(words), moved, words))
 
     def _write(self, slots: U32, words: U64) -> U32:
@@ -443,11 +459,13 @@ class Slots:
         current, base, tracking = current_of(self.words), base_of(self.words), self.tracking
         assert (base == current)[~tracking].all(), "a steady slot has base == current"
         assert not is_settling(self.words)[~tracking].any(), "only a tracking slot can be settling"
+        agreed = is_agreed(self.words)
+        assert (tracking & (base == current))[agreed].all(), "what is agreed is that current has all flows"
         assert (alive[current] | (current == 0)).all(), "new flows never get a dead backend"
         assert (alive[base] | (base == current) | (base == 0)).all(), "a dead base is given up"
         assert (self.track is not None) == bool(tracking.any()), "tracks are kept exactly while a slot is tracking"
         if self.track is not None:
-            for name in ("touched", "unknown", "agreed"):
+            for name in ("touched", "unknown"):
                 assert not getattr(self.track, name)[~tracking].any(), f"a steady slot is not {name}"
             if self.track.earlier is not None:
                 assert not self.track.earlier[~tracking].any(), "a steady slot has no earlier backends"

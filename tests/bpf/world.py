@@ -67,9 +67,12 @@ def put_slots(maps: Maps, vip: int, words: "np.ndarray[tuple[int], np.dtype[np.u
     maps.other_seen[vip] = np.zeros(limits.SLOT_COUNT, dtype=np.uint64)
 
 
-def slot_word(current: int, base: int = 0, tracking: bool = False, settling: bool = False, number: int = 0) -> int:
+def slot_word(
+    current: int, base: int = 0, tracking: bool = False, settling: bool = False, number: int = 0, agreed: bool = False
+) -> int:
     """number: of the round, 0..63."""
     flags = (layout.SLOT_TRACKING if tracking else 0) | (layout.SLOT_SETTLING if settling else 0)
+    flags |= layout.SLOT_AGREED if agreed else 0
     return current | flags | number * layout.SLOT_ROUND_ONE | base << layout.SLOT_BASE_SHIFT
 
 
@@ -255,7 +258,9 @@ def _draw_word(dice: random.Random, world: World) -> int:
     if dice.random() < 0.02:
         base = 0xFFFF_FFFF
     number = dice.choice([0, 0, 5, 63])
-    return slot_word(current, base, tracking=dice.random() < 0.8, settling=dice.random() < 0.2, number=number)
+    agreed = dice.random() < 0.1
+    tracking, settling = dice.random() < 0.8, dice.random() < 0.2
+    return slot_word(current, current if agreed else base, tracking, settling, number, agreed)
 
 
 def _draw_pair(dice: random.Random, world: World, self_seldom: bool) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from tests.scenarios.cluster import SECOND_NS, Cluster
 from tests.scenarios.node import Node
 from tests.scenarios.traffic import pod_number
 
+_NOT_SHOWN = layout.SLOT_ROUND_MASK | layout.SLOT_AGREED
+
 
 def seconds(ns: int) -> str:
     """A time as people write it."""
@@ -48,7 +50,7 @@ def slots(node: Node, vip: int, flags: bool = False) -> str:
     """Slots of a VIP, counted by phase, base and current. flags: SETTLING as well."""
     if vip not in node.maps.slots:
         return "no slots"
-    hidden = layout.SLOT_ROUND_MASK if flags else layout.SLOT_ROUND_MASK | layout.SLOT_SETTLING
+    hidden = _NOT_SHOWN if flags else _NOT_SHOWN | layout.SLOT_SETTLING
     words = node.maps.slots[vip] & ~np.uint64(hidden)
     found, counts = np.unique(words, return_counts=True)
     lines = [f"{word(node, one)}: {count}" for one, count in zip(found, counts.tolist(), strict=True)]
@@ -59,7 +61,7 @@ def slot(node: Node, vip: int, number: int) -> str:
     """One slot of a VIP, without its SETTLING flag (it comes and goes with every attempt)."""
     if vip not in node.maps.slots:
         return "no slots"
-    return word(node, node.maps.slots[vip][number] & ~np.uint64(layout.SLOT_SETTLING | layout.SLOT_ROUND_MASK))
+    return word(node, node.maps.slots[vip][number] & ~np.uint64(layout.SLOT_SETTLING | _NOT_SHOWN))
 
 
 def word(node: Node, one: np.uint64) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from lbpod.core.layout import SLOT_ROUND_ONE, SLOT_SETTLING, SLOT_TRACKING
 from lbpod.core.limits import BACKEND_IDS_MAX, EARLIER_MAX, SLOT_COUNT
-from lbpod.core.transition import Slots, base_of, current_of, is_settling, is_tracking, round_of
+from lbpod.core.transition import Slots, base_of, current_of, is_agreed, is_settling, is_tracking, round_of
 
 NOW_NS = 10**12
 U32 = npt.NDArray[np.uint32]
@@ -223,8 +223,7 @@ def test_the_backup_agrees_and_goes_on_tracking() -> None:
     slots = changed_once()
     assert ONE.tolist() == slots.agree(ONE).tolist()
     assert (2, 2, True) == at(slots, 7)
-    assert slots.track is not None
-    assert bool(slots.track.agreed[7])
+    assert is_agreed(slots.words)[7]
     assert 0 == len(slots.agree(ONE)), "agreeing twice is agreeing once"
 
 
@@ -233,7 +232,7 @@ def test_a_new_change_of_the_slot_ends_an_agreement() -> None:
     slots.agree(ONE)
     slots.prepare(table(1), None, alive(1, 2), NOW_NS)
     assert slots.track is not None
-    assert not slots.track.agreed[7]
+    assert not is_agreed(slots.words)[7]
     assert bool(slots.track.unknown[7]), "what was recorded before it may be met by a five-tuple that is used again"
 
 
