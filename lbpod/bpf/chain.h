@@ -175,13 +175,24 @@ HF_INLINE int hf_chain_read(struct xdp_md *ctx, __u32 self, struct hf_chain *cha
 	return 0;
 }
 
+/* A SYN that another replica sends to current, and what is recorded here has not been seen for so long that it is
+ * of an earlier flow with the same five-tuple. That replica has dropped its own record of it, with a settle that this LB
+ * has not heard of, say. */
+HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chain *chain, int syn, __u64 word, __u64 now)
+{
+	return syn && !chain->full && chain->backend == (word & HF_SLOT_CURRENT_MASK) &&
+	       known->seen_ns + HF_REUSE_NS < now;
+}
+
 /* Records what the chain says, or finds that a full record knows better. The verdict of a packet that is passed on. */
-HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, __u64 word,
-					  __u64 now)
+HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, int syn,
+					  __u64 word, __u64 now)
 {
 	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	enum hf_verdict verdict = HF_CHAIN_RECORDED;
 
+	if (known && known->backend != chain->backend && hf_begins_anew(known, chain, syn, word, now))
+		known = NULL;
 	if (known && known->backend != chain->backend) {
 		chain->backend = known->backend;
 		known->seen_ns = now;
@@ -209,7 +220,7 @@ HF_COLD __u32 hf_chain_link(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 
 	if (!config || hf_packet_again(ctx, origin, &packet) || hf_chain_read(ctx, config->self, &chain))
 		return HF_DROP(HF_DROP_GENEVE_INNER);
 	hf_flow_key(&flow, &packet, vip_id, origin);
-	verdict = hf_chain_record(&flow, &chain, vip_id, word, now);
+	verdict = hf_chain_record(&flow, &chain, vip_id, hf_is_syn(packet.tcp_flags), word, now);
 	if (verdict == HF_DROP_NO_BACKEND)
 		return HF_DROP(HF_DROP_NO_BACKEND);
 	if (chain.backend != (word & HF_SLOT_CURRENT_MASK))

@@ -394,6 +394,8 @@ class _Passage:
         if self.subject.icmp:
             raise _End(Verdict.DROP_GENEVE_INNER)
         known = self._live(self.maps.records.get(self.key))
+        if known is not None and self._begins_anew(known, chain):
+            known = None
         conflict = known is not None and known.backend != chain.backend
         chain = replace(chain, epoch=self.config.epoch, backend=chain.backend if known is None else known.backend)
         if not self._alive(chain.backend):
@@ -406,6 +408,11 @@ class _Passage:
         if conflict:
             return self._pass_on(Verdict.CHAIN_CONFLICT, Verdict.CHAIN_CONFLICT, chain)
         return self._pass_on(Verdict.CHAIN_RECORDED, Verdict.CHAIN_LAST, chain)
+
+    def _begins_anew(self, known: Record, chain: Chain) -> bool:
+        """The five-tuple of the flow that is recorded here is used again, and the sender has dropped its record."""
+        old = known.seen_ns + limits.REUSE_NS < self.now_ns
+        return self.syn and not chain.full and known.backend != chain.backend == self.current and old
 
     def _extend(self, chain: Chain) -> Chain:
         """Move self to visited, and add the replicas that the sender did not know."""

@@ -46,9 +46,10 @@ class Node:
         tracking: bool = True,
         settling: bool = False,
         number: int = 0,
+        agreed: bool = False,
     ) -> None:
         for words in self.maps.slots.values():
-            words[:] = slot_word(current, base, tracking, settling, number)
+            words[:] = slot_word(current, base, tracking, settling, number, agreed)
 
     def change_ring(self, next_: int, prev: int) -> None:
         """own: PEER, THIRD."""
@@ -589,6 +590,39 @@ def test_a_record_wins_over_a_chain(node: Node) -> None:
     assert Chain(BASE, 17, True, (PEER, SELF), (THIRD,)).pack() == option_of(outcome)
     assert Record(BASE, 0, NOW_NS) == node.maps.records.get(FLOW.key)
     assert NOW_NS == node.stamped()
+
+
+@pytest.mark.parametrize(
+    ("flags", "backend", "seen_ns", "wins"),
+    [
+        (SYN, CURRENT, 1, "chain"),
+        (ACK, CURRENT, 1, "record"),
+        (SYN, LOCAL, 1, "record"),
+        (SYN, CURRENT, NOW_NS - limits.REUSE_NS, "record"),
+    ],
+)
+def test_a_five_tuple_that_is_used_again_follows_the_replica_that_has_dropped_its_record(
+    node: Node, flags: int, backend: int, seen_ns: int, wins: str
+) -> None:
+    node.own(PEER, SELF)
+    node.maps.records.put(FLOW.key, Record(BASE, 0, seen_ns))
+    outcome = node.from_peer(Chain(backend, 9, False, (PEER,), (SELF,)), frames.tcp_to(FLOW, flags))
+    if wins == "chain":
+        assert Verdict.CHAIN_LAST == outcome.verdict
+        assert ([], [FLOW.key]) == (list(node.maps.records), list(node.maps.embryonic))
+        assert Record(CURRENT, 0, NOW_NS) == node.maps.embryonic.get(FLOW.key)
+    else:
+        assert Verdict.CHAIN_CONFLICT == outcome.verdict
+        assert Record(BASE, 0, NOW_NS) == node.maps.records.get(FLOW.key)
+
+
+def test_where_a_backup_has_agreed_a_record_of_another_backend_is_none(node: Node) -> None:
+    node.own(PEER, SELF)
+    node.slots(CURRENT, CURRENT, agreed=True)
+    node.maps.records.put(FLOW.key, Record(BASE, 0, NOW_NS))
+    outcome = node.run(frames.tcp_to(FLOW, SYN))
+    assert Record(CURRENT, 0, NOW_NS) == node.maps.embryonic.get(FLOW.key)
+    assert Chain(CURRENT, 17, False, (SELF,), (PEER,)).pack() == option_of(outcome)
 
 
 def test_a_chain_without_room_goes_on(node: Node) -> None:
