@@ -28,6 +28,7 @@ from lbpod.core.messages import HandoverCall, LbStatus, RingDoneCall, RingPrepar
 from lbpod.core.model import Snapshot, World
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot, ring_snapshot
 from lbpod.core.wire import Body, decode
+from lbpod.core.transition import is_tracking, round_of
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.port import FlowMap, Rows
 from lbpod.logs import configure_logs
@@ -93,7 +94,8 @@ async def joiner_process(folder: Path, count: int) -> AsyncIterator[_Remote]:
         yield _Remote(int(await asyncio.wait_for(child.stdout.readline(), WAIT_SECONDS_MAX)), child.pid)
     finally:
         child.stdin.close()
-        await asyncio.wait_for(child.wait(), WAIT_SECONDS_MAX)
+        status = await asyncio.wait_for(child.wait(), WAIT_SECONDS_MAX)
+    assert 0 == status, f"the joiner ended with {status}: what is measured is not what was to be"
 
 
 async def _all(controller: Caller, agents: list[Reachable], body: Body) -> float:
@@ -147,7 +149,7 @@ async def _measure(folder: Path, maps: KernelDatapath, count: int, rounds: int) 
             assert snapshot is not None
             await roll_out(controller, agents, snapshot)
         for _ in range(rounds):
-            records["seen_ns"] = time.monotonic_ns()
+            records["seen_ns"], records["round"] = time.monotonic_ns(), _round_of_all(maps)
             assert count == maps.flows_put(FlowMap.RECORDS, flows, records)
             for pid in ("self", remote.pid):
                 forget_peak(pid)
@@ -161,6 +163,14 @@ async def _measure(folder: Path, maps: KernelDatapath, count: int, rounds: int) 
                 snapshot = _ring(snapshot, world, [OWNER])
                 await _change(controller, agents, snapshot)
     return found
+
+
+def _round_of_all(maps: KernelDatapath) -> int:
+    """Every slot tracks, and has begun to as often as any other: records of another round would mean nothing."""
+    words = maps.read_slots(1)
+    assert is_tracking(words).all(), "records of steady slots are not handed over"
+    (number,) = np.unique(round_of(words))
+    return int(number)
 
 
 def _ring(snapshot: Snapshot | None, world: World, members: list[str]) -> Snapshot:
