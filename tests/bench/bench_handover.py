@@ -27,8 +27,8 @@ from lbpod.core.layout import FLOW, RECORD
 from lbpod.core.messages import HandoverCall, LbStatus, RingDoneCall, RingPrepareCall, RingStep, RingSwitchCall
 from lbpod.core.model import Snapshot, World
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot, ring_snapshot
-from lbpod.core.wire import Body, decode
 from lbpod.core.transition import is_tracking, round_of
+from lbpod.core.wire import Body, decode
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.port import FlowMap, Rows
 from lbpod.logs import configure_logs

@@ -27,6 +27,7 @@ import numpy as np
 from lbpod.core.layout import RECORD
 from lbpod.core.limits import BATCH_MAX
 from lbpod.core.model import Affinity, BackendState, Protocol, World, WorldBackend, WorldNode, WorldVip, parse_address
+from lbpod.core.transition import base_of
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import LoadSettings, load
 from lbpod.datapath.port import FlowMap, Rows
@@ -156,7 +157,7 @@ def _check(maps: Timed, flows: Rows, values: Rows) -> None:
     """Every flow has a lease, and it says base, or the record's backend."""
     keys, leases = maps.flows_dump(FlowMap.CACHE)
     found = {key.tobytes(): int(lease["backend"]) for key, lease in zip(keys, leases, strict=True)}
-    bases = (maps.read_slots(1)[values["slot"]] >> np.uint64(32)).tolist()
+    bases = base_of(maps.read_slots(1)[values["slot"]]).tolist()
     for place, (flow, base) in enumerate(zip(flows, bases, strict=True)):
         assert found[flow.tobytes()] == (1 if place % 2 == 0 else base), "a lease says the wrong backend"
 

@@ -28,6 +28,7 @@ from lbpod.core.limits import PEER_BODY_BYTES_MAX
 from lbpod.core.messages import CommitCall, PrepareCall, QuietCall, ResolveAnswer, ResolveCall
 from lbpod.core.model import Snapshot, format_address, parse_address
 from lbpod.core.snapshot import digest_of
+from lbpod.core.transition import base_of, is_tracking
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.misses import Miss
@@ -92,7 +93,7 @@ async def test_flows_that_one_relays_are_resolved_by_the_other(pair: Pair) -> No
         first = pair.snapshot(3)
         await roll_out(controller, [pair.one, pair.two], first)
         await roll_out(controller, [pair.one, pair.two], pair.snapshot(4, first))
-    tracking = pair.maps_one.read_slots(1)[values["slot"]] >> np.uint64(24) & np.uint64(1)
+    tracking = is_tracking(pair.maps_one.read_slots(1)[values["slot"]])
     expected = int(tracking.sum())
     assert 0 < expected < 300
     pair.maps_one.flows_put(FlowMap.PENDING, keys, values)
@@ -100,10 +101,10 @@ async def test_flows_that_one_relays_are_resolved_by_the_other(pair: Pair) -> No
         while len(pair.maps_one.maps.cache) < expected:  # noqa: ASYNC110  (maps in memory tell nobody)
             await asyncio.sleep(0.01)
     cached, leases = pair.maps_one.flows_dump(FlowMap.CACHE)
-    words = pair.maps_two.read_slots(1)
+    bases = base_of(pair.maps_two.read_slots(1))
     slot_of = {key.tobytes(): int(slot) for key, slot in zip(keys, values["slot"], strict=True)}
     for key, lease in zip(cached, leases, strict=True):
-        assert int(words[slot_of[key.tobytes()]] >> np.uint64(32)) == lease["backend"], "an old flow belongs to base"
+        assert bases[slot_of[key.tobytes()]] == lease["backend"], "an old flow belongs to base"
     assert 1 <= pair.one.peers.asked["ResolveCall"]
     assert 0 == pair.one.peers.failed["ResolveCall"]
     assert (expected, 300) == (pair.one.driver.resolved_flows, pair.two.driver.looked_up_flows)

@@ -29,6 +29,7 @@ from lbpod.core.layout import FLOW
 from lbpod.core.limits import DIAGNOSTICS_QUEUE_MAX, DIAGNOSTICS_STATE_SECONDS, DIAGNOSTICS_STREAM_MAX
 from lbpod.core.messages import Answered, AskFailed, ResolveAnswer
 from lbpod.core.model import Snapshot, parse_address
+from lbpod.core.transition import base_of, current_of
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.port import FlowMap
 from lbpod.minting import mint
@@ -142,9 +143,9 @@ async def test_what_happened_can_be_read_after_the_fact(folder: Path) -> None:
 
 def _at(snapshot: Snapshot, maps: MemoryDatapath, slot: int) -> list[Any]:
     """The backends of base and current of a slot of the only VIP."""
-    word = int(maps.read_slots(1)[slot])
+    word = maps.read_slots(1)[slot : slot + 1]
     by_id = {each.id: each for each in snapshot.vips[0].backends}
-    return [by_id[word >> 32], by_id[word & 0xFFFFFF]]
+    return [by_id[int(base_of(word)[0])], by_id[int(current_of(word)[0])]]
 
 
 def _clients(keys: Any) -> list[str]:
