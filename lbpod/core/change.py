@@ -23,6 +23,7 @@ g1 made track is taken back, and g1's backends are possible in its slots (``tran
 
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -75,7 +76,18 @@ def accept(state: State, snapshot: Snapshot) -> Plan | None:
     if not state.joins(snapshot):  # who joins forgets all that an id could have named
         _check_ids(state, snapshot)
         _check_index(state, snapshot)
-    return Plan(snapshot, plan.digest, _tables(state, plan, (state.prepared, state.staged)))
+    tables = _tables(state, plan, (state.prepared, state.staged))
+    return Plan(_shared(state, snapshot), plan.digest, tables)
+
+
+def _shared(state: State, snapshot: Snapshot) -> Snapshot:
+    """The same, with the objects that are known already for VIPs that have not changed: they take no second room, and
+    whoever compares two snapshots sees at once that nothing differs."""
+    known = {vip.id: vip for plan in reversed(state.plans()) for vip in plan.snapshot.vips}
+    if state.staged is not None:
+        known |= {vip.id: vip for vip in state.staged.snapshot.vips}
+    vips = tuple(known[vip.id] if known.get(vip.id) == vip else vip for vip in snapshot.vips)
+    return msgspec.structs.replace(snapshot, vips=vips)
 
 
 def _is_known(state: State, plan: Plan) -> bool:

@@ -87,15 +87,28 @@ class _Mirror:
 
     def write(self, wanted: Rows) -> int:
         """Makes the map equal to `wanted`; how many rows that took."""
+        known = self._known()
+        indices = rows.changed(known, wanted)
+        return self._replace(known, indices, wanted[indices])
+
+    def write_at(self, indices: U32, wanted: Rows) -> int:
+        """Makes these rows of the map (each named once) equal to `wanted`, and leaves the others."""
+        known = self._known()
+        places = rows.changed(known[indices], wanted)
+        return self._replace(known, indices[places], wanted[places])
+
+    def _known(self) -> Rows:
         if self._rows is None:
             self._rows = self._datapath.read(self._name)
-        indices = rows.changed(self._rows, wanted)
+        return self._rows
+
+    def _replace(self, known: Rows, indices: U32, wanted: Rows) -> int:
         if len(indices) == 0:
             return 0
-        had, self._rows = self._rows, None
-        self._datapath.write(self._name, indices, wanted[indices])
-        had[indices] = wanted[indices]
-        self._rows = had
+        self._rows = None
+        self._datapath.write(self._name, indices, wanted)
+        known[indices] = wanted
+        self._rows = known
         return len(indices)
 
 
@@ -233,10 +246,18 @@ class Applier:
             self._route(nodes)
         self._write(ArrayName.MEMBERS, rows.member_rows(scene))
         self._open_door(rows.door_of(scene))
-        self._write(ArrayName.BACKENDS, rows.backend_rows(scene))
+        self._write_backends(before, scene)
         self._write_config(self._ring_changes())
         self._write_index(entries_of(scene.vips()))
         self._whole = effect
+
+    def _write_backends(self, before: Configure | None, scene: Scene) -> None:
+        """before: what is written, where all of it is."""
+        some = None if before is None else rows.backend_rows_since(Scene.of(before, self._self_name), scene)
+        if some is None:
+            self._write(ArrayName.BACKENDS, rows.backend_rows(scene))
+        else:
+            self.rows_written += self._arrays[ArrayName.BACKENDS].write_at(*some)
 
     # --- Next hops ------------------------------------------------------------------------------------------------
 

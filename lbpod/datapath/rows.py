@@ -10,7 +10,7 @@ way.
 Left to others: the order of writing (``apply``), next hops (``neighbours``), who is alive (the Keeper).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -102,28 +102,60 @@ class Scene:
 
 def backend_rows(scene: Scene) -> Rows:
     """(BACKEND_IDS_MAX,) of layout.BACKEND; all zero where an id is not in use."""
-    found: dict[int, tuple[Backend, int]] = {}
+    rows = np.zeros(BACKEND_IDS_MAX, BACKEND)
+    found = _backends_of(vip for snapshot in reversed(scene.snapshots) for vip in snapshot.vips)
+    if found:
+        rows[np.fromiter(found, np.uint32, len(found))] = _rows_of(scene, found)
+    return rows
+
+
+def backend_rows_since(before: Scene, scene: Scene) -> tuple[npt.NDArray[np.uint32], Rows] | None:
+    """Ids and rows of the backends that may have other rows than in the scene before; None where all may have.
+
+    By VIP: what is the very same object in both takes no time, so a change of one VIP among a thousand is as quick as
+    that of one alone. Kept equal to ``backend_rows`` by a test on random scenes.
+    """
+    here, was = scene.self_node(), before.self_node()
+    if (None if here is None else here.id) != (None if was is None else was.id):
+        return None
+    old, new = _by_vip(before), _by_vip(scene)
+    changed_vips = [number for number in sorted(old.keys() | new.keys()) if old.get(number) != new.get(number)]
+    found = _backends_of(vip for number in changed_vips for vip in new.get(number, ()))
+    gone = _backends_of(vip for number in changed_vips for vip in old.get(number, ())).keys() - found.keys()
+    if not (before.alive ^ scene.alive) <= found.keys() | gone:
+        return None
+    ids = np.array([*found, *sorted(gone)], np.uint32)
+    rows = np.zeros(len(ids), BACKEND)
+    if found:
+        rows[: len(found)] = _rows_of(scene, found)
+    return ids, rows
+
+
+def _by_vip(scene: Scene) -> dict[int, tuple[Vip, ...]]:
+    """VIP id -> what the snapshots say of it, oldest first."""
+    found: dict[int, tuple[Vip, ...]] = {}
     for snapshot in reversed(scene.snapshots):
         for vip in snapshot.vips:
-            for one in vip.backends:
-                found[one.id] = (one, vip.id)
-    rows = np.zeros(BACKEND_IDS_MAX, BACKEND)
-    if not found:
-        return rows
+            found[vip.id] = (*found.get(vip.id, ()), vip)
+    return found
+
+
+def _backends_of(vips: Iterable[Vip]) -> dict[int, tuple[Backend, int]]:
+    """Backend id -> backend and VIP id; of several, the last one counts."""
+    return {one.id: (one, vip.id) for vip in vips for one in vip.backends}
+
+
+def _rows_of(scene: Scene, found: Mapping[int, tuple[Backend, int]]) -> Rows:
     here = scene.self_node()
     backends = [one for one, _ in found.values()]
-    ids = np.fromiter(found, np.uint32, len(found))
-    used = np.zeros(len(ids), BACKEND)
-    used["addr"] = np.frombuffer(b"".join([one.address for one in backends]), np.uint8).reshape(-1, 16)
-    used["port_be"] = [one.port for one in backends]
-    used["node"] = [one.node for one in backends]
-    used["vip"] = [vip for _, vip in found.values()]
-    alive = np.zeros(BACKEND_IDS_MAX, np.bool_)
-    alive[list(scene.alive)] = True
-    used["flags"] = np.where(alive[ids], BACKEND_ALIVE, 0)
+    rows = np.zeros(len(found), BACKEND)
+    rows["addr"] = np.frombuffer(b"".join([one.address for one in backends]), np.uint8).reshape(-1, 16)
+    rows["port_be"] = [one.port for one in backends]
+    rows["node"] = [one.node for one in backends]
+    rows["vip"] = [vip for _, vip in found.values()]
+    rows["flags"] = [BACKEND_ALIVE if number in scene.alive else 0 for number in found]
     if here is not None:
-        used["flags"] |= np.where(used["node"] == here.id, BACKEND_LOCAL, 0).astype(np.uint8)
-    rows[ids] = used
+        rows["flags"] |= np.where(rows["node"] == here.id, BACKEND_LOCAL, 0).astype(np.uint8)
     return rows
 
 
@@ -172,5 +204,6 @@ def changed(old: Rows, new: Rows) -> npt.NDArray[np.uint32]:
     width = old.dtype.itemsize
     word = np.dtype(np.uint64 if width % 8 == 0 else np.uint32)
     left, right = (np.ascontiguousarray(rows).view(word).reshape(-1) for rows in (old, new))
-    differs = (left != right).reshape(len(old), -1).any(axis=1)
-    return np.flatnonzero(differs).astype(np.uint32)
+    # Flat, as hardly ever anything differs: a look at each short row by itself takes twenty times as long.
+    places = np.flatnonzero(left != right) // (width // word.itemsize)
+    return places[np.flatnonzero(np.diff(places, prepend=-1))].astype(np.uint32)

@@ -1,15 +1,19 @@
 """Effects become rows: the right ones, in the right order, and only those that changed."""
 
 from contextlib import suppress
+from random import Random
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from lbpod.core.layout import (
+    BACKEND,
     BACKEND_ALIVE,
     BACKEND_LOCAL,
     LEASE,
+    MEMBER,
     MEMBER_PRESENT,
     MEMBER_UP,
     NODE_REACHABLE,
@@ -35,13 +39,12 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
-from lbpod.core.model import (
-    parse_address,
-)
+from lbpod.core.model import Backend, Snapshot, parse_address
 from lbpod.core.ownership import Member, ownership
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import U32, ArrayName, DatapathError, FlowMap
+from lbpod.datapath.rows import Scene, backend_rows, changed
 from tests.agents import UPLINK, VIP_ADDRESS, flows, snapshot
 
 
@@ -394,3 +397,52 @@ def test_questions_are_answered_with_their_token() -> None:
     assert 0 == len(datapath.maps.records) + len(datapath.maps.embryonic)
     agent.apply(PutCache(flows(2), np.zeros(2, LEASE)))
     assert 2 == len(datapath.maps.cache)
+
+
+def _random_snapshot(dice: Random, generation: int, before: Snapshot) -> Snapshot:
+    """Some VIPs as they were, others with other backends, one gone or new; now and then this node has another id."""
+    vips = {vip.id: vip for vip in before.vips}
+    for number in dice.sample(range(1, 6), 2):
+        ids = sorted(dice.sample(range(100 * number, 100 * number + 8), dice.randrange(6)))
+        backends = tuple(
+            Backend(one, parse_address(f"10.1.{number}.{one % 100}"), 8080, dice.choice((1, 2))) for one in ids
+        )
+        vips[number] = msgspec.structs.replace(before.vips[0], id=number, port=number, backends=backends)
+    vips.pop(dice.choice(sorted(vips)))
+    nodes = before.nodes if dice.random() < 0.9 else tuple(reversed(before.nodes))
+    nodes = tuple(msgspec.structs.replace(node, id=number) for number, node in enumerate(nodes, start=1))
+    wanted = msgspec.structs.replace(before, generation=generation, nodes=nodes, vips=tuple(vips.values()))
+    return wanted if wanted.vips else before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_of_backends_written_change_by_change_are_those_that_the_whole_scene_has(seed: int) -> None:
+    dice, datapath = Random(seed), Watched()
+    agent, committed, prepared = applier(datapath), snapshot(1), None
+    for generation in range(2, 25):
+        if prepared is None or dice.random() < 0.2:
+            prepared = _random_snapshot(dice, generation, committed)
+        else:
+            committed, prepared = prepared, None
+        listed = {one.id for known in (committed, prepared) if known for vip in known.vips for one in vip.backends}
+        alive = frozenset(number for number in sorted(listed) if dice.random() < 0.95)
+        effect = Configure(committed, prepared, alive, frozenset({0, 1}))
+        datapath.fails = dice.choice((None, None, None, ArrayName.BACKENDS, ArrayName.CONFIG))
+        with suppress(DatapathError):
+            agent.apply(effect)
+        datapath.fails = None
+        agent.apply(effect)
+        wanted = backend_rows(Scene.of(effect, "n1"))
+        assert [] == changed(wanted, datapath.maps.backends).tolist(), f"generation {generation}"
+
+
+def test_what_differs_is_found_in_every_width_of_row() -> None:
+    for dtype in (BACKEND, MEMBER, np.dtype(np.uint32)):
+        old = np.zeros(50, dtype)
+        new = old.copy()
+        bytes_of_each = new.view(np.uint8).reshape(50, -1)
+        for place in (0, 7, 7, 8, 49):
+            bytes_of_each[place, place % dtype.itemsize] += 1
+        bytes_of_each[20] = 1  # all of it
+        assert [0, 7, 8, 20, 49] == changed(old, new).tolist(), dtype
+        assert [] == changed(new, new).tolist()
