@@ -184,12 +184,19 @@ def _tables(state: State, plan: Plan, others: Iterable[Plan | None], from_slots:
                     break
             else:
                 tables[vip.id], digest = _build(state, plan.snapshot, vip)
-        if digest != vip.digest:
+        if digest != vip.digest and not _is_table(tables.get(vip.id), vs, vip):
             raise Refused(
                 f"the table of VIP {vip.name} comes out differently on {state.node_name} (digest {digest.hex()}, the "
                 f"controller has {vip.digest.hex()}); run the same version on both"
             )
     return tables
+
+
+def _is_table(table: U32 | None, vs: VipState | None, vip: Vip) -> bool:
+    """Whether this table (None: that of the slots) has a digest as another release makes it."""
+    if table is None and vs is not None:
+        table = current_of(vs.slots.words)
+    return table is not None and is_table_of(table, vip)
 
 
 def build_all(state: State, plan: Plan) -> dict[int, U32]:

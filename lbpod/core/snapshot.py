@@ -63,7 +63,7 @@ from lbpod.core.model import (
     format_address,
     is_v4,
 )
-from lbpod.core.table import Builder, Columns, Table, TableBackend, table_digest
+from lbpod.core.table import Builder, Columns, Table, TableBackend, digest_before, table_digest
 
 DIGEST_BYTES: Final = 16
 _SECOND_NS: Final = 1_000_000_000
@@ -118,8 +118,9 @@ class Tables:
 
 
 def is_table_of(table: npt.NDArray[np.uint32], vip: Vip) -> bool:
-    """Whether this is the VIP's table, as its digest says it; nothing is built."""
-    return table_digest(table, _in_table(vip.backends)) == vip.digest
+    """Whether this is the VIP's table, as its digest says it (also one of an older controller); nothing is built."""
+    backends = _in_table(vip.backends)
+    return table_digest(table, backends) == vip.digest or digest_before(table, backends) == vip.digest
 
 
 def _in_table(backends: Sequence[Backend]) -> list[TableBackend]:

@@ -152,6 +152,31 @@ def test_tables_of_few_backends_are_those_that_lists_would_make(
         assert (by_lists.current == table.current).all()
 
 
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(st.integers(0, 40), weights, min_size=6, max_size=TABLE_FEW_MAX - 2),
+    st.lists(st.lists(st.tuples(st.integers(0, 40), weights), max_size=3), min_size=2, max_size=10),
+    seeds,
+    slacks,
+)
+def test_few_backends_that_come_and_go_make_the_tables_that_they_make_anew(
+    first: dict[int, int], steps: list[list[tuple[int, int]]], seed: int, slack: Slack
+) -> None:
+    """A builder that knows the last table, beside another VIP that takes rows of what they share."""
+    shared = Columns(seed)
+    builder, other, present = Builder(seed, slack, shared), Builder(seed, slack, shared), dict(first)
+    builder.update([backend(n, weight) for n, weight in present.items()])
+    for step in steps:
+        for number, weight in step:
+            if present.pop(number, None) is None and len(present) < TABLE_FEW_MAX:
+                present[number] = weight
+        other.update([backend(50 + number, 1) for number in dict(step)])
+        backends = [backend(n, weight) for n, weight in present.items()]
+        table, anew = builder.update(backends), build(backends, seed, slack)
+        assert anew.digest == table.digest
+        assert (anew.current == table.current).all()
+
+
 def test_a_long_history_fills_its_lists_again() -> None:
     """Two thirds of 240 backends go one by one, so that most lists would run dry; then others come."""
     builder = Builder(7)

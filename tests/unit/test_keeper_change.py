@@ -25,7 +25,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.model import Affinity, Backend, Cluster as ClusterOf, Ring, Snapshot
 from lbpod.core.snapshot import VipKey, digest_of
-from lbpod.core.table import Table
+from lbpod.core.table import Table, TableBackend, build, digest_before
 from lbpod.core.transition import current_of
 from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, SharedTables, vip
 
@@ -162,6 +162,21 @@ def test_a_table_that_comes_out_differently_is_refused_by_name() -> None:
     assert isinstance(answer, Refuse)
     assert snapshot.vips[0].name in answer.sentence
     assert isinstance(cluster["host1"].call(bad, cluster.now_ns), Reply), "a node without slots builds no table"
+
+
+def test_a_digest_as_an_earlier_release_made_it_is_taken_for_tables_old_and_new() -> None:
+    cluster = Cluster()
+    node, snapshot = cluster["lb1"], cluster.plan(vip([1, 2, 3]))
+    known, backends = snapshot.vips[0], [TableBackend(b.id, b.address, b.port) for b in snapshot.vips[0].backends]
+    before = digest_before(build(backends, snapshot.cluster.seed).current, backends)
+    assert before not in {None, known.digest}
+    first = msgspec.structs.replace(snapshot, vips=(msgspec.structs.replace(known, digest=before),))
+    for body in calls(first):
+        assert isinstance(node.call(body, cluster.now_ns), Reply), "the table is built"
+    for generation, digest in enumerate((known.digest, before, known.digest), start=2):
+        other = msgspec.structs.replace(known, digest=digest, idle_ns=known.idle_ns + generation)
+        body = msgspec.structs.replace(snapshot, generation=generation, vips=(other,))
+        assert isinstance(node.call(body, cluster.now_ns), Reply), "the slots have the table"
 
 
 def test_a_wrong_digest_beside_a_known_table_is_refused() -> None:

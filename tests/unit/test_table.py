@@ -5,6 +5,7 @@ computes another table from the same backends cannot commit together with the ol
 the change is one of protocol.
 """
 
+import hashlib
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from lbpod.core import table as table_module
 from lbpod.core.hashing import MAPPED_PREFIX
 from lbpod.core.limits import BACKEND_IDS_MAX, BACKENDS_MAX, SLOT_COUNT, TABLE_INCREMENTAL_MIN, WEIGHT_MAX
-from lbpod.core.table import LOG_FRACTION_BITS, Builder, Slack, TableBackend, build, log_of, table_digest
+from lbpod.core.table import LOG_FRACTION_BITS, Builder, Slack, TableBackend, build, digest_before, log_of, table_digest
 
 UNBOUNDED = Slack(1_000_000, 1)
 
@@ -66,6 +67,16 @@ def test_a_table_that_was_written_down_has_the_digest_that_it_was_built_with(bac
         assert built.digest != table_digest(other, backends)
 
 
+def test_the_digest_of_an_earlier_release_is_over_the_endpoint_of_every_slot() -> None:
+    backends = [backend(n, weight=n % 3, id=500 - n) for n in range(7)]
+    table = build(backends, 1).current
+    identity = {one.id: one.identity for one in backends}
+    every = b"".join(identity[number] for number in table.tolist())
+    assert hashlib.blake2b(every, digest_size=16).digest() == digest_before(table, backends)
+    nothing = hashlib.blake2b(bytes(18 * SLOT_COUNT), digest_size=16).digest()
+    assert nothing == digest_before(np.zeros(SLOT_COUNT, np.uint32), [])
+
+
 def test_a_new_id_alone_reaches_a_table_that_is_built_from_kept_lists() -> None:
     builder = Builder(1)
     builder.update(some(100))
@@ -107,17 +118,19 @@ def test_the_table_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "weighted", "seed", "digest"),
+    ("count", "weighted", "seed", "before", "digest"),
     [
-        (3, False, 0, "14fc51a3ea51df81bb88004def543889"),
-        (10, True, 0x9747B28C, "4dd1e41e312fc1e78f4519855795c2b7"),
-        (100, False, 1, "f4fb48464e0b0ca808ec04954b699691"),
-        (1000, True, 0xFFFFFFFF, "ce47bd1eb19344090182bc911bef3848"),
+        (3, False, 0, "14fc51a3ea51df81bb88004def543889", "26551e2b14f50e38870d97f54ec665d6"),
+        (10, True, 0x9747B28C, "4dd1e41e312fc1e78f4519855795c2b7", "d17e4caf8e1da3ead0c939cf57992cf7"),
+        (100, False, 1, "f4fb48464e0b0ca808ec04954b699691", "46f45756e388a523611d07f7acfc38a6"),
+        (1000, True, 0xFFFFFFFF, "ce47bd1eb19344090182bc911bef3848", "1c60091d7cc094009f45e264174e44e7"),
     ],
 )
-def test_digests_are_for_ever(count: int, weighted: bool, seed: int, digest: str) -> None:
+def test_digests_are_for_ever(count: int, weighted: bool, seed: int, before: str, digest: str) -> None:
     backends = [backend(n, 1 + n * 7 % 10 if weighted else 1) for n in range(count)]
-    assert digest == build(backends, seed).digest.hex()
+    built = build(backends, seed)
+    assert digest == built.digest.hex()
+    assert before == (digest_before(built.current, backends) or b"").hex()
 
 
 def test_few_backends_keep_nothing_and_many_keep_a_fixed_amount() -> None:
