@@ -5,9 +5,10 @@ events in a queue. The drain pauses longer while it finds nothing (until the nex
 nothing to find), and does not take flows out while as many questions are under way as may be: the map keeps them,
 deduplicated, better than any queue could.
 
-A step that may build tables (a snapshot, prepare, commit: up to a second each for a thousand backends) runs in a
-thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper and the datapath
-still have one user at any time.
+A step that may build tables or has many VIPs to change (``Brain.is_quick`` says no: up to a second for a thousand
+backends) runs in a thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper
+and the datapath still have one user at any time. (All of prepare and commit did once: where processors are busy, a
+thread waits for its turn twice, and most changes are of one VIP.)
 
 Beats overtake whatever waits, on their way in and out, and while the Keeper thinks in its thread they are answered with
 what it said last: peers want to know whether this agent runs, not how much it has to do. So is the controller, where it
@@ -79,21 +80,17 @@ from lbpod.core.messages import (
     Remember,
     Reply,
     Restored,
-    RingPrepareCall,
-    RingSwitchCall,
     Tell,
     Tick,
     Trace,
     Woke,
 )
-from lbpod.core.model import Node, Snapshot
+from lbpod.core.model import Node
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.port import Datapath, DatapathError
 
 _DATAPATH_EFFECTS: Final = get_args(DatapathEffect)
-_SLOW: Final = (Snapshot, PrepareCall, CommitCall, RingPrepareCall, RingSwitchCall)
-"""Calls that may build tables."""
 _LOG: Final = structlog.get_logger()
 
 
@@ -108,6 +105,9 @@ class Brain(Protocol):
 
     def beliefs(self) -> Beliefs:
         """Who is believed to be down."""
+
+    def is_quick(self, body: ControlCall | PeerCall) -> bool:
+        """Whether this call takes milliseconds."""
 
 
 class Observer(Protocol):
@@ -329,10 +329,12 @@ class Driver:
                 item.set_result(self._brain.status(with_snapshot=True))
         elif isinstance(item, Called) and self._is_late(item.request):
             self._act(Refuse(item.request, 408, "this question is too old to be acted upon; ask again"))
-        elif isinstance(item, Called) and isinstance(item.body, _SLOW):
+        elif isinstance(item, Called) and not self._brain.is_quick(item.body):
             await self._feed_slowly(item)
         else:
             self._feed(item)
+            if isinstance(item, Called) and isinstance(item.body, PrepareCall | CommitCall):
+                self._look()
 
     def _is_late(self, request: int) -> bool:
         until_ns = self._until_ns.get(request)

@@ -37,6 +37,7 @@ from lbpod.core.model import Cluster, World
 from lbpod.core.planner import Planner
 
 STATUS_NOTHING: Final = PlannerStatus(Phase.STARTING, 0, 0, 0, (), "", 0, ())
+_STEPS: Final = frozenset({Phase.PERSISTING, Phase.STAGING, Phase.PREPARING, Phase.COMMITTING})
 _SECOND_NS: Final = 1_000_000_000
 
 _LOG: Final = structlog.get_logger()
@@ -127,14 +128,24 @@ class Driver:
         events: deque[PlannerEvent] = deque([event])
         while events:
             self._fed += isinstance(events[0], WorldSeen)
-            # In a thread: a change that touches many VIPs builds tables for seconds, and /healthz must go on.
-            effects = await asyncio.to_thread(self._planner.step, events.popleft(), time.monotonic_ns())
+            event = events.popleft()
+            if self._is_quick(event):
+                effects = self._planner.step(event, time.monotonic_ns())
+            else:
+                # In a thread: a change that touches many VIPs builds tables for seconds, and /healthz must go on.
+                effects = await asyncio.to_thread(self._planner.step, event, time.monotonic_ns())
             for effect in effects:
                 answer = await self._carry_out(client, effect)
                 if answer is not None:
                     events.append(answer)
         if self.status.phase is Phase.IDLE and self._planner.gather_end_ns is None:
             self._settle(self._fed)
+
+    def _is_quick(self, event: PlannerEvent) -> bool:
+        """No new generation can come of it: it takes a change that is under way one step further, and no other World
+        waits behind that. A thread would be woken for each answer of each LB."""
+        is_step = self.status.phase in _STEPS and isinstance(event, LbAnswered | Persisted)
+        return is_step and self._taken == self._fed
 
     def _settle(self, world: int) -> None:
         """Nothing is left to do of this World."""

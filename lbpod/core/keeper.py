@@ -36,7 +36,7 @@ import numpy as np
 
 from lbpod.core import change, forget, handover, missed, quiet, resolve, rest, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
-from lbpod.core.limits import SLOT_COUNT
+from lbpod.core.limits import QUICK_VIPS_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Answered,
     Ask,
@@ -66,6 +66,7 @@ from lbpod.core.messages import (
     MemberSeen,
     MissedCall,
     NatLooked,
+    PeerCall,
     PendingDrained,
     PrepareCall,
     PutCache,
@@ -148,6 +149,21 @@ class Keeper:
     def tracking_slots(self) -> dict[int, int]:
         """VIP id -> slots that are tracking (metrics)."""
         return {vip: vs.slots.tracking_count for vip, vs in sorted(self._state.vips.items())}
+
+    def is_quick(self, body: ControlCall | PeerCall) -> bool:
+        """Whether a call takes milliseconds: it builds no table, and few VIPs change or track (QUICK_VIPS_MAX)."""
+        state = self._state
+        match body:
+            case PrepareCall():
+                plan = state.staged
+            case CommitCall():
+                plan = state.prepared
+            case Snapshot() | RingPrepareCall() | RingSwitchCall():
+                return False
+            case _:
+                return True
+        tracking = sum(vs.slots.track is not None for vs in state.vips.values())
+        return plan is None or len(plan.tables) + tracking <= QUICK_VIPS_MAX
 
     def check_invariants(self) -> None:
         """Raise AssertionError with a sentence where one does not hold. For tests, after every step."""

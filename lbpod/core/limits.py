@@ -184,6 +184,9 @@ TABLE_FEW_MAX: Final = 32
 TABLE_COLUMNS_MAX: Final = 32
 """Backends whose scores are kept for the next table of few, 512 KiB each: 16 MiB for all VIPs together."""
 
+QUICK_VIPS_MAX: Final = 8
+"""A change of so many VIPs, those that still track included, takes an LB no longer than answers may wait: 20 ms."""
+
 COLUMNS_KEPT_NS: Final = 10_000_000_000
 """An LB lets these scores go when it has built no table for so long."""
 

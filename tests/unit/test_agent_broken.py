@@ -15,8 +15,18 @@ import lbpod.agent.__main__ as command
 from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BROKEN, BrokenError, is_ours
 from lbpod.agent.run import serve
-from lbpod.core.messages import KeeperEffect, KeeperEvent, LbStatus, QuietCall, Tick
-from lbpod.core.model import parse_address
+from lbpod.core.messages import (
+    CommitCall,
+    ControlCall,
+    KeeperEffect,
+    KeeperEvent,
+    LbStatus,
+    PeerCall,
+    PrepareCall,
+    QuietCall,
+    Tick,
+)
+from lbpod.core.model import Snapshot, parse_address
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.minting import mint
@@ -61,6 +71,9 @@ class BrokenBrain:
 
     def beliefs(self) -> Beliefs:
         return Beliefs()
+
+    def is_quick(self, body: ControlCall | PeerCall) -> bool:
+        return not isinstance(body, Snapshot | PrepareCall | CommitCall)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from lbpod.core.messages import (
     BeatAnswer,
     BeatCall,
     Called,
+    CommitCall,
+    ControlCall,
     CreateVip,
     DeleteVip,
     EffectsFailed,
@@ -30,6 +32,7 @@ from lbpod.core.messages import (
     LookRecords,
     LookSeen,
     NatLooked,
+    PeerCall,
     PendingDrained,
     PrepareCall,
     QuietAnswer,
@@ -44,6 +47,7 @@ from lbpod.core.messages import (
     Woke,
     WriteSlots,
 )
+from lbpod.core.model import Snapshot
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
@@ -77,6 +81,9 @@ class Script:
 
     def beliefs(self) -> Beliefs:
         return Beliefs()
+
+    def is_quick(self, body: ControlCall | PeerCall) -> bool:
+        return not isinstance(body, Snapshot | PrepareCall | CommitCall)
 
 
 def driver_of(script: Script, datapath: MemoryDatapath, folder: Path) -> Driver:

@@ -424,7 +424,9 @@ def test_rows_of_backends_written_change_by_change_are_those_that_the_whole_scen
             prepared = _random_snapshot(dice, generation, committed)
         else:
             committed, prepared = prepared, None
-        listed = {one.id for known in (committed, prepared) if known for vip in known.vips for one in vip.backends}
+        listed = {
+            one.id for known in (committed, prepared) if known is not None for vip in known.vips for one in vip.backends
+        }
         alive = frozenset(number for number in sorted(listed) if dice.random() < 0.95)
         effect = Configure(committed, prepared, alive, frozenset({0, 1}))
         datapath.fails = dice.choice((None, None, None, ArrayName.BACKENDS, ArrayName.CONFIG))
