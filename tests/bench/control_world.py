@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ SIZES: Final = "records=65536,nat=65536,cache=65536,pending=8192,embryonic=8192"
 SLICES: Final = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"
 VIRTUAL_SERVICES: Final = "/apis/holdfast.dev/v1alpha1/namespaces/{}/virtualservices"
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 CALM_S: Final = 4.0
 """Nothing new for so long means that nothing is under way."""
 
@@ -121,6 +123,8 @@ class ControlWorld:
 
     lab: Lab
     site: LabSite
+    states: Path
+    """What agents remember lies here: in memory, as in a pod, where it is under /run."""
     lbs: dict[str, Program] = field(default_factory=dict)
     tails: dict[str, Tail] = field(default_factory=dict)
     last_phase: Json = field(default_factory=dict)
@@ -198,7 +202,7 @@ class ControlWorld:
             "NODE_ADDRESS": node.address,
             "INTERFACE": "eth0",
             "TLS": str(self.site.folder / "tls"),
-            "STATE": str(self.site.folder / name),
+            "STATE": str(self.states / name),
             "PINS": str(self.lab.pin_dir(node)),
             "LISTEN": f"0.0.0.0:{self.site.agent_port}",
             "MAP_SIZES": SIZES,
@@ -264,9 +268,9 @@ def _inside(folder: Path, nodes: int) -> Iterator[tuple[Lab, ApiServer]]:
 @asynccontextmanager
 async def world(folder: Path, lbs: int) -> AsyncIterator[ControlWorld]:
     """API server, operator and so many LBs that form a ring; VirtualServices there are none yet."""
-    with _inside(folder, lbs) as (lab, api):
+    with _inside(folder, lbs) as (lab, api), tempfile.TemporaryDirectory(prefix="holdfast-", dir=MEMORY) as states:
         site = LabSite(api, folder, "shop", "op-1", addresses=[node.address for node in lab.nodes])
-        made = ControlWorld(lab, site)
+        made = ControlWorld(lab, site, Path(states))
         for name in (site.system, site.shop):
             api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         site.install()
