@@ -1,9 +1,9 @@
 """The only loop: what happens becomes events, one at a time into the Keeper, and its effects are carried out in order.
 
 One task owns the Keeper and the datapath, so neither needs a lock. Everybody else (server, peers, neighbours) leaves
-events in a queue. The drain pauses longer while it finds nothing (until the next tick where no slot tracks: there is
-nothing to find), and does not take flows out while as many questions are under way as may be: the map keeps them,
-deduplicated, better than any queue could.
+events in a queue. The drain pauses longer while it finds nothing (a second where no slot tracks: there is nothing to
+find, and an empty look takes as long as all else that a tick does), and does not take flows out while as many questions
+are under way as may be: the map keeps them, deduplicated, better than any queue could.
 
 A step that may build tables or has many VIPs to change (``Brain.is_quick`` says no: up to a second for a thousand
 backends) runs in a thread, with the loop waiting for it: events wait, but /healthz, TLS and timers go on. The Keeper
@@ -44,6 +44,7 @@ from lbpod.core.limits import (
     CASCADE_MAX,
     DRAIN_PAUSE_NS_MAX,
     DRAIN_PAUSE_NS_MIN,
+    DRAIN_REST_NS,
     DRAIN_WORTH,
     EVENTS_PER_TURN_MAX,
     MARGIN_NS,
@@ -299,7 +300,9 @@ class Driver:
             if now_ns() >= next_drain_ns:
                 pause_ns = self._drain()
                 rests = pause_ns == DRAIN_PAUSE_NS_MAX and not self.status.tracking_slots
-                next_drain_ns = next_tick_ns if rests else now_ns() + pause_ns
+                next_drain_ns = now_ns() + (DRAIN_REST_NS if rests else pause_ns)
+            elif self.status.tracking_slots:  # since the last look, perhaps
+                next_drain_ns = min(next_drain_ns, next_tick_ns)
             if not waited:
                 await asyncio.sleep(0)
 

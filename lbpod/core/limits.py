@@ -278,6 +278,9 @@ DRAIN_PAUSE_NS_MAX: Final = 50_000_000
 """... and the longest one while few or none are: a look at an empty map costs 50 microseconds, and
 waking up for it 500."""
 
+DRAIN_REST_NS: Final = 1_000_000_000
+"""The pause where no slot tracks: nothing is put into the map then, only what came just before is still in it."""
+
 DRAIN_WORTH: Final = 64
 """So many flows are many. Fewer are no reason to look again soon: a call to an owner costs each side as much for one
 flow as for fifty, and the packets of who waits are relayed."""
@@ -518,6 +521,7 @@ def check() -> None:
     )
     assert 3 * LOOK_AFTER_NS < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000, "three writes may be lost"
     assert RETRY_NS <= DIAGNOSTICS_RETRY_NS_MAX < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000
+    assert DRAIN_PAUSE_NS_MAX < TICK_NS < DRAIN_REST_NS, "what rests is looked at less often than what does not"
     assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
     assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, (
         "a shell gives up before the Planner gives up on the shell"

@@ -5,7 +5,7 @@ has committed, and where that time goes; what an agent takes with 100 VIPs; what
 VirtualServices, how soon a restarted one has converged, and whether it keeps up with a hundred changes a second.
 
     python -m tests.bench.control [--quick] [--lbs COUNT] [--scale-lbs COUNT] [--scale-vips COUNT] [--changes COUNT]
-        [--json FILE] [--report FILE]
+        [--only lbs|scale] [--json FILE] [--report FILE]
 
 Nothing fails for being slow: a bench measures, a test judges. The machine is named with what else it was doing.
 """
@@ -338,11 +338,14 @@ async def large(size: Size, folder: Path, found: Figures) -> None:
         await scale(bench, size, found)
 
 
-def measure(size: Size, folder: Path, console: Console) -> Figures:
-    """Everything, one after the other; an event loop each, for threads stay in the world that they were made in. Where
-    the machine does not bear one, what was found until then stands, and why it ended."""
+def measure(size: Size, folder: Path, console: Console, only: str | None) -> Figures:
+    """Both worlds, or one of them, one after the other; an event loop each, for threads stay in the world that they
+    were made in. Where the machine does not bear one, what was found until then stands, and why it ended."""
     found: Figures = {"stopped": [], "lbs": size.lbs}
-    for title, work in ((f"{size.lbs} LBs", small), (f"{size.scale_vips:,} VIPs, {size.scale_lbs} LBs", large)):
+    both = (("lbs", f"{size.lbs} LBs", small), ("scale", f"{size.scale_vips:,} VIPs, {size.scale_lbs} LBs", large))
+    for name, title, work in both:
+        if only not in {None, name}:
+            continue
         console.print(f"==> {title}", highlight=False)
         try:
             asyncio.run(work(size, folder, found))
@@ -360,6 +363,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--scale-lbs", type=int, metavar="COUNT", help="LBs in the second, of a thousand VIPs each")
     parser.add_argument("--scale-vips", type=int, metavar="COUNT", help="VirtualServices there (1000)")
     parser.add_argument("--changes", type=int, metavar="COUNT", help="changes that are measured in each world")
+    parser.add_argument("--only", choices=("lbs", "scale"), help="one of the two worlds")
     reports.add_files(parser)
     asked = parser.parse_args(arguments)
     reports.check_files(parser, asked)
@@ -373,7 +377,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = {name: getattr(asked, name) for name in ("lbs", "scale_lbs", "scale_vips", "changes")}
     size = replace(size, **{name: count for name, count in chosen.items() if count})
     with tempfile.TemporaryDirectory(prefix="holdfast-control-") as folder:
-        found = measure(size, Path(folder), console)
+        found = measure(size, Path(folder), console, asked.only)
     found["machine"] = named
     for one in goals(found, size):
         console.print(f"{one.verdict:12}  {one.what}: {one.figure} ({one.target})", highlight=False)
