@@ -108,16 +108,16 @@ class Driver:
         while True:
             now_ns = time.monotonic_ns()
             wake_ns = min(next_tick_ns, self._planner.gather_end_ns or next_tick_ns)
-            event: PlannerEvent
             if wake_ns <= now_ns:
-                event = Tick()
-                next_tick_ns = now_ns + TICK_NS
-            else:
-                try:
-                    async with asyncio.timeout((wake_ns - now_ns) / _SECOND_NS):
-                        event = await self._events.get()
-                except TimeoutError:
-                    continue
+                await self._feed(client, Tick())
+                # Counted from its end: where a tick took longer than the pause, no answer had a turn any more.
+                next_tick_ns = time.monotonic_ns() + TICK_NS
+                continue
+            try:
+                async with asyncio.timeout((wake_ns - now_ns) / _SECOND_NS):
+                    event = await self._events.get()
+            except TimeoutError:
+                continue
             if isinstance(event, WorldSeen) and self._given - self._fed > 1:
                 self._fed += 1  # a newer World waits behind it; a step for each would fall behind a hundred a second
                 continue
