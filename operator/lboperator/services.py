@@ -4,13 +4,13 @@ An action that fails is planned again at the next look, since nothing is remembe
 """
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Final, assert_never
 
 import structlog
 
 from lboperator.api import Api, ApiError, Json
 from lboperator.cache import Cache
+from lboperator.events import event, reference
 from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, plan
 from lboperator.nouns import Key
 from lbpod.core.limits import API_RETRY_NS, STATUS_GATHER_NS
@@ -89,23 +89,9 @@ class Services:
         self._told[problem.key] = problem
         namespace, name = problem.key
         _LOG.warning("service", name=f"{namespace}/{name}", reason=problem.reason, sentence=problem.sentence)
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        reference = {"apiVersion": "v1", "kind": "Service", "namespace": namespace, "name": name, "uid": problem.uid}
-        body: Json = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{name}-", "namespace": namespace},
-            "involvedObject": reference,
-            "reason": problem.reason,
-            "message": problem.sentence,
-            "type": "Warning",
-            "source": {"component": "holdfast-operator"},
-            "reportingComponent": "holdfast.dev/operator",
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        await self._api.call("POST", f"/api/v1/namespaces/{namespace}/events", body)
+        about = reference("v1", "Service", namespace, name, problem.uid)
+        path, body = event(about, problem.reason, problem.sentence, is_warning=True)
+        await self._api.call("POST", path, body)
 
 
 def _path(namespace: str, name: str = "") -> str:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from lboperator.api import Api, ApiError, Json
 from lboperator.cache import Cache
 from lboperator.conditions import Event, Where, events_of, status_of
+from lboperator.events import event as make_event, reference
 from lboperator.metrics import OperatorMetrics
 from lboperator.nouns import Key, VirtualService
 from lboperator.observe import Verdict
@@ -165,29 +166,9 @@ class Statuses:
         """An event is worth one try."""
         log = _LOG.warning if event.is_warning else _LOG.info
         log("virtual service", name=f"{vs.namespace}/{vs.name}", reason=event.reason, sentence=event.message)
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        reference: dict[str, Any] = {
-            "apiVersion": "holdfast.dev/v1alpha1",
-            "kind": "VirtualService",
-            "namespace": vs.namespace,
-            "name": vs.name,
-            "uid": vs.uid,
-        }
-        body: Json = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{vs.name}-", "namespace": vs.namespace},
-            "involvedObject": reference,
-            "reason": event.reason,
-            "message": event.message[:1_024],
-            "type": "Warning" if event.is_warning else "Normal",
-            "source": {"component": "holdfast-operator"},
-            "reportingComponent": "holdfast.dev/operator",
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        about = reference("holdfast.dev/v1alpha1", "VirtualService", vs.namespace, vs.name, vs.uid)
+        path, body = make_event(about, event.reason, event.message, is_warning=event.is_warning)
         try:
-            await self._api.call("POST", f"/api/v1/namespaces/{vs.namespace}/events", body)
+            await self._api.call("POST", path, body)
         except ApiError as error:
             _LOG.warning("event not written", name=f"{vs.namespace}/{vs.name}", reason=str(error))
