@@ -13,8 +13,8 @@ beside the shells because both sides of each call use it.
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -176,18 +176,59 @@ def _stamps(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
 @contextmanager
 def _frozen(files: TlsFiles) -> Iterator[TlsFiles]:
     """Copies in memory, for OpenSSL reads by name and more than once. Raises CertsError."""
-    handles: list[int] = []
     try:
-        for path in (files.ca, files.certificate, files.key):
-            handles.append(os.memfd_create("holdfast", os.MFD_CLOEXEC))
-            with os.fdopen(os.dup(handles[-1]), "wb") as copy:
-                copy.write(path.read_bytes())
-        yield TlsFiles(*(Path(f"/proc/self/fd/{handle}") for handle in handles))
+        contents = [path.read_bytes() for path in (files.ca, files.certificate, files.key)]
     except OSError as error:
         raise CertsError(f"{error.filename or files.certificate} cannot be read: {error.strerror or error}") from error
+    with _in_memory(contents) as frozen:
+        yield frozen
+
+
+@contextmanager
+def _in_memory(contents: Sequence[bytes]) -> Iterator[TlsFiles]:
+    """CA, certificate and key as files that OpenSSL can read and that never touch a disk. Raises CertsError."""
+    handles: list[int] = []
+    try:
+        for content in contents:
+            handles.append(os.memfd_create("holdfast", os.MFD_CLOEXEC))
+            with os.fdopen(os.dup(handles[-1]), "wb") as copy:
+                copy.write(content)
+        yield TlsFiles(*(Path(f"/proc/self/fd/{handle}") for handle in handles))
+    except OSError as error:
+        raise CertsError(f"certificates cannot be held in memory: {error.strerror or error}") from error
     finally:
         for handle in handles:
             os.close(handle)
+
+
+def prove(ca: bytes, certificate: bytes, key: bytes, who: Caller) -> None:
+    """Raises CertsError where this pair would not let its owner in, or, of an LB, nobody to it: a handshake in memory,
+    with itself at both ends, by the contexts that agents and controller use. For certificates that others have made."""
+    with _in_memory((ca, certificate, key)) as files:
+        try:
+            server, client = server_context(files), client_context(files)
+            if who.role is not Role.LB:  # it never answers a call, so its certificate need not be good for that
+                client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+            known = role_of(_shaken(server, client, server_name(who.name, who.role)))
+        except CertsError as error:
+            raise CertsError(f"certificate, key and CA cannot be used: {error.__cause__}") from error
+        except RemoteError as error:
+            raise CertsError(error.sentence) from error
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise CertsError(str(error)) from error
+    if known != who:
+        raise CertsError(f"it is of {known.name} in the role {known.role.value}, not of {who.name} as {who.role.value}")
+
+
+def _shaken(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
+    """The server's end, once both ends have said that they are content. Raises ssl.SSLError."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(down, up, server_hostname=name)
+    far = server.wrap_bio(up, down, server_side=True)
+    for end in (near, far, near, far):
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return far
 
 
 def role_of(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Caller:

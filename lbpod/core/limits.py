@@ -487,6 +487,19 @@ MINTED_NODES_MAX: Final = 800
 CERTIFICATES_LOOK_NS: Final = 3_600_000_000_000
 """Certificates are looked at this often, even where no node has come or gone."""
 
+ISSUED_LOOK_NS: Final = 30_000_000_000
+"""Certificates that somebody else issues and renews are looked at this often."""
+
+ISSUED_TOLD_NS: Final = 20_000_000_000
+"""What is wrong with them for so long is told as an event; before that, an issuer may just be about to begin."""
+
+CA_SPREAD_NS: Final = 300_000_000_000
+"""A CA that is new has reached every agent by then (kubelet brings a Secret within two minutes): what it signed is not
+shown before, and what it replaces is trusted for as long."""
+
+SECRET_BYTES_MAX: Final = 1_000_000
+"""What a Secret of certificates may hold: a little less than the API allows."""
+
 # --- Certificates -----------------------------------------------------------------------------------------------------
 CA_DAYS: Final = 3_650
 CERTIFICATE_DAYS: Final = 730
@@ -531,6 +544,7 @@ def check() -> None:
     assert LEASE_RENEW_NS + API_TIMEOUT_NS < LEASE_HOLD_NS, "one call may fail"
     assert STATUS_GATHER_NS < API_RETRY_NS <= API_TIMEOUT_NS
     assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
+    assert LOOK_AFTER_NS < ISSUED_TOLD_NS < ISSUED_LOOK_NS < CA_SPREAD_NS
     assert 3 * BEAT_NS < BEAT_DOWN_NS < 1_000_000_000, (
         "three beats have to be lost, and the backup serves within a second"
     )

@@ -43,6 +43,12 @@ class OperatorMetrics(Metrics):
         self._swept = Counter(
             "holdfast_operator_sweeps", "Comparisons with what the API lists", ["outcome"], registry=self.registry
         )
+        self._trouble = Gauge(
+            "holdfast_operator_certificates_trouble",
+            "1 while certificates are not issued as they should be, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
 
     def observed(self, verdicts: Mapping[Key, Verdict]) -> None:
         """The cluster was looked at."""
@@ -64,6 +70,13 @@ class OperatorMetrics(Metrics):
     def swept(self, outcome: str) -> None:
         """A comparison has ended."""
         self._swept.labels(outcome).inc()
+
+    def troubled(self, before: str, after: str) -> None:
+        """What is wrong with the certificates has changed from one reason to another; empty: nothing is."""
+        if before:
+            self._trouble.labels(before).set(0)
+        if after:
+            self._trouble.labels(after).set(1)
 
 
 class Outlook(Protocol):

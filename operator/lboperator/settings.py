@@ -8,16 +8,28 @@ in the state object, where the operator itself has put it. Refused values say wh
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
+from lboperator.issued import Issuer
 from lbpod.core.limits import VNI_MAX
 
 PREFIX: Final = "HOLDFAST_"
+HOURS_MAX: Final = 100_000
 LEVELS: Final = ("debug", "info", "warning", "error")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_./]*")
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_DEFAULT_ISSUER: Final = Issuer("cert-manager.io", "Issuer", "holdfast-ca")
+
+
+class Source(Enum):
+    """Who makes the certificates."""
+
+    MINT = "mint"
+    CERT_MANAGER = "certManager"
+    OWN = "own"
 
 
 class SettingsError(ValueError):
@@ -57,8 +69,24 @@ class Settings:
     lease: str = ""
     """Name of the Lease that two operators take turns by. Empty: there is one operator, and no Lease."""
 
-    mint: bool = True
-    """Certificates are made and renewed here, into two Secrets. No: they are found in the folder `tls`."""
+    certificates: Source = Source.MINT
+    """Who makes certificates: mint (they are made and renewed here, into two Secrets), certManager (cert-manager issues
+    them, and they are collected into the same Secrets) or own (they are found in the folder `tls`)."""
+
+    issuer: Issuer = _DEFAULT_ISSUER
+    """Who issues them where that is cert-manager, as GROUP/KIND/NAME."""
+
+    certificate_hours: int = 2_160
+    """How long a certificate from cert-manager is valid (90 days), if the issuer agrees ..."""
+
+    certificate_renew_hours: int = 720
+    """... and how long before its end it is renewed (30 days)."""
+
+    pod: str = ""
+    """Name of this pod, for events about it. Empty: none are written."""
+
+    pod_uid: str = ""
+    """Its uid."""
 
     ca_secret: str = "holdfast-ca"
     """Name of the Secret with the CA and the operator's own certificates; nobody else may read it."""
@@ -96,10 +124,14 @@ def _parse(name: str, named: str, text: str) -> object:
             return tuple(sorted(_label(named, part) for part in text.split(",") if part.strip()))
         case "allowed_addresses":
             return tuple(_network(named, part.strip()) for part in text.split(",") if part.strip())
-        case "mint":
-            if text not in {"true", "false"}:
-                raise SettingsError(f"{named} is {text!r}; it must be true or false")
-            return text == "true"
+        case "certificates":
+            if text not in {one.value for one in Source}:
+                raise SettingsError(f"{named} is {text!r}; it must be mint, certManager or own")
+            return Source(text)
+        case "issuer":
+            return _issuer(named, text)
+        case "certificate_hours" | "certificate_renew_hours":
+            return _number(named, text, 1, HOURS_MAX)
         case "tls":
             if not text:
                 raise SettingsError(f"{named} is empty; give it a path")
@@ -114,9 +146,9 @@ def _parse(name: str, named: str, text: str) -> object:
             if text not in LEVELS:
                 raise SettingsError(f"{named} is {text!r}; it must be one of {', '.join(LEVELS)}")
             return text
-        case "load_balancer_class":
+        case "load_balancer_class" | "pod_uid":
             return text
-        case "lease" if not text:
+        case "lease" | "pod" if not text:
             return text
         case _:
             if not _NAME.fullmatch(text):
@@ -135,6 +167,13 @@ def _label(named: str, part: str) -> tuple[str, str]:
     if not equals or not _LABEL.fullmatch(name):
         raise SettingsError(f"{named} has {part.strip()!r}; it must be a list of labels like node-role=edge")
     return name, value
+
+
+def _issuer(named: str, text: str) -> Issuer:
+    parts = text.split("/")
+    if len(parts) != 3 or not all(parts) or not _NAME.fullmatch(parts[2]):
+        raise SettingsError(f"{named} is {text!r}; it must be GROUP/KIND/NAME, as cert-manager.io/Issuer/holdfast-ca")
+    return Issuer(*parts)
 
 
 def _network(named: str, part: str) -> IPv4Network:

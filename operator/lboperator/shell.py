@@ -15,20 +15,25 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
 
 from lboperator.api import Api, ApiError
 from lboperator.cache import Cache
-from lboperator.certificates import Certificates
+from lboperator.certificates import Certificates, Certifier
+from lboperator.certmanager import CertManager
+from lboperator.complaint import Complaint
+from lboperator.events import reference
+from lboperator.issued import Terms
+from lboperator.keeping import Secrets
 from lboperator.lease import Lease
 from lboperator.metrics import OperatorMetrics
 from lboperator.nouns import Key
 from lboperator.observe import Objects, Observer, Rules, remembered
 from lboperator.presence import Presence
 from lboperator.services import Services
-from lboperator.settings import Settings
+from lboperator.settings import Settings, Source
 from lboperator.state import State, StateError
 from lboperator.statuses import Statuses, Wanted
 from lboperator.sweep import Sweep
@@ -53,7 +58,7 @@ class Operator:
         self._metrics = metrics
         self._sweep = Sweep(api, cache)
         self._state = State(api, settings.namespace, settings.state)
-        self._certificates = Certificates(api, settings.namespace, settings.ca_secret, settings.lb_secret, settings.tls)
+        self._certifier = make_certifier(settings, api, metrics)
         self._lease: Lease | None = None
         if settings.lease:
             me = f"{os.uname().nodename}-{secrets.token_hex(4)}"
@@ -232,7 +237,8 @@ class Operator:
         while True:
             await asyncio.sleep(LOOK_AFTER_NS / _SECOND_NS)
             try:
-                is_due = time.monotonic_ns() - done_ns >= CERTIFICATES_LOOK_NS
+                look_ns = self._certifier.look_ns if self._certifier is not None else CERTIFICATES_LOOK_NS
+                is_due = time.monotonic_ns() - done_ns >= look_ns
                 if is_due or frozenset(self._cache.nodes()) != self._certified:
                     await self._certify()
                     done_ns = time.monotonic_ns()
@@ -244,9 +250,28 @@ class Operator:
     async def _certify(self) -> None:
         """Raises ApiError, CertsError."""
         nodes = frozenset(self._cache.nodes())
-        if self._settings.mint:
-            await self._certificates.ensure(nodes)
+        if self._certifier is not None:
+            await self._certifier.ensure(nodes)
         self._certified = nodes
+
+
+def make_certifier(settings: Settings, api: Api, metrics: OperatorMetrics) -> Certifier | None:
+    """Who sees to the certificates; None: they are simply there."""
+    match settings.certificates:
+        case Source.OWN:
+            return None
+        case Source.MINT:
+            secrets_of = Secrets(api, settings.namespace)
+            return Certificates(secrets_of, settings.ca_secret, settings.lb_secret, settings.tls)
+        case Source.CERT_MANAGER:
+            hours, renew_hours = settings.certificate_hours, settings.certificate_renew_hours
+            terms = Terms(settings.issuer, settings.ca_secret, settings.lb_secret, hours, renew_hours)
+            made = CertManager(api, settings.namespace, settings.ca_secret, settings.lb_secret, terms, settings.tls)
+            pod = reference("v1", "Pod", settings.namespace, settings.pod, settings.pod_uid)
+            made.say = Complaint(api, metrics, pod if settings.pod else None).say
+            return made
+        case _:
+            assert_never(settings.certificates)
 
 
 def remembered_of(snapshot: Snapshot) -> dict[Key, tuple[WorldVip, ...]]:

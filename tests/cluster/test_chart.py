@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.cluster.apiserver import ApiError, ApiServer, Json
+from tests.cluster.issuing import install_crds, remove_crds, why_no_cert_manager
 from tests.tidy.sources import ROOT
 
 CHART = str(ROOT / "charts/holdfast")
@@ -57,7 +58,7 @@ def test_helm_has_nothing_to_complain_about(api: ApiServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [(), EVERYTHING, ("tls.mint=false", "loadBalancerClass=")], ids=["default", "all", "own"]
+    "values", [(), EVERYTHING, ("tls.mode=own", "loadBalancerClass=")], ids=["default", "all", "own"]
 )
 def test_the_api_server_takes_every_object(api: ApiServer, namespace: str, values: tuple[str, ...]) -> None:
     api.call("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
@@ -89,6 +90,20 @@ def test_the_api_server_takes_every_object(api: ApiServer, namespace: str, value
         ("diagnostics.redis.url=http://redis:6379", "at '/diagnostics/redis/url'"),
         ("diagnostics.redis.url=redis://:secret@redis:6379", "at '/diagnostics/redis/url'"),
         ("diagnostics.redis.passwordSecret.name=Not-A-Name", "at '/diagnostics/redis/passwordSecret/name'"),
+        ("tls.mint=false", "additional properties 'mint' not allowed"),
+        ("tls.mode=certmanager", "at '/tls/mode': value must be one of 'mint', 'certManager', 'own'"),
+        ("tls.certManager.issuer=x", "additional properties 'issuer' not allowed"),
+        ("tls.certManager.issuerRef.namespace=x", "additional properties 'namespace' not allowed"),
+        ("tls.certManager.issuerRef.name=Not-A-Name", "at '/tls/certManager/issuerRef/name'"),
+        ("tls.certManager.issuerRef.kind=issuer", "at '/tls/certManager/issuerRef/kind'"),
+        ("tls.certManager.hours=2160h", "at '/tls/certManager/hours': got string, want integer"),
+        ("tls.certManager.renewHours=0", "at '/tls/certManager/renewHours': minimum: got 0, want 1"),
+        ("tls.certManager.issuerRef.name=x", "set tls.mode to certManager"),
+        ("tls.mode=certManager,tls.certManager.hours=720", "renewHours has to be less than tls.certManager.hours"),
+        (
+            "tls.mode=certManager,tls.certManager.issuerRef.name=x,tls.certManager.issuerRef.kind=Other",
+            "kind is Issuer or ClusterIssuer",
+        ),
         ("crds.enabled=maybe", "at '/crds/enabled': got string, want boolean"),
         ("monitoring.kind=podMonitor", "set loadBalancers.exposeHttp to true"),
     ],
@@ -151,6 +166,47 @@ def test_the_operator_is_nobody_and_reads_its_own_secrets_only(api: ApiServer) -
     own = [rule for rule in one(objects, "Role")["rules"] if "secrets" in rule["resources"]]
     assert [None, ["holdfast-ca", "holdfast-lb-tls"]] == [rule.get("resourceNames") for rule in own]
     assert ["create"] == own[0]["verbs"]
+
+
+def rules_of(objects: list[Json], kind: str, group: str) -> list[tuple[str, list[str], list[str]]]:
+    """Resource, verbs and names of each rule of the operator's role about a group."""
+    found = [each for each in one(objects, kind)["rules"] if group in each["apiGroups"]]
+    return [(name, each["verbs"], each.get("resourceNames", [])) for each in found for name in each["resources"]]
+
+
+def test_rights_about_cert_manager_only_where_it_is_asked(api: ApiServer) -> None:
+    group, mode, issuer = "cert-manager.io", "tls.mode=certManager", "tls.certManager.issuerRef"
+    asked = ("certificates", ["list", "create", "patch", "delete"], [])
+    for values in ((), ("tls.mode=own",)):
+        objects = render(api, *values)
+        assert [] == rules_of(objects, "Role", group) + rules_of(objects, "ClusterRole", group)
+        assert not any(each["apiVersion"].startswith(group) for each in objects)
+    own = render(api, mode)
+    assert [asked, ("issuers", ["get"], ["holdfast-ca"])] == rules_of(own, "Role", group)
+    assert [] == rules_of(own, "ClusterRole", group)
+    assert ["Certificate", "Issuer", "Issuer"] == sorted(
+        each["kind"] for each in own if each["apiVersion"].startswith(group)
+    )
+    wide = render(api, mode, f"{issuer}.name=corp", f"{issuer}.kind=ClusterIssuer")
+    assert [asked] == rules_of(wide, "Role", group)
+    assert [("clusterissuers", ["get"], ["corp"])] == rules_of(wide, "ClusterRole", group)
+    assert not any(each["apiVersion"].startswith(group) for each in wide), "the Issuer is somebody else's"
+    foreign = render(api, mode, f"{issuer}.name=pca", f"{issuer}.kind=PcaIssuer", f"{issuer}.group=pca.example")
+    assert [asked] == rules_of(foreign, "Role", group)
+    assert [] == rules_of(foreign, "ClusterRole", group)
+
+
+@pytest.mark.skipif(bool(why_no_cert_manager()), reason=why_no_cert_manager())
+def test_the_api_server_takes_what_cert_manager_is_asked(api: ApiServer, namespace: str) -> None:
+    install_crds(api)
+    try:
+        objects = render(api, "tls.mode=certManager", namespace=namespace)
+        asked = [each for each in objects if each["apiVersion"] == "cert-manager.io/v1"]
+        text = yaml.safe_dump_all(asked)
+        said = api.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+        assert 3 == said.count("(server dry run)"), said
+    finally:
+        remove_crds(api)
 
 
 def test_without_a_load_balancer_class_services_are_read_only(api: ApiServer) -> None:

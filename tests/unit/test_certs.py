@@ -13,6 +13,7 @@ from lbpod.certs import (
     Role,
     client_context,
     files_in,
+    prove,
     role_of,
     server_context,
     server_name,
@@ -136,6 +137,32 @@ def test_older_tls_is_not_spoken(minted: Path) -> None:
     old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
         shake(old, server_context(files_in(minted, "n1")), server_name("n1"))
+
+
+def contents(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
+    files = files_in(folder, name)
+    return files.ca.read_bytes(), files.certificate.read_bytes(), files.key.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "role"), [("controller", Role.CONTROLLER), ("viewer", Role.VIEWER), ("n2", Role.LB)])
+def test_a_good_pair_proves_itself(minted: Path, name: str, role: Role) -> None:
+    ca, certificate, key = contents(minted, name)
+    prove(ca, certificate, key, Caller(role, name))
+    with pytest.raises(CertsError, match="n9"):
+        prove(ca, certificate, key, Caller(role, "n9"))
+
+
+def test_a_certificate_that_cannot_answer_calls_proves_no_lb(tmp_path: Path, minted: Path) -> None:
+    with pytest.raises(CertsError, match="purpose"):
+        prove(*contents(minted, "viewer"), Caller(Role.LB, "viewer"))
+    mint(tmp_path, ["n1"])
+    ca, _, _ = contents(tmp_path, "n1")
+    _, certificate, key = contents(minted, "n1")
+    with pytest.raises(CertsError, match="verify failed"):
+        prove(ca, certificate, key, Caller(Role.LB, "n1"))
+    _, _, other = contents(minted, "n2")
+    with pytest.raises(CertsError, match="cannot be used"):
+        prove(ca, certificate, other, Caller(Role.LB, "n1"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path, minted: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from lboperator import nouns
 from lboperator.cache import Cache, Kind
+from lboperator.issued import Issuer
 from lboperator.observe import Objects, Observer, Rules
 from lboperator.presence import Presence
-from lboperator.settings import Settings, SettingsError, read_settings
+from lboperator.settings import Settings, SettingsError, Source, read_settings
 from lboperator.shell import remembered_of
 from lboperator.state import StateError, Written, decode, encode
 from lbpod.core.limits import AGENT_GRACE_NS, GENERATION_MAX
@@ -22,9 +23,9 @@ from tests.operator_objects import endpoint, endpoint_slice, node, service, virt
 # --- Settings ---------------------------------------------------------------------------------------------------------
 def test_defaults_are_what_the_chart_relies_on() -> None:
     assert Settings() == read_settings({})
-    assert ("holdfast.dev/holdfast", True, ()) == (
+    assert ("holdfast.dev/holdfast", Source.MINT, ()) == (
         Settings().load_balancer_class,
-        Settings().mint,
+        Settings().certificates,
         Settings().allowed_addresses,
     )
 
@@ -34,7 +35,8 @@ def test_settings_come_from_the_environment() -> None:
         {
             "HOLDFAST_ALLOWED_ADDRESSES": "203.0.113.0/24, 198.51.100.7",
             "HOLDFAST_LB_SELECTOR": "zone=b,edge=",
-            "HOLDFAST_MINT": "false",
+            "HOLDFAST_CERTIFICATES": "certManager",
+            "HOLDFAST_ISSUER": "cert-manager.io/ClusterIssuer/corp",
             "HOLDFAST_AGENT_PORT": "9000",
             "HOLDFAST_LOAD_BALANCER_CLASS": "",
             "HOLDFAST_LISTEN": "[::]:9901",
@@ -42,7 +44,11 @@ def test_settings_come_from_the_environment() -> None:
     )
     assert (IPv4Network("203.0.113.0/24"), IPv4Network("198.51.100.7/32")) == found.allowed_addresses
     assert (("edge", ""), ("zone", "b")) == found.lb_selector
-    assert (False, 9000, "", "[::]:9901") == (found.mint, found.agent_port, found.load_balancer_class, found.listen)
+    assert (9000, "", "[::]:9901") == (found.agent_port, found.load_balancer_class, found.listen)
+    assert (Source.CERT_MANAGER, Issuer("cert-manager.io", "ClusterIssuer", "corp")) == (
+        found.certificates,
+        found.issuer,
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,13 @@ def test_settings_come_from_the_environment() -> None:
         ("LB_SELECTOR", "edge", "HOLDFAST_LB_SELECTOR has 'edge'; it must be a list of labels"),
         ("ALLOWED_ADDRESSES", "203.0.113.1/24", "has '203.0.113.1/24', which is no IPv4 range"),
         ("ALLOWED_ADDRESSES", "2001:db8::/32", "which is no IPv4 range like 203.0.113.0/24"),
-        ("MINT", "yes", "it must be true or false"),
+        ("CERTIFICATES", "yes", "it must be mint, certManager or own"),
+        (
+            "ISSUER",
+            "corp",
+            "HOLDFAST_ISSUER is 'corp'; it must be GROUP/KIND/NAME",
+        ),
+        ("CERTIFICATE_HOURS", "90d", "it must be a number from 1 to 100000"),
         ("TLS", "", "HOLDFAST_TLS is empty"),
         ("LISTEN", "9901", "it must be ADDRESS:PORT"),
         ("LOG_LEVEL", "loud", "it must be one of debug, info, warning, error"),

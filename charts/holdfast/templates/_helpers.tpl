@@ -45,6 +45,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- join "," $pairs -}}
 {{- end -}}
 
+{{/* Who issues certificates where that is cert-manager, as GROUP/KIND/NAME. */}}
+{{- define "holdfast.issuer" -}}
+{{- with .Values.tls.certManager.issuerRef -}}
+{{- if .name -}}
+{{- printf "%s/%s/%s" .group .kind .name -}}
+{{- else -}}
+{{- printf "cert-manager.io/Issuer/%s-ca" (include "holdfast.fullname" $) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "holdfast.lowPrivileges" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
