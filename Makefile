@@ -55,6 +55,7 @@ soak: setup objects ## the random tests with a hundred times as many cases
 
 e2e: setup objects ## CRD, operator and chart on a real Kubernetes, kubelets included; the first time it is built (Go 1.26)
 	@tools/kube.sh all
+	@tools/kube.sh certmanager
 	@tools/images.sh build
 	@$(PY) -m pytest tests/cluster $(ARGS)
 
