@@ -35,13 +35,11 @@ from lboperator.issued import (
     object_name,
     revision,
     why_not_issued,
-    without_idle,
 )
 from lboperator.keeping import LABELS, Secrets, certifiable, files_of, lay_out, notes_of
 from lbpod.certs import Caller, CertsError, Role
 from lbpod.core.limits import (
     API_CALLS_MAX,
-    CA_SPREAD_NS,
     CERTIFICATES_LOOK_NS,
     ISSUED_LOOK_NS,
     ISSUED_TOLD_NS,
@@ -49,6 +47,7 @@ from lbpod.core.limits import (
 )
 
 GROWN_NOTE: Final = "holdfast.dev/ca-added-at"
+IDLE_NOTE: Final = "holdfast.dev/ca-idle-since"
 _SECOND_NS: Final = 1_000_000_000
 _LOG: Final = structlog.get_logger()
 
@@ -77,8 +76,6 @@ class CertManager:
         """By name: what was issued, and the revision that it is."""
         self._settled: tuple[object, int] | None = None
         """The revisions that were published whole, and when; None: something is left to do."""
-        self._idle_ns: int | None = None
-        """Since when (monotonic) there have been CAs that nobody needs."""
         self._begun_ns = time.monotonic_ns()
 
     @property
@@ -95,9 +92,9 @@ class CertManager:
         if trouble is None and self._is_settled(revisions):
             return
         await self._collect(found, wanted)
-        merged, is_idle = await self._publish(wanted)
+        merged = await self._publish(wanted)
         trouble = trouble or self._trouble(found, wanted, merged)
-        at_rest = trouble is None and not merged.waits and not is_idle
+        at_rest = trouble is None and not merged.waits and not merged.bundle.idle_ns
         self._settled = (revisions, time.monotonic_ns()) if at_rest else None
         await self.say(trouble)
         if "controller" not in merged.bundle.pairs:
@@ -174,18 +171,15 @@ class CertManager:
         await asyncio.gather(*(collect(name, due[name]) for name in fresh))
 
     # --- What there is ------------------------------------------------------------------------------------------------
-    async def _publish(self, wanted: Mapping[str, Caller]) -> tuple[Merged, bool]:
-        """Also whether there are CAs left that nobody needs. Raises ApiError."""
+    async def _publish(self, wanted: Mapping[str, Caller]) -> Merged:
+        """Raises ApiError."""
         own, theirs = await self._secrets.read(self._own_secret), await self._secrets.read(self._lb_secret)
-        before = _bundle(files_of(own), files_of(theirs), notes_of(theirs).get(GROWN_NOTE, ""))
+        before = _bundle(files_of(own), files_of(theirs), notes_of(theirs))
         issued = {name: pair for name, (_, pair) in self._issued.items()}
         merged = await asyncio.to_thread(merge, before, issued, wanted, time.time_ns())
-        bundle, lean = merged.bundle, without_idle(merged.bundle, issued, wanted)
-        is_idle = lean.cas != bundle.cas
-        self._idle_ns = (self._idle_ns or time.monotonic_ns()) if is_idle else None
-        if self._idle_ns is not None and time.monotonic_ns() - self._idle_ns >= CA_SPREAD_NS:
-            bundle, is_idle = lean, False
-        notes = {GROWN_NOTE: _stamp(bundle.grown_ns)} if bundle.grown_ns else {}
+        bundle = merged.bundle
+        stamps = {GROWN_NOTE: bundle.grown_ns, IDLE_NOTE: bundle.idle_ns}
+        notes = {name: _stamp(at_ns) for name, at_ns in stamps.items() if at_ns}
         # Kubelet looks at a Secret that is there once a minute, and at one that is not every few seconds: so it comes
         # when all of them are in it, if that does not take too long.
         is_late = time.monotonic_ns() - self._begun_ns >= ISSUED_TOLD_NS
@@ -195,7 +189,7 @@ class CertManager:
         if bundle.pairs:
             await self._secrets.write(self._own_secret, own, _files(bundle, wanted, lbs=False), {})
         await asyncio.to_thread(lay_out, self._folder, _files(bundle, wanted, lbs=False))
-        return merged, is_idle
+        return merged
 
     # --- What is wrong ------------------------------------------------------------------------------------------------
     def _trouble(self, found: Mapping[str, Json], wanted: Mapping[str, Caller], merged: Merged) -> Trouble | None:
@@ -242,13 +236,13 @@ async def _say_nothing(_: Trouble | None) -> None:
     """Until somebody wants to know."""
 
 
-def _bundle(own: Mapping[str, bytes], theirs: Mapping[str, bytes], grown: str) -> Bundle:
+def _bundle(own: Mapping[str, bytes], theirs: Mapping[str, bytes], notes: Mapping[str, str]) -> Bundle:
     """As two Secrets have it."""
     files = {**theirs, **own}
     names = [file.removesuffix(".crt") for file in files if file.endswith(".crt") and file != "ca.crt"]
     pairs = {name: Pair(files[f"{name}.crt"], files[f"{name}.key"]) for name in names if f"{name}.key" in files}
     cas = tuple(dict.fromkeys((*cas_in(theirs.get("ca.crt", b"")), *cas_in(own.get("ca.crt", b"")))))
-    return Bundle(cas, pairs, _unstamped(grown))
+    return Bundle(cas, pairs, _unstamped(notes.get(GROWN_NOTE, "")), _unstamped(notes.get(IDLE_NOTE, "")))
 
 
 def _files(bundle: Bundle, wanted: Mapping[str, Caller], *, lbs: bool) -> dict[str, bytes]:

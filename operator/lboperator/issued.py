@@ -13,7 +13,7 @@ nobody needs any more goes as long after that. The same steps lead from minted c
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from lboperator.api import Json
@@ -69,12 +69,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What operator and load balancers have: CAs, and a pair for each name. grown_ns: when a CA was last added to those
-    that somebody had; 0: never. Wall clock, for it outlives the operator."""
+    """What operator and load balancers have: CAs, and a pair for each name. Times are of the wall clock, for they
+    outlive the operator."""
 
     cas: tuple[bytes, ...] = ()
     pairs: Mapping[str, Pair] = field(default_factory=dict)
     grown_ns: int = 0
+    """When a CA was last added to those that somebody had; 0: never."""
+    idle_ns: int = 0
+    """Since when there have been CAs that nobody needs; 0: there are none."""
 
     @property
     def ca(self) -> bytes:
@@ -188,16 +191,20 @@ def merge(before: Bundle, issued: Mapping[str, Pair], wanted: Mapping[str, Calle
         chosen = made or had
         if chosen is not None:
             pairs[name] = chosen
-    return Merged(Bundle(cas, _fitting(pairs), grown_ns), refused, frozenset(waits))
+    bundle = Bundle(cas, _fitting(pairs), grown_ns, before.idle_ns)
+    return Merged(_without_idle(bundle, issued, wanted, now_ns), refused, frozenset(waits))
 
 
-def without_idle(bundle: Bundle, issued: Mapping[str, Pair], wanted: Mapping[str, Caller]) -> Bundle:
-    """Without the CAs that no pair needs. All of them stay where not everything in it is what was issued: nobody can
-    tell which CA the rest is of."""
-    if any(not _same(issued.get(name), bundle.pairs.get(name)) for name in wanted):
-        return bundle
-    needed = {ca for name in wanted for ca in cas_in(issued[name].ca)}
-    return Bundle(tuple(ca for ca in bundle.cas if ca in needed), bundle.pairs, bundle.grown_ns)
+def _without_idle(bundle: Bundle, issued: Mapping[str, Pair], wanted: Mapping[str, Caller], now_ns: int) -> Bundle:
+    """Without the CAs that no pair has needed for so long that none is shown any more. All of them stay where not
+    everything is what was issued: nobody can tell which CA the rest is of."""
+    needed = {ca for pair in issued.values() for ca in cas_in(pair.ca)}
+    is_whole = all(_same(issued.get(name), bundle.pairs.get(name)) for name in wanted)
+    if not is_whole or needed >= set(bundle.cas):
+        return replace(bundle, idle_ns=0)
+    if bundle.idle_ns and now_ns - bundle.idle_ns >= CA_SPREAD_NS:
+        return replace(bundle, cas=tuple(ca for ca in bundle.cas if ca in needed), idle_ns=0)
+    return replace(bundle, idle_ns=bundle.idle_ns or now_ns)
 
 
 def _same(one: Pair | None, other: Pair | None) -> bool:

@@ -275,13 +275,22 @@ async def test_from_minted_certificates_to_issued_ones_nobody_is_cut_off(
             return all(issued[file] != minted[file] for file in minted)
 
         await told(site, "the new pairs", taken)
-        serial = await shown(site, 1)
+        serial, old_ca = await shown(site, 1), minted["ca.crt"].strip()
+        assert old_ca in (await site.secret("holdfast-lb-tls"))["ca.crt"], "somebody may still show what it signed"
         await site.lay_out_certificates()
 
         async def changed() -> bool:
             return await shown(site, 1) != serial
 
         await told(site, "them to be shown", changed)
+        # And five minutes later once more.
+        note = {"metadata": {"annotations": {"holdfast.dev/ca-idle-since": "2026-01-01T00:00:00Z"}}}
+        await asyncio.to_thread(site.api.merge, secret, note)
+
+        async def gone() -> bool:
+            return old_ca not in (await site.secret("holdfast-lb-tls"))["ca.crt"]
+
+        await told(site, "the old CA to go", gone)
         await site.web(1, 2, 3, 4)
         await ready(site, 4)
         assert 0 == sum(agent.view.credentials.strangers for agent in site.agents.values())

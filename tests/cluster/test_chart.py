@@ -176,7 +176,7 @@ def rules_of(objects: list[Json], kind: str, group: str) -> list[tuple[str, list
 
 def test_rights_about_cert_manager_only_where_it_is_asked(api: ApiServer) -> None:
     group, mode, issuer = "cert-manager.io", "tls.mode=certManager", "tls.certManager.issuerRef"
-    asked = ("certificates", ["list", "create", "patch", "delete"], [])
+    asked: tuple[str, list[str], list[str]] = ("certificates", ["list", "create", "patch", "delete"], [])
     for values in ((), ("tls.mode=own",)):
         objects = render(api, *values)
         assert [] == rules_of(objects, "Role", group) + rules_of(objects, "ClusterRole", group)

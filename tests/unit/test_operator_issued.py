@@ -16,7 +16,6 @@ from lboperator.issued import (
     merge,
     revision,
     why_not_issued,
-    without_idle,
 )
 from lbpod.certs import Role
 from lbpod.core.limits import CA_SPREAD_NS, SECRET_BYTES_MAX
@@ -123,12 +122,16 @@ def test_a_new_ca_is_known_everywhere_before_its_pairs_are_shown(old: dict[str, 
     assert (*cas_in(old["n1"].ca), *cas_in(new["n1"].ca)) == begun.bundle.cas
     assert (NOW, frozenset(WANTED)) == (begun.bundle.grown_ns, begun.waits)
     early = merge(begun.bundle, new, WANTED, NOW + CA_SPREAD_NS - 1)
-    assert begun == early
-    assert early.bundle == without_idle(early.bundle, new, WANTED), "the old pairs need the old CA"
+    assert begun == early, "the old pairs need the old CA, too"
     done = merge(early.bundle, new, WANTED, NOW + CA_SPREAD_NS)
     assert certificates_in(new) == certificates_of(done.bundle)
     assert (begun.bundle.cas, frozenset()) == (done.bundle.cas, done.waits)
-    assert cas_in(new["n1"].ca) == without_idle(done.bundle, new, WANTED).cas
+    assert NOW + CA_SPREAD_NS == done.bundle.idle_ns, "some may show the old ones for a while"
+    still = merge(done.bundle, new, WANTED, NOW + 2 * CA_SPREAD_NS - 1)
+    assert done == still
+    rid = merge(done.bundle, new, WANTED, NOW + 2 * CA_SPREAD_NS).bundle
+    assert (cas_in(new["n1"].ca), 0) == (rid.cas, rid.idle_ns)
+    assert rid == merge(rid, new, WANTED, NOW + 3 * CA_SPREAD_NS).bundle
 
 
 def test_a_pair_that_is_missing_or_bad_does_not_wait(old: dict[str, Pair], new: dict[str, Pair]) -> None:
@@ -166,7 +169,7 @@ def test_a_viewers_certificate_does_not_make_a_controller(new: dict[str, Pair]) 
 def test_what_is_not_issued_now_stays_as_it_was(old: dict[str, Pair]) -> None:
     bundle = merge(Bundle(), old, WANTED, NOW).bundle
     merged = merge(bundle, {}, WANTED, NOW)
-    assert bundle == merged.bundle == without_idle(merged.bundle, {}, WANTED)
+    assert bundle == merged.bundle
     assert {"controller", "viewer", "n2"} == merge(bundle, {}, holders(["n2"]), NOW).bundle.pairs.keys()
 
 
