@@ -76,12 +76,13 @@ class CertManager:
         """By name: what was issued, and the revision that it is."""
         self._settled: tuple[object, int] | None = None
         """The revisions that were published whole, and when; None: something is left to do."""
+        self._is_urgent = True
         self._begun_ns = time.monotonic_ns()
 
     @property
     def look_ns(self) -> int:
         """Sooner where something is missing."""
-        return LOOK_AFTER_NS if self._settled is None else ISSUED_LOOK_NS
+        return LOOK_AFTER_NS if self._is_urgent else ISSUED_LOOK_NS
 
     async def ensure(self, nodes: Iterable[str]) -> None:
         """Asks, collects and publishes. Raises ApiError, and CertsError where not even the operator has a pair."""
@@ -96,6 +97,7 @@ class CertManager:
         trouble = trouble or self._trouble(found, wanted, merged)
         at_rest = trouble is None and not merged.waits and not merged.bundle.idle_ns
         self._settled = (revisions, time.monotonic_ns()) if at_rest else None
+        self._is_urgent = trouble is not None and trouble.reason != "NotUsable"  # only another issue would help
         await self.say(trouble)
         if "controller" not in merged.bundle.pairs:
             raise CertsError(trouble.sentence if trouble is not None else "the controller's is not issued yet")

@@ -14,12 +14,13 @@ nobody needs any more goes as long after that. The same steps lead from minted c
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 from lboperator.api import Json
 from lboperator.keeping import LABELS
 from lbpod.certs import ORGANIZATION, Caller, CertsError, Role, prove, server_name
-from lbpod.core.limits import CA_SPREAD_NS, SECRET_BYTES_MAX
+from lbpod.core.limits import CA_SPREAD_NS, MINTED_NODES_MAX, SECRET_BYTES_MAX
 
 GROUP: Final = "cert-manager.io"
 HOLDER: Final = "holdfast.dev/certificate-of"
@@ -156,10 +157,17 @@ def proven(pair: Pair, ca: bytes, who: Caller) -> str:
     if not ca:
         return "its issuer does not tell its CA (the Secret has no ca.crt); use one that does, as CA or Vault"
     try:
-        prove(ca, pair.certificate, pair.key, who)
+        _prove_once(ca, pair.certificate, pair.key, who)
     except CertsError as error:
         return str(error)
     return ""
+
+
+@lru_cache(2 * (MINTED_NODES_MAX + 2))
+def _prove_once(ca: bytes, certificate: bytes, key: bytes, who: Caller) -> None:
+    """Nine milliseconds each: while a new CA spreads, each look would prove all old pairs and all new ones. What is
+    refused is not remembered, for it may just not be valid yet. Raises CertsError."""
+    prove(ca, certificate, key, who)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from tests.cluster.issuing import (
 from tests.cluster.site import Site, until
 from tests.cluster.test_operator import ready
 
+LOOK_S = 90
+"""The operator looks every 30 s where nothing is missing."""
 _NUMBERS = itertools.count(1)
 pytestmark = pytest.mark.skipif(bool(why_no_cert_manager()), reason=why_no_cert_manager())
 
@@ -82,7 +84,7 @@ async def every_pair(site: Site, *numbers: int) -> None:
 async def told(site: Site, what: str, said: Callable[[], Awaitable[object]]) -> None:
     """Waits for it, and shows what the operator said where it does not come."""
     try:
-        await until(what, said)
+        await until(what, said, LOOK_S)
     except AssertionError as error:
         assert site.operator is not None
         raise AssertionError(f"{error}\n{site.operator.log.read_text()[-4000:]}") from None
