@@ -80,17 +80,20 @@ class Site:
 
     async def put(self, path: str, body: Body) -> None:
         """Creates the object, or replaces it."""
-        try:
-            await self.call("POST", path, body)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            name = body["metadata"]["name"]
-            old = await self.call("GET", f"{path}/{name}")
-            version = old["metadata"]["resourceVersion"]
-            await self.call(
-                "PUT", f"{path}/{name}", {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
-            )
+        name, replaced = body["metadata"]["name"], None
+        for last in (False, False, False, True):
+            try:
+                if replaced is None:
+                    await self.call("POST", path, body)
+                else:
+                    await self.call("PUT", f"{path}/{name}", replaced)
+                return
+            except ApiError as error:
+                if error.status != 409 or last:
+                    raise
+            # It is there, or the operator has just written its status.
+            version = (await self.call("GET", f"{path}/{name}"))["metadata"]["resourceVersion"]
+            replaced = {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
 
     async def delete(self, path: str) -> None:
         await self.call("DELETE", path)
