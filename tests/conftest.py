@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -59,6 +60,7 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "ethtool": _has_command("ethtool"),
     "kubernetes": _has_kubernetes,
     "nginx": _has_command("nginx"),
+    "own-cluster": lambda: not any(word.startswith("--kubeconfig") for word in sys.argv),
     "tcpdump": _has_command("tcpdump"),
     "wrk": _has_command("wrk"),
 }

@@ -13,38 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-import yaml
-
 from lbpod.lab import CheckerRun
 from tests.cluster.apiserver import ApiError, Json
-from tests.cluster.nodes import KubeNode
-from tests.cluster.whole import WholeCluster, until
+from tests.cluster.stage import EXAMPLE, Cluster, until
 from tests.tidy.sources import ROOT
 
-VIP: Final = "203.0.113.10"
-SYSTEM: Final = "holdfast-system"
-SHOP: Final = "default"
-PAGE: Final = "docker.io/holdfast/page:test"
 LONG: Final = 200
 REPLICAS: Final = 4
 PRE_STOP_S: Final = 15
 TOLD_S: Final = 2
 """So long before a terminating pod ends the client is told."""
-EXAMPLE: Final = ROOT / "examples/virtualservice.yaml"
-
-
-def example() -> str:
-    """The example as it is, but for the image: there is no registry here."""
-    text = EXAMPLE.read_text()
-    (deployment,) = (one for one in yaml.safe_load_all(text) if one["kind"] == "Deployment")
-    return text.replace(deployment["spec"]["template"]["spec"]["containers"][0]["image"], PAGE)
 
 
 @dataclass
 class Watcher:
     """Says `gone` in time, for pods that end by themselves and for all pods of a node that is lost."""
 
-    cluster: WholeCluster
+    cluster: Cluster
     checker: CheckerRun
     _since: dict[str, float] = field(default_factory=dict)  # terminating pod -> when it was first seen so
     _told: set[str] = field(default_factory=set)
@@ -75,7 +60,7 @@ class Watcher:
     def _run(self) -> None:
         while not self._stop.wait(0.25):
             try:
-                pods = {one["metadata"]["name"]: one for one in self.cluster.pods(SHOP, app="web")}
+                pods = {one["metadata"]["name"]: one for one in self.cluster.pods(self.cluster.shop, app="web")}
             except (OSError, ApiError):
                 continue  # the API server is away; pods do not end meanwhile
             now = time.monotonic()
@@ -91,7 +76,7 @@ class Watcher:
 class Scene:
     """One scene, between its beginning (all pods serve, all connections are open) and `end`."""
 
-    cluster: WholeCluster
+    cluster: Cluster
     checker: CheckerRun
     watcher: Watcher
     _lost: list[str] = field(default_factory=list)  # pods of a lost node, which new connections may still be sent to
@@ -113,45 +98,48 @@ class Scene:
     # --- Kubernetes ---------------------------------------------------------------------------------------------------
     def pods(self) -> list[Json]:
         """Those that are not told to end."""
-        return [one for one in self.cluster.pods(SHOP, app="web") if "deletionTimestamp" not in one["metadata"]]
+        return [
+            one for one in self.cluster.pods(self.cluster.shop, app="web") if "deletionTimestamp" not in one["metadata"]
+        ]
 
     def scale(self, replicas: int) -> None:
         self.cluster.kubectl("scale", "deployment/web", f"--replicas={replicas}")
 
     def wait_old_pods_gone(self) -> None:
         """Whoever was told to end has ended."""
-        until("pods to end", lambda: len(self.pods()) == len(self.cluster.pods(SHOP, app="web")))
+        until("pods to end", lambda: len(self.pods()) == len(self.cluster.pods(self.cluster.shop, app="web")))
 
     def agents_on(self, node: str) -> list[Json]:
-        found = self.cluster.pods(SYSTEM, **{"app.kubernetes.io/component": "lb"})
+        found = self.cluster.pods(self.cluster.system, **{"app.kubernetes.io/component": "lb"})
         return [one for one in found if one["spec"]["nodeName"] == node]
 
-    def node_without_operator(self) -> KubeNode:
-        """One that hosts backends, and not the operator."""
-        (pod,) = self.cluster.pods(SYSTEM, **{"app.kubernetes.io/component": "operator"})
-        hosts = {one["spec"]["nodeName"] for one in self.pods()} - {pod["spec"]["nodeName"]}
-        return next(one for one in self.cluster.nodes if one.name in hosts)
+    def hosts(self) -> list[str]:
+        """Names of the nodes that host backends."""
+        return sorted({one["spec"]["nodeName"] for one in self.pods()})
 
-    def lose(self, node: KubeNode) -> None:
-        """A node and all pods on it."""
-        pods = [one for one in self.cluster.pods(SHOP, app="web") if one["spec"]["nodeName"] == node.name]
+    def host_without_operator(self) -> str:
+        """One that hosts backends, and not the operator."""
+        (pod,) = self.cluster.pods(self.cluster.system, **{"app.kubernetes.io/component": "operator"})
+        return next(one for one in self.hosts() if one != pod["spec"]["nodeName"])
+
+    def lost(self, node: str) -> None:
+        """A node is lost now, and all pods on it: call it before."""
+        pods = [one for one in self.cluster.pods(self.cluster.shop, app="web") if one["spec"]["nodeName"] == node]
         self._lost = [one["metadata"]["name"] for one in pods]
         self.watcher.gone(*self._lost)
         for name in self._lost:
             self.checker.haunts(name)
-        self.cluster.lose(node)
 
-    def wait_replaced(self, node: KubeNode) -> None:
+    def wait_replaced(self, node: str, others: int) -> None:
         """Kubernetes has noticed, and so has Holdfast: pods elsewhere serve, and the other load balancers form the
         ring. From then on no new connection is sent to the pods of the lost node."""
 
         def noticed() -> bool:
             pods = self.pods()
-            return len(pods) == REPLICAS and all(one["spec"].get("nodeName") not in (None, node.name) for one in pods)
+            return len(pods) == REPLICAS and all(one["spec"].get("nodeName") not in (None, node) for one in pods)
 
         until("pods to be made elsewhere", noticed)
         self.wait_backends(REPLICAS)
-        others = len(self.cluster.nodes) - 1
         until(
             "the others to be the ring",
             lambda: virtual_service(self.cluster)["status"]["loadBalancers"]["ready"] == others,
@@ -174,11 +162,11 @@ class Scene:
         wait_agents(self.cluster, seconds)
 
 
-def virtual_service(cluster: WholeCluster) -> Json:
-    return cluster.get(f"/apis/holdfast.dev/v1alpha1/namespaces/{SHOP}/virtualservices/web")
+def virtual_service(cluster: Cluster) -> Json:
+    return cluster.get(f"/apis/holdfast.dev/v1alpha1/namespaces/{cluster.shop}/virtualservices/web")
 
 
-def wait_backends(cluster: WholeCluster, count: int, seconds: float = 120) -> None:
+def wait_backends(cluster: Cluster, count: int, seconds: float = 120) -> None:
     """So many backends get new flows, at every load balancer."""
 
     def said() -> bool:
@@ -194,9 +182,9 @@ def wait_backends(cluster: WholeCluster, count: int, seconds: float = 120) -> No
         ) from None
 
 
-def wait_agents(cluster: WholeCluster, seconds: float = 120) -> None:
+def wait_agents(cluster: Cluster, seconds: float = 120) -> None:
     def said() -> bool:
-        found = cluster.get(f"/apis/apps/v1/namespaces/{SYSTEM}/daemonsets/holdfast-lb")
+        found = cluster.get(f"/apis/apps/v1/namespaces/{cluster.system}/daemonsets/holdfast-lb")
         status, wanted = found["status"], found["metadata"]["generation"]
         counts = {status.get(f"{word}NumberScheduled", 0) for word in ("updated", "desired")} | {
             status.get("numberReady")
@@ -209,9 +197,9 @@ def wait_agents(cluster: WholeCluster, seconds: float = 120) -> None:
         raise AssertionError(f"not all agents are ready:\n{cluster.describe()}\n{agents_say(cluster)}") from None
 
 
-def agents_say(cluster: WholeCluster) -> str:
+def agents_say(cluster: Cluster) -> str:
     """The end of the logs of all agents and of the operator."""
-    words = ("-n", SYSTEM, "logs", "--prefix", "--tail=20", "--ignore-errors", "-l")
+    words = ("-n", cluster.system, "logs", "--prefix", "--tail=20", "--ignore-errors", "-l")
     return "".join(cluster.kubectl(*words, f"app.kubernetes.io/component={one}") for one in ("lb", "operator"))
 
 
@@ -223,31 +211,31 @@ def readme_commands() -> list[str]:
     return [line.partition("#")[0].strip() for line in block.splitlines() if line.strip()]
 
 
-def run_like_a_reader(cluster: WholeCluster, line: str) -> str:
+def run_like_a_reader(cluster: Cluster, line: str) -> str:
     """One of these lines, and what it prints: helm and kubectl as they are, curl at the client outside."""
-    program, *argv = shlex.split(line)
+    program, *argv = (cluster.here(word) for word in shlex.split(line))
     match program:
         case "helm":
-            return cluster.helm(*argv)
+            return cluster.helm(*argv, *cluster.install_flags)
         case "kubectl" if argv[:2] == ["apply", "-f"]:
             assert EXAMPLE == ROOT / argv[2], "the only file that the quick start applies"
-            return cluster.kubectl("apply", "-f", "-", stdin=example())
+            return cluster.kubectl("apply", "-f", "-", stdin=cluster.example())
         case "kubectl":
             return cluster.kubectl(*argv)
         case "curl":
-            return cluster.lab.client.run([program, "--silent", "--show-error", "--max-time", "5", *argv]).stdout
+            return cluster.fetch("--silent", "--show-error", "--max-time", "5", *argv)
     raise AssertionError(f"nobody knows how to run {line!r}")
 
 
 @contextmanager
-def scene(cluster: WholeCluster, *, long_count: int = LONG, short_rate: int = 20) -> Iterator[Scene]:
+def scene(cluster: Cluster, *, long_count: int = LONG, short_rate: int = 20) -> Iterator[Scene]:
     """All pods serve, all connections are open."""
     cluster.kubectl("scale", "deployment/web", f"--replicas={REPLICAS}")
     wait_agents(cluster)
     wait_backends(cluster, REPLICAS)
-    until("pods that were told to end to be gone", lambda: len(cluster.pods(SHOP, app="web")) == REPLICAS)
-    until("the router to have all nodes", lambda: len(cluster.announcer.ready) == len(cluster.nodes))
-    checker = CheckerRun.start(cluster.lab, f"{VIP}:80", long_count=long_count, short_rate=short_rate)
+    until("pods that were told to end to be gone", lambda: len(cluster.pods(cluster.shop, app="web")) == REPLICAS)
+    cluster.wait_router()
+    checker = cluster.start_checker(long_count=long_count, short_rate=short_rate)
     watcher = Watcher(cluster, checker)
     try:
         checker.wait_until(lambda now: sum(now["backends"].values()) == long_count, seconds=30)

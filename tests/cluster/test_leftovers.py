@@ -12,7 +12,8 @@ from lbpod.lab import clean_leftovers
 from lbpod.lab.kernel import NETNS_DIR
 from lbpod.lab.registry import LAB_DIR
 from tests.cluster.nodes import cgroup_roots
-from tests.cluster.whole import clean_cgroups, until
+from tests.cluster.stage import until
+from tests.cluster.whole import clean_cgroups
 from tests.tidy.sources import ROOT
 
 _PROGRAM = """

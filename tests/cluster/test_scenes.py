@@ -9,29 +9,38 @@ import pytest
 
 from tests.cluster import scene as play
 from tests.cluster.scene import Scene
-from tests.cluster.whole import WholeCluster, until
+from tests.cluster.stage import Cluster, until
+from tests.cluster.whole import WholeCluster
 from tests.tidy.sources import ROOT
 
 
 @pytest.fixture
-def scene(cluster: WholeCluster) -> Iterator[Scene]:
+def own(cluster: Cluster) -> WholeCluster:
+    """A cluster whose nodes may be lost, and whose API server may be killed: asked for before a scene begins."""
+    if not isinstance(cluster, WholeCluster):
+        pytest.skip("missing feature: own-cluster (nodes and API server of a given one are left alone)")
+    return cluster
+
+
+@pytest.fixture
+def scene(cluster: Cluster) -> Iterator[Scene]:
     with play.scene(cluster) as begun:
         yield begun
 
 
-def test_the_quick_start_of_the_readme_serves_a_page(cluster: WholeCluster) -> None:
+def test_the_quick_start_of_the_readme_serves_a_page(cluster: Cluster) -> None:
     transcript = ""
     for line in play.readme_commands():
         if line.startswith("curl"):
             play.wait_backends(cluster, 2)
-            until("the router to have all nodes", lambda: len(cluster.announcer.ready) == 3)
+            cluster.wait_router()
         try:
             said = play.run_like_a_reader(cluster, line)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{cluster.describe()}\n{play.agents_say(cluster)}") from error
         transcript += f"$ {line}\n{said}"
-    (cluster.lab.log_dir / "quickstart.txt").write_text(transcript)
-    assert said.strip() in {one["metadata"]["name"] for one in cluster.pods(play.SHOP, app="web")}
+    (cluster.log_dir / "quickstart.txt").write_text(transcript)
+    assert said.strip() in {one["metadata"]["name"] for one in cluster.pods(cluster.shop, app="web")}
     assert "successfully rolled out" in transcript
     assert "virtualservice.holdfast.dev/web created" in transcript
 
@@ -46,7 +55,7 @@ def test_a_rolling_update_of_the_backends(scene: Scene) -> None:
     scene.unbroken()
 
 
-def test_scaled_to_nothing_and_back(cluster: WholeCluster) -> None:
+def test_scaled_to_nothing_and_back(cluster: Cluster) -> None:
     with play.scene(cluster) as scene:
         scene.scale(0)
         until("all pods to be told to end", lambda: not scene.pods())
@@ -55,7 +64,7 @@ def test_scaled_to_nothing_and_back(cluster: WholeCluster) -> None:
         now = scene.checker.poll()
         assert now is not None
         assert (0, 0) == (now["broken"], now["broken_backend_gone"]), "they serve until they end"
-    until("the pods to be gone", lambda: not cluster.pods(play.SHOP, app="web"))
+    until("the pods to be gone", lambda: not cluster.pods(cluster.shop, app="web"))
     scene.until_condition("Ready", "False")
     with play.scene(cluster) as scene:
         scene.until_condition("Ready", "True")
@@ -63,51 +72,51 @@ def test_scaled_to_nothing_and_back(cluster: WholeCluster) -> None:
 
 
 def test_a_load_balancer_pod_is_deleted(scene: Scene) -> None:
-    (pod,) = scene.agents_on(scene.cluster.nodes[0].name)
-    scene.cluster.kubectl("-n", play.SYSTEM, "delete", "pod", pod["metadata"]["name"], "--timeout=120s")
+    (pod,) = scene.agents_on(scene.hosts()[0])
+    scene.cluster.kubectl("-n", scene.cluster.system, "delete", "pod", pod["metadata"]["name"], "--timeout=120s")
     scene.wait_agents()
     assert 0 == scene.unbroken()["broken_backend_gone"]
 
 
 def test_a_node_is_drained(scene: Scene) -> None:
-    node = scene.cluster.nodes[1].name
-    drain = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s")
-    try:
-        scene.cluster.kubectl("drain", node, *drain)
+    node = scene.hosts()[-1]
+    with scene.cluster.drained(node):
         scene.wait_old_pods_gone()
         scene.wait_backends(play.REPLICAS)
-        assert node not in {one["spec"]["nodeName"] for one in scene.pods()}
-    finally:
-        scene.cluster.kubectl("uncordon", node)
+        assert node not in scene.hosts()
     scene.unbroken()
 
 
-def test_a_node_is_lost(scene: Scene) -> None:
-    node = scene.node_without_operator()
-    scene.lose(node)
-    scene.wait_replaced(node)
+def test_a_node_is_lost(own: WholeCluster, scene: Scene) -> None:
+    node = own.node(scene.host_without_operator())
+    scene.lost(node.name)
+    own.lose(node)
+    scene.wait_replaced(node.name, others=len(own.nodes) - 1)
     scene.unbroken()
-    scene.cluster.replace(node)
+    own.replace(node)
 
 
-def test_a_node_is_lost_while_the_backends_are_updated_and_a_load_balancer_pod_is_deleted(scene: Scene) -> None:
-    node = scene.node_without_operator()
-    (other, *_) = (one for one in scene.cluster.nodes if one is not node)
+def test_a_node_is_lost_while_the_backends_are_updated_and_a_load_balancer_pod_is_deleted(
+    own: WholeCluster, scene: Scene
+) -> None:
+    node = own.node(scene.host_without_operator())
+    (other, *_) = (one for one in own.nodes if one is not node)
     (pod,) = scene.agents_on(other.name)
-    scene.cluster.kubectl("rollout", "restart", "deployment/web")
-    scene.cluster.kubectl("-n", play.SYSTEM, "delete", "pod", pod["metadata"]["name"], "--wait=false")
-    scene.lose(node)
-    scene.cluster.kubectl("rollout", "status", "deployment/web", "--timeout=200s")
-    scene.wait_replaced(node)
+    own.kubectl("rollout", "restart", "deployment/web")
+    own.kubectl("-n", own.system, "delete", "pod", pod["metadata"]["name"], "--wait=false")
+    scene.lost(node.name)
+    own.lose(node)
+    own.kubectl("rollout", "status", "deployment/web", "--timeout=200s")
+    scene.wait_replaced(node.name, others=len(own.nodes) - 1)
     scene.unbroken()
-    scene.cluster.replace(node)
+    own.replace(node)
 
 
-def test_the_api_server_restarts(scene: Scene) -> None:
-    scene.cluster.api.apiserver.stop(signal.SIGKILL)
+def test_the_api_server_restarts(own: WholeCluster, scene: Scene) -> None:
+    own.api.apiserver.stop(signal.SIGKILL)
     time.sleep(5)
-    scene.cluster.api.apiserver.start()
-    scene.cluster.api.wait()
+    own.api.apiserver.start()
+    own.api.wait()
     scene.scale(play.REPLICAS + 1)
     scene.wait_backends(play.REPLICAS + 1)
     scene.wait_agents()
@@ -115,7 +124,7 @@ def test_the_api_server_restarts(scene: Scene) -> None:
 
 
 def test_the_operator_is_gone_and_comes_back(scene: Scene, pytestconfig: pytest.Config) -> None:
-    operator = ("-n", play.SYSTEM, "scale", "deployment/holdfast-operator")
+    operator = ("-n", scene.cluster.system, "scale", "deployment/holdfast-operator")
     scene.cluster.kubectl(*operator, "--replicas=0")
     scene.scale(play.REPLICAS + 1)
     time.sleep(pytestconfig.getoption("--operator-away"))
@@ -128,21 +137,17 @@ def test_the_operator_is_gone_and_comes_back(scene: Scene, pytestconfig: pytest.
 def test_holdfast_is_upgraded_and_rolled_back(scene: Scene) -> None:
     chart = str(ROOT / "charts/holdfast")
     changed = ("--reuse-values", "--set", "loadBalancers.logLevel=debug", "--set", "operator.logLevel=debug")
-    scene.cluster.helm("upgrade", "holdfast", chart, "--namespace", play.SYSTEM, *changed)
+    scene.cluster.helm("upgrade", "holdfast", chart, "--namespace", scene.cluster.system, *changed)
     scene.wait_agents(240)
-    scene.cluster.helm("rollback", "holdfast", "--namespace", play.SYSTEM)
+    scene.cluster.helm("rollback", "holdfast", "--namespace", scene.cluster.system)
     scene.wait_agents(240)
     scene.wait_backends(play.REPLICAS)
     assert 0 == scene.unbroken()["broken_backend_gone"]
 
 
-def test_uninstalled_it_leaves_nothing_on_the_nodes(cluster: WholeCluster) -> None:
+def test_uninstalled_it_leaves_nothing_on_the_nodes(cluster: Cluster) -> None:
     cluster.kubectl("delete", "virtualservice", "web", "--timeout=30s")
-    cluster.helm("uninstall", "holdfast", "--namespace", play.SYSTEM, "--wait", "--timeout", "120s")
-    until("the pods to be gone", lambda: not cluster.pods(play.SYSTEM))
-    for node in cluster.nodes:
-        assert "xdp" not in node.run("ip", "-details", "link", "show", "dev", "eth0"), node.name
-        assert "clsact" not in node.run("tc", "qdisc", "show", "dev", "eth0"), node.name
-        # Two that the kernel puts into every new bpffs.
-        assert {"maps.debug", "progs.debug"} >= set(node.run("ls", "/sys/fs/bpf").split()), node.name
-    cluster.kubectl("delete", "namespace", play.SYSTEM, "--timeout=60s")
+    cluster.helm("uninstall", "holdfast", "--namespace", cluster.system, "--wait", "--timeout", "120s")
+    until("the pods to be gone", lambda: not cluster.pods(cluster.system))
+    assert [] == cluster.left_on_nodes()
+    cluster.kubectl("delete", "namespace", cluster.system, "--timeout=60s")

@@ -17,23 +17,22 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from lbpod.lab import Lab, LabError, Node
+from lbpod.lab import CheckerRun, Lab, LabError, Node
 from lbpod.lab.registry import LAB_DIR
 from tests.cluster.apiserver import START_S, ApiServer, Json, Process, binaries
 from tests.cluster.nodes import IMPORT_S, PODS, KubeNode, cgroup_roots, remove_cgroups
+from tests.cluster.stage import Cluster, example_with, until
 from tests.tidy.sources import ROOT
 
 WORKERS: Final = 3
 VIPS: Final = "203.0.113.0/24"
+PAGE: Final = "docker.io/holdfast/page:test"
 ASK_S: Final = 0.25
 """How often an agent is asked whether it takes traffic: more often than once in the second between /readyz saying no
 and the load balancer leaving."""
-WAIT_S: Final = 120
 TOOLS: Final = (
     "kube-apiserver",
     "kube-controller-manager",
@@ -58,17 +57,6 @@ def why_no_nodes() -> str:
     missing += [name for name in PROGRAMS if shutil.which(name) is None]
     missing += [] if images().exists() else [images().name]
     return f"missing feature: kubernetes nodes ({', '.join(missing)} not there; run `make e2e`)" if missing else ""
-
-
-def until(what: str, said: Callable[[], Any], seconds: float = WAIT_S) -> Any:
-    """Waits for something true, but not for ever, and returns it."""
-    end = time.monotonic() + seconds
-    while True:
-        found = said()
-        if found:
-            return found
-        assert time.monotonic() < end, f"waited in vain for: {what}"
-        time.sleep(0.1)
 
 
 class Announcer:
@@ -116,7 +104,7 @@ class Announcer:
             return False
 
 
-class WholeCluster:
+class WholeCluster(Cluster):
     """A context manager: the cluster runs inside the ``with`` block."""
 
     def __init__(self, log_dir: Path | None = None) -> None:
@@ -151,6 +139,7 @@ class WholeCluster:
 
     def _start(self) -> None:
         *workers, control = self.lab.nodes
+        self.log_dir = self.lab.run.log_dir
         self.tools = binaries()
         self.api = ApiServer(
             self.lab.run_dir / "control",
@@ -231,6 +220,31 @@ class WholeCluster:
     def get(self, path: str) -> Json:
         return self.api.call("GET", path)
 
+    # --- For scenes ---------------------------------------------------------------------------------------------------
+    def fetch(self, *argv: str) -> str:
+        return self.lab.client.run(["curl", *argv]).stdout
+
+    def start_checker(self, *, long_count: int, short_rate: int) -> CheckerRun:
+        return CheckerRun.start(self.lab, f"{self.vip}:80", long_count=long_count, short_rate=short_rate)
+
+    def wait_router(self) -> None:
+        until("the router to have all nodes", lambda: len(self.announcer.ready) == len(self.nodes))
+
+    def example(self) -> str:
+        """The example as it is, but for the image: there is no registry here."""
+        return example_with(PAGE)
+
+    def left_on_nodes(self) -> list[str]:
+        found = []
+        for node in self.nodes:
+            if "xdp" in node.run("ip", "-details", "link", "show", "dev", "eth0"):
+                found.append(f"{node.name}: an XDP program on eth0")
+            if "clsact" in node.run("tc", "qdisc", "show", "dev", "eth0"):
+                found.append(f"{node.name}: clsact on eth0")
+            pins = set(node.run("ls", "/sys/fs/bpf").split()) - {"maps.debug", "progs.debug"}  # the kernel's own
+            found += [f"{node.name}: {one} in /sys/fs/bpf" for one in sorted(pins)]
+        return found
+
     def node(self, name: str) -> KubeNode:
         (found,) = (one for one in self.nodes if one.name == name)
         return found
@@ -246,15 +260,6 @@ class WholeCluster:
             return set(names) <= found
 
         until(f"nodes {names} to be Ready", ready, START_S)
-
-    def pods(self, namespace: str, **labels: str) -> list[Json]:
-        query = ",".join(f"{key.replace('_', '-')}={value}" for key, value in labels.items())
-        return list(self.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={query}")["items"])
-
-    def describe(self) -> str:
-        """What a person would look at first when something did not come up."""
-        looks = (("get", "pods,nodes", "-A", "-o", "wide"), ("get", "events", "-A", "--sort-by=.lastTimestamp"))
-        return "\n".join(self.kubectl(*argv) for argv in looks)[-6000:]
 
 
 def clean_cgroups() -> None:
