@@ -125,12 +125,14 @@ class GivenCluster(Cluster):
     def refuse(self) -> None:
         """Raises Refusal where this cluster cannot be used as it is. Nothing is made."""
         self._refuse_words()
-        self._refuse_unreachable()
-        self._refuse_rights()
-        self._refuse_occupied()
-        self._refuse_nodes()
         if why := self._client.why_not():
             raise Refusal(f"{why} Say how it is reached with CLIENT='ssh host', or leave CLIENT out for this machine.")
+        self._refuse_unreachable()
+        self._refuse_rights()
+        self._refuse_holdfast()
+        self._refuse_vip()
+        self._refuse_nodes()
+        self._refuse_crd()
 
     def _refuse_words(self) -> None:
         wish = self._wish
@@ -146,6 +148,7 @@ class GivenCluster(Cluster):
         for tool in ("kubectl", "helm"):
             if self._tool(tool) is None:
                 raise Refusal(f"{tool} is missing; install it.")
+        self._agents()
 
     def _refuse_unreachable(self) -> None:
         said = self._try("kubectl", "get", "--raw", "/version", "--request-timeout=10s")
@@ -166,7 +169,7 @@ class GivenCluster(Cluster):
                 f"the context {context} may not {', '.join(lacking)}; use one of an administrator of the cluster."
             )
 
-    def _refuse_occupied(self) -> None:
+    def _refuse_holdfast(self) -> None:
         for name in (SYSTEM, SHOP):
             if self._exists("namespace", name):
                 raise Refusal(
@@ -180,27 +183,31 @@ class GivenCluster(Cluster):
                 f"the namespace {where} has Holdfast already, and two on a node would be in each other's way; use a"
                 " cluster without it."
             )
-        if self._exists("crd", CRD):
-            raise Refusal(
-                f"the cluster has the CRD {CRD} already, of an earlier installation; if nobody needs it and its"
-                f" VirtualServices, take it away first: kubectl delete crd {CRD}"
-            )
+
+    def _refuse_vip(self) -> None:
         for one in self.get("/api/v1/services")["items"]:
             ingress = one.get("status", {}).get("loadBalancer", {}).get("ingress", ())
             if self.vip in {*one["spec"].get("externalIPs", ()), *(each.get("ip") for each in ingress)}:
                 whose = f"{one['metadata']['namespace']}/{one['metadata']['name']}"
                 raise Refusal(f"VIP={self.vip} is the address of the Service {whose}; say one that nobody uses.")
-
-    def _refuse_nodes(self) -> None:
-        nodes = self.get("/api/v1/nodes")["items"]
-        for one in nodes:
+        for one in self.get("/api/v1/nodes")["items"]:
             if self.vip in {each["address"] for each in one["status"].get("addresses", ())}:
                 raise Refusal(
                     f"VIP={self.vip} is the address of the node {one['metadata']['name']}; say one that nobody uses."
                 )
+
+    def _refuse_nodes(self) -> None:
+        nodes = self.get("/api/v1/nodes")["items"]
         able = [one for one in nodes if _ready(one) and _schedulable(one)]
         if len(able) < NODES_MIN:
             raise Refusal(f"{len(able)} of {len(nodes)} nodes are Ready and take pods, and {NODES_MIN} are needed.")
+
+    def _refuse_crd(self) -> None:
+        if self._exists("crd", CRD):
+            raise Refusal(
+                f"the cluster has the CRD {CRD} already, of an earlier installation; if nobody needs it and its"
+                f" VirtualServices, take it away first: kubectl delete crd {CRD}"
+            )
 
     # --- Life ---------------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
@@ -364,8 +371,7 @@ class GivenCluster(Cluster):
 
     def _look(self) -> dict[str, Json]:
         """Node -> what ``look.py`` says there, asked by a pod with the load balancers' image on each of their nodes."""
-        template = self._run("helm", "template", "holdfast", CHART, "--namespace", SYSTEM, *self.install_flags)
-        (agents,) = (one for one in yaml.safe_load_all(template) if one and one["kind"] == "DaemonSet")
+        agents = self._agents()
         spec = agents["spec"]["template"]["spec"]
         labels = "%2C".join(f"{name}%3D{value}" for name, value in (spec.get("nodeSelector") or {}).items())
         nodes = [one for one in self.get(f"/api/v1/nodes?labelSelector={labels}")["items"] if _ready(one)]
@@ -376,6 +382,15 @@ class GivenCluster(Cluster):
         found = {node: self._wait_look(node, end) for node in names}
         self._run("kubectl", "delete", "pods", "--selector=app=look", f"--namespace={SHOP}", f"--timeout={LOOK_S}s")
         return found
+
+    def _agents(self) -> Json:
+        """The DaemonSet as it will be. Raises Refusal where helm will have none of the user's values."""
+        said = self._try("helm", "template", "holdfast", CHART, "--namespace", SYSTEM, *self.install_flags)
+        if said.returncode != 0:
+            why = re.sub(r"\s+", " ", said.stderr).strip()
+            raise Refusal(f"helm does not take VALUES={self._wish.values} IMAGES={self._wish.images}: {why}")
+        (agents,) = (one for one in yaml.safe_load_all(said.stdout) if one and one["kind"] == "DaemonSet")
+        return dict(agents)
 
     def _look_pod(self, node: str, agent: Json) -> Json:
         container = {

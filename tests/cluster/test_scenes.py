@@ -38,7 +38,7 @@ def test_the_quick_start_of_the_readme_serves_a_page(cluster: Cluster) -> None:
             said = play.run_like_a_reader(cluster, line)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{cluster.describe()}\n{play.agents_say(cluster)}") from error
-        transcript += f"$ {line}\n{said}"
+        transcript += f"$ {cluster.here(line)}\n{said}"
     (cluster.log_dir / "quickstart.txt").write_text(transcript)
     assert said.strip() in {one["metadata"]["name"] for one in cluster.pods(cluster.shop, app="web")}
     assert "successfully rolled out" in transcript
