@@ -87,22 +87,30 @@ def namespace(api: ApiServer) -> Iterator[str]:
     api.call("DELETE", f"/apis/holdfast.dev/v1alpha1/namespaces/{name}/virtualservices")
 
 
+def say(config: pytest.Config, sentence: str) -> None:
+    """To the terminal, although output is captured: what takes a while, and why nobody should lose patience."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+        print(f"\n==> {sentence}", flush=True)
+
+
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The user's, or three nodes with kubelets; nothing is installed yet. Logs stay in build/cluster."""
-    wish = wish_of(request.config)
+    config, wish = request.config, wish_of(request.config)
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    said = f"using the cluster of {wish.kubeconfig}" if wish else "starting a Kubernetes cluster with three nodes"
-    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
-        print(f"\n==> {said}", flush=True)
     if wish is None:
+        say(config, "starting a Kubernetes cluster with three nodes")
         with WholeCluster(log_dir=LOGS) as running:
             yield running
         return
+    say(config, f"using the cluster of {wish.kubeconfig}")
     try:
         with GivenCluster(wish, LOGS) as given:
-            yield given
+            try:
+                yield given
+            finally:
+                say(config, "taking everything away from it again (a minute)")
     except Refusal as refusal:
         pytest.exit(f"holdfast: cannot go on: {refusal}", returncode=2)
