@@ -209,6 +209,15 @@ class GivenCluster(Cluster):
                 f" VirtualServices, take it away first: kubectl delete crd {CRD}"
             )
 
+    def _refuse_pins(self) -> None:
+        """Agents keep to the cluster that their maps are of, so that nobody takes over a node by mistake."""
+        for node, seen in self._seen.items():
+            if "holdfast" in seen["pins"]:
+                raise Refusal(
+                    f"the node {node} has the programs of an earlier Holdfast, which was uninstalled without taking them"
+                    " along (/sys/fs/bpf/holdfast); they would refuse another one: boot the node first."
+                )
+
     # --- Life ---------------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
         """Our namespaces, and a look at the nodes. Raises Refusal where that cannot be had; ask `refuse` first."""
@@ -221,6 +230,7 @@ class GivenCluster(Cluster):
             script = {"page.sh": PAGE.read_text()}
             self._apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "page"}, "data": script})
             self._seen = self._look()
+            self._refuse_pins()
         except BaseException:
             self.close()
             raise
