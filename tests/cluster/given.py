@@ -8,6 +8,7 @@ The router is the user's: it has to follow the agents' /readyz, as any BGP speak
 reached by a command (``client.py``). Nodes are seen by a pod on their network (``look.py``), before and afterwards.
 """
 
+import http.client
 import ipaddress
 import json
 import os
@@ -15,10 +16,12 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, Self
@@ -27,7 +30,7 @@ import yaml
 
 from lbpod.lab import CheckerRun
 from lbpod.lab.signals import deferred
-from tests.cluster.apiserver import ApiError, Json, binaries
+from tests.cluster.apiserver import ApiError, Json, Process, binaries
 from tests.cluster.client import Client
 from tests.cluster.stage import EXAMPLE, Cluster, container_of, until
 from tests.tidy.sources import ROOT
@@ -40,6 +43,7 @@ PAGE: Final = ROOT / "tests/cluster/images/page.sh"
 MARK: Final = "holdfast-e2e"
 """Label of all pods that a drain may evict: the page's and the operator's."""
 KUBECTL_S: Final = 300
+PROXY_S: Final = 30
 REMOVE_S: Final = 240
 LOOK_S: Final = 180
 NODES_MIN: Final = 2
@@ -116,6 +120,8 @@ class GivenCluster(Cluster):
         self._env.pop("HELM_NAMESPACE", None)
         self._drained: set[str] = set()
         self._seen: dict[str, Json] = {}  # node -> what was there before the installation
+        self._proxy: Process | None = None
+        self._socket = Path()
         flags = ["--set-string", f"operator.podLabels.{MARK}=yes"]
         flags += ["--set", f"image.registry={wish.images}"] if wish.images else []
         flags += ["--values", str(Path(wish.values).expanduser().resolve())] if wish.values else []
@@ -214,8 +220,8 @@ class GivenCluster(Cluster):
         for node, seen in self._seen.items():
             if "holdfast" in seen["pins"]:
                 raise Refusal(
-                    f"the node {node} has the programs of an earlier Holdfast, which was uninstalled without taking them"
-                    " along (/sys/fs/bpf/holdfast); they would refuse another one: boot the node first."
+                    f"the node {node} has the programs of an earlier Holdfast, which was uninstalled without taking"
+                    " them along (/sys/fs/bpf/holdfast); they would refuse another one: boot the node first."
                 )
 
     # --- Life ---------------------------------------------------------------------------------------------------------
@@ -224,6 +230,7 @@ class GivenCluster(Cluster):
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)  # pytest then ends as after Ctrl-C, through `close`
         try:
+            self._start_proxy()
             for name in (SYSTEM, SHOP):
                 labels = {"pod-security.kubernetes.io/enforce": "privileged", MARK: "yes"}
                 self._apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -248,6 +255,9 @@ class GivenCluster(Cluster):
                     step()
                 except (AssertionError, ApiError) as error:
                     failed.append(_last_line(str(error)))
+            if self._proxy is not None:
+                self._proxy.stop()
+                shutil.rmtree(self._socket.parent, ignore_errors=True)
         assert not failed, f"not all could be taken away: {'; '.join(failed)}. By hand: {REMOVE_BY_HAND}"
 
     def _unserve(self) -> None:
@@ -276,6 +286,39 @@ class GivenCluster(Cluster):
         return self._run("helm", *argv)
 
     def get(self, path: str) -> Json:
+        """By the proxy while that runs: a kubectl for each question is a second on a busy machine, and who says too
+        late that a pod has ended calls its connections broken."""
+        running = None if self._proxy is None else self._proxy.running
+        if running is None or running.poll() is not None:
+            return self._get_by_kubectl(path)
+        connection = http.client.HTTPConnection("localhost", timeout=20)
+        try:
+            with closing(connection):
+                connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                connection.sock.settimeout(20)
+                connection.sock.connect(str(self._socket))
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                body = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(0, {"message": f"{path}: {error}"}) from error
+        if answer.status != 200:
+            raise ApiError(answer.status, {"message": f"{path}: {body.decode(errors='replace')}"})
+        return dict(json.loads(body))
+
+    def _start_proxy(self) -> None:
+        """It answers on a socket that nobody else can open, and ends with us."""
+        self._socket = Path(tempfile.mkdtemp(prefix="holdfast-e2e-"), "api")
+        kubectl = [self._tool("kubectl") or "kubectl", f"--kubeconfig={self._env['KUBECONFIG']}"]
+        self._proxy = Process([*kubectl, "proxy", f"--unix-socket={self._socket}"], self.log_dir / "kubectl-proxy.log")
+        self._proxy.start()
+        end = time.monotonic() + PROXY_S
+        while not self._socket.exists():
+            self._proxy.check()
+            assert time.monotonic() < end, f"kubectl proxy did not come; see {self._proxy.log}"
+            time.sleep(0.05)
+
+    def _get_by_kubectl(self, path: str) -> Json:
         said = self._try("kubectl", "get", "--raw", path, "--request-timeout=20s")
         if said.returncode != 0:
             missing = "NotFound" in said.stderr
