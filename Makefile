@@ -66,9 +66,10 @@ e2e: setup objects ## CRD, operator and chart on a real Kubernetes that is built
 	@tools/images.sh build
 	@$(PY) -m pytest tests/cluster $(ARGS)
 else
+# Every wait in there ends by itself, and who is ended from outside takes nothing away: so no limit for a whole test.
 e2e: setup
 	@$(PY) -m pytest tests/cluster/test_scenes.py --kubeconfig "$$KUBECONFIG" --vip "$$VIP" --client "$$CLIENT" \
-		--images "$$IMAGES" --page "$$PAGE" --values "$$VALUES" $(ARGS)
+		--images "$$IMAGES" --page "$$PAGE" --values "$$VALUES" -o faulthandler_timeout=0 $(ARGS)
 endif
 
 kind: ## a kind cluster with the chart on it; needs Docker, kind, kubectl and helm

@@ -50,6 +50,7 @@ NODES_MIN: Final = 2
 """With one load balancer there is nobody to hand over to when it restarts."""
 REMOVE_BY_HAND: Final = (
     f"helm uninstall holdfast -n {SYSTEM}; kubectl delete namespace {SHOP} {SYSTEM}; kubectl delete crd {CRD}"
+    " (and kubectl uncordon NODE, where a drain was cut off)"
 )
 RIGHTS: Final = (
     ("create", "namespaces"),
