@@ -469,6 +469,9 @@ SWEEP_NS: Final = 60_000_000_000
 """What is known of the cluster is compared with what the API lists this often: a watch that was interrupted does not
 tell of what was deleted meanwhile."""
 
+SWEEP_LATE_MAX: Final = 10
+"""An object that a watch has not told of in so many looks, though it tells of others, it never will."""
+
 SWEEP_PAGE: Final = 500
 """Objects that one call of such a comparison lists."""
 

@@ -8,7 +8,7 @@ sweep puts that right.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -65,12 +65,15 @@ class Cache:
         self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}
         self._slices: dict[Key, dict[Key, Slice]] = defaultdict(dict)
         self._number = 0
+        self.heard: Counter[Kind] = Counter()
+        """How often a watch has told that an object is there."""
 
     # --- Events -------------------------------------------------------------------------------------------------------
     def put(self, kind: Kind, body: nouns.Body) -> None:
         """An object is there, as this."""
         noun = _PARSERS[kind](body)
         self._number += 1
+        self.heard[kind] += 1
         before = self._entries[kind].get(noun.key)
         self._entries[kind][noun.key] = _Entry(noun, self._number)
         if isinstance(noun, VirtualService):

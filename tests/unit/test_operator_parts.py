@@ -14,7 +14,8 @@ from lboperator.presence import Presence
 from lboperator.settings import Settings, SettingsError, Source, read_settings
 from lboperator.shell import remembered_of
 from lboperator.state import StateError, Written, decode, encode
-from lbpod.core.limits import AGENT_GRACE_NS, GENERATION_MAX
+from lboperator.sweep import Unheard
+from lbpod.core.limits import AGENT_GRACE_NS, GENERATION_MAX, SWEEP_LATE_MAX
 from lbpod.core.model import Cluster, NextIds
 from lbpod.core.snapshot import Tables, next_snapshot
 from tests.operator_objects import endpoint, endpoint_slice, node, service, virtual_service
@@ -151,6 +152,17 @@ def test_an_annotation_of_such_a_service_is_a_change() -> None:
         Kind.SERVICE, {**body, "metadata": {**body["metadata"], "annotations": {"holdfast.dev/address": "1.2.3.4"}}}
     )
     assert seen(cache)
+
+
+def test_what_no_watch_tells_of_ends_the_process_unless_the_watch_is_only_late() -> None:
+    silent, late = Unheard(), Unheard()
+    one, other = ("web", "one"), ("web", "other")
+    assert set() == silent.look({one}, 7), "it may have been made a moment ago"
+    assert {one} == silent.look({one, other}, 7)
+    assert set() == silent.look(set(), 7)
+    assert set() == silent.look({one}, 7), "counted anew"
+    found = [late.look({one}, heard) for heard in range(1, SWEEP_LATE_MAX + 1)]
+    assert [set()] * (SWEEP_LATE_MAX - 1) + [{one}] == found
 
 
 def test_strangers_are_what_was_deleted_unseen_and_what_was_never_heard_of() -> None:
