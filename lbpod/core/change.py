@@ -30,7 +30,7 @@ import numpy.typing as npt
 from lbpod.core import forget
 from lbpod.core.errors import SnapshotError
 from lbpod.core.keeper_state import Effects, Endpoint, Plan, State, VipState, plan_of, same_table
-from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, RETRY_NS, SLOT_COUNT, STEADY_ASK_NS
+from lbpod.core.limits import ENDED_NS, LEASE_NS_MAX, MARGIN_NS, RETRY_NS, SLOT_COUNT, STEADY_ASK_NS
 from lbpod.core.messages import (
     CommitCall,
     CreateVip,
@@ -329,6 +329,7 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
         state.purging.pop(vip_id, None)
     effects += state.update_ring(now_ns)
     for vip_id, vs in sorted(state.vips.items()):
+        vs.give_up(vs.slots.given_up(state.alive), now_ns)
         effects += state.write(vs, vs.slots.commit(plan.tables.get(vip_id), state.alive, now_ns))
         vs.vip = kept[vip_id]
         _hasten(vs, now_ns)
@@ -347,12 +348,13 @@ def _hasten(vs: VipState, now_ns: int) -> None:
 def let_ids_rest(state: State, now_ns: int) -> None:
     """Ids of dead backends may be used again once no lease and no record can name them.
 
-    Leases end by themselves; records of dead backends are dropped from each list of all records (``forget``).
+    Leases end by themselves; records of dead backends are dropped from each list of all records, ENDED_NS after the
+    backend's death (``forget``).
     """
     over = [
         number
         for number, (_, died_at_ns) in state.resting.items()
-        if died_at_ns + LEASE_NS_MAX + MARGIN_NS < now_ns and died_at_ns < state.dumps.done_ns
+        if died_at_ns + LEASE_NS_MAX + MARGIN_NS < now_ns and died_at_ns + ENDED_NS < state.dumps.done_ns
     ]
     for number in over:
         del state.resting[number]
@@ -390,6 +392,8 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         if state.prepared is not None and prepared is not None and vs.vip is None:
             state.prepared.tables.setdefault(vip_id, _build_of(state, prepared))
         written += state.write(vs, changed)
+        if len(agreed := vs.slots.agreed):  # what was to be dropped has been forgotten
+            forget.note_settled(state, vip_id, agreed, now_ns, current_of(vs.slots.at(agreed)))
         _hasten(vs, now_ns)
     state.refresh()
     state.records_quiet = False

@@ -22,7 +22,8 @@ section 3):
   LB is no replica of any more (or has come to by a chain that was under way) goes with the next list, and before the
   next ring change begins (``ring.stage``);
 - **with the backend**: records of dead backends are void for the fast path already. They go before the id may mean
-  another backend (``change.let_ids_rest``).
+  another backend (``change.let_ids_rest``), but not at once: they say of a flow's last packets that they are its last,
+  and nobody gets a lease for them (``resolve``), which the next connection with this five-tuple would meet.
 
 All of them work on a list of all records, made every FORGET_SCAN_NS while there can be any, and PURGE_NS after a
 settle.
@@ -36,7 +37,7 @@ import numpy.typing as npt
 from lbpod.core.flows import flows_from, groups, over
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD_MISSING
-from lbpod.core.limits import BATCH_MAX, FORGET_SCAN_NS, MEMBER_NONE, PURGE_NS, SLOT_COUNT
+from lbpod.core.limits import BATCH_MAX, ENDED_NS, FORGET_SCAN_NS, MEMBER_NONE, PURGE_NS, SLOT_COUNT
 from lbpod.core.messages import (
     Ask,
     DropRecords,
@@ -85,7 +86,7 @@ def tick(state: State, now_ns: int) -> Effects:
     """Ask for a list of all records where one is due."""
     if state.dumps.is_open or not state.has_room():
         return []
-    unrested = bool(state.resting) and state.died_at_ns >= state.dumps.done_ns
+    unrested = bool(state.resting) and state.died_at_ns + ENDED_NS >= state.dumps.done_ns
     forget = now_ns >= state.dumps.forget_at_ns and (not state.records_quiet or unrested)
     purge = now_ns >= state.dumps.at_ns and bool(state.purge)
     if not forget and not purge:
@@ -131,7 +132,7 @@ class _Dumped(Question):
         slots, old = _slots_and_old(state, flows, records, now_ns)
         words, held = state.words(vips, slots)
         tracking = is_tracking(words)
-        drop = ~held | (state.vip_of[backend_ids(state, records)] != vips)
+        drop = ~held | ((state.vip_of[backend_ids(state, records)] != vips) & ~_just_died(state, records, now_ns))
         drop |= left_over(state, vips, slots, records) | (~tracking & old) | ~means_something(words, records)
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
@@ -162,6 +163,13 @@ def foreign(state: State, flows: Rows) -> Bools:
     known = state.facts.has(flows["vip"])
     found = ~known
     found[known] = ~state.is_replica(state.facts.slots(flows[known]))
+    return found
+
+
+def _just_died(state: State, records: Rows, now_ns: int) -> Bools:
+    """(n,): records of backends that have died less than ENDED_NS ago."""
+    lately = [number for number, (_, died_at_ns) in state.resting.items() if died_at_ns + ENDED_NS >= now_ns]
+    found: Bools = np.isin(records["backend"], lately)
     return found
 
 

@@ -166,6 +166,16 @@ class VipState:
     """Which host agents come first, where there are more than can be asked at one time."""
     lifted: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
     """Own slots whose flag (SETTLING) is off while the backup, which owes an answer, is silent. Ascending."""
+    gave_up: npt.NDArray[np.bool_] | None = None
+    """(SLOT_COUNT,): slots whose base has died lately. What belonged to it without a record looks like a flow of the
+    base that came after it."""
+    gave_up_ns: int = 0
+
+    def give_up(self, lost: npt.NDArray[np.bool_] | None, now_ns: int) -> None:
+        """The bases of these slots have died now (None: of no slot)."""
+        if lost is not None:
+            self.gave_up = lost if self.gave_up is None else self.gave_up | lost
+            self.gave_up_ns = now_ns
 
 
 @dataclass(slots=True)
@@ -561,6 +571,14 @@ class State:
     def is_unannounced(self, vs: VipState) -> bool:
         """Nobody can tell its flows' first packets (UDP, ClientIP)."""
         return bool(self.facts.unannounced[vs.id])
+
+    def gave_up(self, vips: U32, slots: U32) -> Bools:
+        """(n,): whose slot's base has died lately."""
+        found = np.zeros(len(slots), dtype=np.bool_)
+        for vip_id, vs in self.vips.items():
+            if vs.gave_up is not None:
+                found |= (vips == vip_id) & vs.gave_up[slots]
+        return found
 
     def words(self, vips: U32, slots: U32) -> tuple[U64, Bools]:
         """Words of slots of many VIPs, and which VIPs this LB serves (elsewhere 0)."""

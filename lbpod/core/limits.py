@@ -300,6 +300,10 @@ LOOK_AFTER_NS: Final = 5_000_000_000
 SYN_RETRY_NS: Final = 1_000_000_000
 """The kernel sends a SYN, or a question for a next hop's link address, again after this time (RFC 6298, RFC 1122)."""
 
+ENDED_NS: Final = 10_000_000_000
+"""What an owner remembers of flows that have ended with their backend, or with their slot's base: nobody gets a lease
+for their last packets. Longer than the pauses between a client's last words."""
+
 REUSE_NS: Final = 1_500_000_000
 """A first packet whose five-tuple another flow had, with a record that a settle is about to void, is dropped where the
 record was not seen for so long: once, for the client sends it again after SYN_RETRY_NS."""
@@ -522,6 +526,9 @@ def check() -> None:
         "nothing is swept that early settle calls live"
     )
     assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
+    assert ENDED_NS + FORGET_SCAN_NS <= LEASE_NS_MAX, (
+        "an id rests until the last lease is over: until then its records are"
+    )
     assert BACKEND_IDS_MAX >= 2 * BACKENDS_MAX, "an id must rest before it is used again"
     assert BACKEND_IDS_MAX < 1 << 24, "a slot holds its current backend in 24 bits"
     assert MEMBERS_MAX <= MEMBER_NONE, "member ids must differ from MEMBER_NONE"

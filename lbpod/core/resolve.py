@@ -161,6 +161,7 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)
     sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
     ended = (base == current) | (records["round"] == round_of(words))
+    ended |= state.gave_up(vips, slots)
     leased = sure & ~(tracking & ~recorded & (ended | state.facts.unannounced[vips]))
     answer[known[sure]] = backend[sure]
     leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])

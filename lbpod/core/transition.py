@@ -204,6 +204,11 @@ class Slots:
         return is_tracking(self.words)
 
     @property
+    def agreed(self) -> U32:
+        """Slots that this LB, as backup, has agreed to settle."""
+        return np.zeros(0, np.uint32) if self.track is None else np.flatnonzero(is_agreed(self.words)).astype(np.uint32)
+
+    @property
     def tracking_count(self) -> int:
         """How many."""
         return 0 if self.track is None else int(np.count_nonzero(self.tracking))
@@ -224,7 +229,7 @@ class Slots:
         What a crash in the middle of a commit leaves (``current`` of either table in a tracking slot) stays as it is
         and the commit is repeated. A steady slot that has neither (no such word was ever written) is tracked with
         what was found as base. Times and ``earlier`` are lost: the quiet time counts anew, and any backend is
-        possible.
+        possible. What was agreed stays so: the owner may be steady on it, and records of before are there still.
         """
         before = self.words.copy()
         current, base, tracking = current_of(before), base_of(before), self.tracking
@@ -235,7 +240,8 @@ class Slots:
         tracking |= ~right & (current != 0)
         current = np.where(right, current, table)
         base = np.where(tracking & alive[base], base, current)
-        flags = np.where(tracking, before & _SETTLING | _TRACKING | _begun(before), before & _ROUND)
+        agreed = np.where(right & (base == current), before & _AGREED, np.uint64(0))
+        flags = np.where(tracking, before & _SETTLING | agreed | _TRACKING | _begun(before), before & _ROUND)
         self.words[:] = make_words(current, base, flags)
         if tracking.any():
             track = self._tracked()
@@ -298,6 +304,11 @@ class Slots:
         base = np.where(tracking & alive[base], base, new)
         self.words[:] = make_words(new, base, self.words & (_FLAGS | _ROUND))
         return self._changed(before)
+
+    def given_up(self, alive: Bools) -> Bools | None:
+        """(SLOT_COUNT,): where a commit with these alive will give up the base; None: nowhere."""
+        lost = self.tracking & ~alive[base_of(self.words)] if self.track is not None else _nowhere()
+        return lost if lost.any() else None
 
     def leave(self, alive: Bools) -> U32:
         """The change that is prepared here will not come; nobody has committed it. What tracks goes on tracking."""

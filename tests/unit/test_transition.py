@@ -309,6 +309,14 @@ def test_restoring_what_was_written_changes_nothing() -> None:
     assert not again.track.unknown[7]
 
 
+def test_what_was_agreed_is_so_after_a_restart() -> None:
+    slots = changed_once()
+    slots.agree(ONE)
+    again = Slots(slots.words)
+    assert 0 == len(again.restore(table(2), None, alive(1, 2), False, NOW_NS))
+    assert ONE.tolist() == again.agreed.tolist()
+
+
 def test_restoring_in_the_middle_of_a_commit_keeps_both_halves() -> None:
     slots = steady(1, 1)
     slots.prepare(table(2, 2, 1), None, alive(1, 2), NOW_NS)
