@@ -165,19 +165,15 @@ class Judge:
             return Verdict.BACKEND_GONE if failure.backend in self._gone else Verdict.BROKEN
         if self._haunting:
             return Verdict.UNATTRIBUTED
-        if failure.reason in (Reason.RESET, Reason.CLOSED) and self._may_have_left(failure):
+        if failure.reason in (Reason.RESET, Reason.CLOSED) and self._may_have_left(failure.at_ns):
             return Verdict.UNATTRIBUTED
         if self._last_gone_ns is not None and failure.at_ns - self._last_gone_ns <= self._blame_window_ns:
             return Verdict.UNATTRIBUTED
         return Verdict.BROKEN
 
-    def _may_have_left(self, failure: Failure) -> bool:
-        """A backend was leaving, or has left just before, or since the flow was opened: who looks after thousands of
-        flows may have found out late that one was reset."""
+    def _may_have_left(self, at_ns: int) -> bool:
         last_ns = self._last_left_ns
-        if self._leaving or last_ns is None:
-            return bool(self._leaving)
-        return failure.at_ns - last_ns <= CHECK_GRACE_NS or failure.opened_ns <= last_ns
+        return bool(self._leaving) or (last_ns is not None and at_ns - last_ns <= CHECK_GRACE_NS)
 
 
 class Histogram:

@@ -72,7 +72,7 @@ def _verdicts(judge: Judge, now_ns: int) -> list[Verdict]:
 
 
 def _failure(at_ns: int, backend: str | None) -> Failure:
-    return Failure(at_ns, at_ns, Reason.RESET, backend, 1, 0, "")
+    return Failure(at_ns, 0, Reason.RESET, backend, 1, 0, "")
 
 
 def test_a_failure_is_judged_by_what_is_known_a_little_later() -> None:
@@ -113,16 +113,6 @@ def test_a_backend_that_has_left_excuses_only_its_own_flows() -> None:
     judge.failed(_failure(SECOND_NS + CHECK_GRACE_NS + 1, None))
     judge.failed(_failure(2 * SECOND_NS, "web1"))
     assert [Verdict.UNATTRIBUTED, Verdict.BROKEN, Verdict.BACKEND_GONE] == _verdicts(judge, 3 * SECOND_NS)
-
-
-def test_whoever_was_open_when_a_backend_left_may_have_been_its_own_however_late_that_is_found_out() -> None:
-    judge = Judge(blame_window_ns=10 * SECOND_NS)
-    judge.leaves("web1", 0)
-    judge.left("web1", SECOND_NS)
-    found_out = _failure(SECOND_NS + CHECK_GRACE_NS + 1, None)
-    for opened_ns, verdict in ((SECOND_NS, Verdict.UNATTRIBUTED), (SECOND_NS + 1, Verdict.BROKEN)):
-        judge.failed(replace(found_out, opened_ns=opened_ns))
-        assert [verdict] == _verdicts(judge, 3 * SECOND_NS)
 
 
 def test_while_new_flows_go_to_a_dead_backend_nobody_can_tell_of_those_without_one() -> None:
