@@ -329,7 +329,6 @@ def commit(state: State, request: int, call: CommitCall, now_ns: int) -> Effects
         state.purging.pop(vip_id, None)
     effects += state.update_ring(now_ns)
     for vip_id, vs in sorted(state.vips.items()):
-        vs.give_up(vs.slots.given_up(state.alive), now_ns)
         effects += state.write(vs, vs.slots.commit(plan.tables.get(vip_id), state.alive, now_ns))
         vs.vip = kept[vip_id]
         _hasten(vs, now_ns)

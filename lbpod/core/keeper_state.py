@@ -166,16 +166,6 @@ class VipState:
     """Which host agents come first, where there are more than can be asked at one time."""
     lifted: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
     """Own slots whose flag (SETTLING) is off while the backup, which owes an answer, is silent. Ascending."""
-    gave_up: npt.NDArray[np.bool_] | None = None
-    """(SLOT_COUNT,): slots whose base has died lately. What belonged to it without a record looks like a flow of the
-    base that came after it."""
-    gave_up_ns: int = 0
-
-    def give_up(self, lost: npt.NDArray[np.bool_] | None, now_ns: int) -> None:
-        """The bases of these slots have died now (None: of no slot)."""
-        if lost is not None:
-            self.gave_up = lost if self.gave_up is None else self.gave_up | lost
-            self.gave_up_ns = now_ns
 
 
 @dataclass(slots=True)
@@ -572,13 +562,15 @@ class State:
         """Nobody can tell its flows' first packets (UDP, ClientIP)."""
         return bool(self.facts.unannounced[vs.id])
 
-    def gave_up(self, vips: U32, slots: U32) -> Bools:
-        """(n,): whose slot's base has died lately."""
-        found = np.zeros(len(slots), dtype=np.bool_)
-        for vip_id, vs in self.vips.items():
-            if vs.gave_up is not None:
-                found |= (vips == vip_id) & vs.gave_up[slots]
-        return found
+    def orphaned(self, vips: U32, slots: U32) -> Bools:
+        """(n,): slots of many VIPs whose unrecorded flows are dead (see Track)."""
+        orphaned = np.zeros(len(slots), dtype=np.bool_)
+        for vip_id in np.flatnonzero(np.bincount(vips[vips < VIPS_MAX])).tolist():
+            vs = self.vips.get(vip_id)
+            if vs is not None and vs.slots.track is not None:
+                places = vips == vip_id
+                orphaned[places] = vs.slots.track.orphaned[slots[places]]
+        return orphaned
 
     def words(self, vips: U32, slots: U32) -> tuple[U64, Bools]:
         """Words of slots of many VIPs, and which VIPs this LB serves (elsewhere 0)."""

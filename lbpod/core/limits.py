@@ -301,8 +301,8 @@ SYN_RETRY_NS: Final = 1_000_000_000
 """The kernel sends a SYN, or a question for a next hop's link address, again after this time (RFC 6298, RFC 1122)."""
 
 ENDED_NS: Final = 10_000_000_000
-"""What an owner remembers of flows that have ended with their backend, or with their slot's base: nobody gets a lease
-for their last packets. Longer than the pauses between a client's last words."""
+"""What an owner remembers of flows that have ended with their backend: nobody gets a lease for their last packets.
+Longer than the pauses between a client's last words."""
 
 REUSE_NS: Final = 1_500_000_000
 """A first packet whose five-tuple another flow had, with a record that a settle is about to void, is dropped where the

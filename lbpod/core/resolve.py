@@ -160,8 +160,7 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     # The backup has been asked to settle and has not answered: its base counts, and it may be another by now.
     open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)
     sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
-    ended = (base == current) | (records["round"] == round_of(words))
-    ended |= state.gave_up(vips, slots)
+    ended = (base == current) | state.orphaned(vips, slots) | (records["round"] == round_of(words))
     leased = sure & ~(tracking & ~recorded & (ended | state.facts.unannounced[vips]))
     answer[known[sure]] = backend[sure]
     leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])

@@ -11,7 +11,7 @@ thousand, and on a packet's question about any flow).
 
 from lbpod.core import forget
 from lbpod.core.keeper_state import State
-from lbpod.core.limits import ENDED_NS, FOLD_VIPS_MAX, REST_NS
+from lbpod.core.limits import FOLD_VIPS_MAX, REST_NS
 
 
 def tick(state: State, now_ns: int) -> None:
@@ -19,9 +19,6 @@ def tick(state: State, now_ns: int) -> None:
     if now_ns < state.rest_at_ns:
         return
     state.rest_at_ns = now_ns + REST_NS
-    for vs in state.vips.values():
-        if vs.gave_up is not None and vs.gave_up_ns + ENDED_NS < now_ns:
-            vs.gave_up = None
     foldable = [vs.slots for _, vs in sorted(state.vips.items()) if vs.slots.is_foldable]
     for slots in foldable[:FOLD_VIPS_MAX]:
         slots.fold()

@@ -138,6 +138,10 @@ class Track:
     """The change that is prepared, or one that it superseded, touches the slot. Invariant: touched => tracking."""
     unknown: Bools = field(default_factory=_nowhere)
     """Live flows may have any backend of the VIP."""
+    orphaned: Bools = field(default_factory=_nowhere)
+    """Base has died since the slot began to track: a flow of before the change that nobody has recorded is dead, too,
+    though the next change makes it look like one of the base that came after it. What a restart forgets of it, and a
+    handover leaves out, costs a lease that nobody should have."""
     earlier: U32 | None = None
     """(SLOT_COUNT, EARLIER_MAX) backends that live flows may have besides base and current; None: no slot has one."""
 
@@ -299,16 +303,12 @@ class Slots:
             track.changed_at_ns[touched] = now_ns
             self._disagree(touched)
             track.touched[:] = False
+            track.orphaned |= tracking & ~alive[base]
             if track.earlier is not None:
                 track.earlier[~alive[track.earlier]] = 0
         base = np.where(tracking & alive[base], base, new)
         self.words[:] = make_words(new, base, self.words & (_FLAGS | _ROUND))
         return self._changed(before)
-
-    def given_up(self, alive: Bools) -> Bools | None:
-        """(SLOT_COUNT,): where a commit with these alive will give up the base; None: nowhere."""
-        lost = self.tracking & ~alive[base_of(self.words)] if self.track is not None else _nowhere()
-        return lost if lost.any() else None
 
     def leave(self, alive: Bools) -> U32:
         """The change that is prepared here will not come; nobody has committed it. What tracks goes on tracking."""
@@ -400,7 +400,7 @@ class Slots:
         """Steady: the slot's live flows all belong to ``current``."""
         slots = slots[is_tracking(self.words[slots])]
         if self.track is not None:
-            for array in (self.track.touched, self.track.unknown):
+            for array in (self.track.touched, self.track.unknown, self.track.orphaned):
                 array[slots] = False
             if self.track.earlier is not None:
                 self.track.earlier[slots] = 0
@@ -476,7 +476,7 @@ class Slots:
         assert (alive[base] | (base == current) | (base == 0)).all(), "a dead base is given up"
         assert (self.track is not None) == bool(tracking.any()), "tracks are kept exactly while a slot is tracking"
         if self.track is not None:
-            for name in ("touched", "unknown"):
+            for name in ("touched", "unknown", "orphaned"):
                 assert not getattr(self.track, name)[~tracking].any(), f"a steady slot is not {name}"
             if self.track.earlier is not None:
                 assert not self.track.earlier[~tracking].any(), "a steady slot has no earlier backends"
