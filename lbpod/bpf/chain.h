@@ -191,12 +191,13 @@ HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_
 	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	enum hf_verdict verdict = HF_CHAIN_RECORDED;
 
-	if (known && known->backend != chain->backend && hf_begins_anew(known, chain, syn, word, now))
-		known = NULL;
 	if (known && known->backend != chain->backend) {
-		chain->backend = known->backend;
-		known->seen_ns = now;
-		return HF_CHAIN_CONFLICT;
+		if (!hf_begins_anew(known, chain, syn, word, now)) {
+			chain->backend = known->backend;
+			known->seen_ns = now;
+			return HF_CHAIN_CONFLICT;
+		}
+		known = NULL;
 	}
 	if (!hf_backend_alive(chain->backend))
 		return HF_DROP_NO_BACKEND;

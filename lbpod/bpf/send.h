@@ -27,12 +27,6 @@ HF_INLINE const struct hf_backend *hf_backend_alive(__u32 id)
 	return likely(id && backend && backend->flags & HF_BACKEND_ALIVE) ? backend : NULL;
 }
 
-/* Backend of a tracking slot's unrecorded flows; 0: none. */
-HF_INLINE __u32 hf_base(__u64 word)
-{
-	return word >> HF_SLOT_BASE_SHIFT & HF_SLOT_CURRENT_MASK;
-}
-
 HF_INLINE const struct hf_node *hf_node_reachable(__u32 id)
 {
 	const struct hf_node *node = bpf_map_lookup_elem(&nodes, &id);
