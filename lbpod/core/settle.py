@@ -11,9 +11,9 @@
    dead, or as good as, and old flows would wait for it until the ring has changed. The owner lifts the flag then, and
    puts it back when the backup speaks again.
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
-   committed later), sets ``base := current``, **keeps tracking**, and agrees. Its records of other backends are void in
-   the same moment (``layout.SLOT_AGREED``). It must not turn steady: the owner may
-   have records that it has not, and would be bypassed. Agreeing twice is agreeing once (``layout.SLOT_AGREED``).
+   committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
+   have records that it has not, and would be bypassed. Its own records of other backends are void in the same moment,
+   and agreeing twice is agreeing once (both: ``layout.SLOT_AGREED``).
 3. *The owner sets its base to the agreed backend in any case*, because the backup has. If nothing newer was prepared
    or committed in between it turns steady, drops its records and tells everyone. Whoever hears it turns steady only
    if it has committed exactly that generation and has prepared nothing newer: then its ``current`` is the one that
