@@ -34,7 +34,7 @@ from lboperator.issued import (
     merge,
     object_name,
     revision,
-    why_not_issued,
+    why_not_ready,
 )
 from lboperator.keeping import LABELS, Secrets, certifiable, files_of, lay_out, notes_of
 from lbpod.certs import Caller, CertsError, Role
@@ -197,7 +197,7 @@ class CertManager:
     def _trouble(self, found: Mapping[str, Json], wanted: Mapping[str, Caller], merged: Merged) -> Trouble | None:
         for name, why in sorted(merged.refused.items()):
             return Trouble("NotUsable", f"the certificate issued for {name} is not taken: {why}")
-        late = {name: why for name, one in found.items() if (why := why_not_issued(one))}
+        late = {name: why for name, one in found.items() if (why := why_not_ready(one))}
         left = sorted(late) or [name for name in wanted if name not in merged.bundle.pairs]
         if not left:
             return None
@@ -219,12 +219,9 @@ class CertManager:
         if found is None:
             sentence = f"the {issuer.kind} {issuer.name} does not exist{where}; make it, or correct"
             return Trouble("IssuerNotFound", f"{sentence} tls.certManager.issuerRef")
-        conditions = {one.get("type"): one for one in (found.get("status") or {}).get("conditions") or ()}
-        ready = conditions.get("Ready", {})
-        if ready.get("status") == "True":
+        if not (why := why_not_ready(found)):
             return None
-        said = ready.get("message") or "cert-manager has not looked at it yet; is its controller running?"
-        return Trouble("IssuerNotReady", f"the {issuer.kind} {issuer.name}{where} is not ready: {said}")
+        return Trouble("IssuerNotReady", f"the {issuer.kind} {issuer.name}{where} is not ready: {why}")
 
 
 def _not_asked(error: ApiError) -> Trouble:

@@ -138,8 +138,8 @@ def revision(found: Json) -> Revision | None:
     return (str(found["metadata"]["uid"]), number, end) if number or end else None
 
 
-def why_not_issued(found: Json) -> str:
-    """What cert-manager says of a Certificate; empty: all is well."""
+def why_not_ready(found: Json) -> str:
+    """What cert-manager says of a Certificate or an Issuer; empty: all is well."""
     conditions = {one.get("type"): one for one in (found.get("status") or {}).get("conditions") or ()}
     ready = conditions.get("Ready")
     if ready is None:

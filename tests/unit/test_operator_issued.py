@@ -15,7 +15,7 @@ from lboperator.issued import (
     holders,
     merge,
     revision,
-    why_not_issued,
+    why_not_ready,
 )
 from lbpod.certs import Role
 from lbpod.core.limits import CA_SPREAD_NS, SECRET_BYTES_MAX
@@ -86,11 +86,11 @@ def test_a_revision_is_what_was_issued_and_none_before() -> None:
     assert 3 == len({first, again, found} - {None}), "one that was made anew finds its old Secret, and has no number"
 
 
-def test_why_not_issued_is_what_cert_manager_says() -> None:
-    assert why_not_issued({}).endswith("is its controller running?")
+def test_why_it_is_not_ready_is_what_cert_manager_says() -> None:
+    assert why_not_ready({}).endswith("is its controller running?")
     ready = {"type": "Ready", "status": "False", "reason": "DoesNotExist", "message": "the Secret does not exist"}
-    assert "the Secret does not exist" == why_not_issued({"status": {"conditions": [ready]}})
-    assert "" == why_not_issued({"status": {"conditions": [{**ready, "status": "True"}]}})
+    assert "the Secret does not exist" == why_not_ready({"status": {"conditions": [ready]}})
+    assert "" == why_not_ready({"status": {"conditions": [{**ready, "status": "True"}]}})
 
 
 def test_the_first_pairs_are_taken_as_they_come(old: dict[str, Pair]) -> None:
