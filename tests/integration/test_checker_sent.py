@@ -10,12 +10,9 @@ import pytest
 from lbpod.lab import Lab, python, start_nginx
 from tests.cluster.client import Client
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="missing feature: root"),
-]
 
-
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="missing feature: root")
 def test_the_checker_is_sent_through_a_command(tmp_path: Path) -> None:
     with Lab(nodes=1) as lab:
         pod = lab.add_pod(lab.nodes[0])
