@@ -1,12 +1,12 @@
 #!/bin/bash
 # Make this machine ready: apt packages, the virtual environment, bpffs. `make` calls it before every target.
 #
+#   tools/setup.sh python     the Python packages alone: what tests on a cluster of somebody else's need; no root
 #   tools/setup.sh tools      what `make check` needs: a compiler for BPF, Python packages
 #   tools/setup.sh machine    that, and what moves packets: root, a kernel with BPF and namespaces, nginx, wrk, ...
 #   tools/setup.sh demo       that, where the machine may move packets; where it may not (no root, no BPF), the Python
 #                             packages alone, which need no root, and exit status 3: the demo then runs in the simulator
-#   tools/setup.sh python     the Python packages alone: what tests on a cluster of somebody else's need; no root
-#   tools/setup.sh cluster    that, and what a Kubernetes needs that tools/kube.sh does not build: etcd, containerd, buildah
+#   tools/setup.sh cluster    what `machine` has, and what a Kubernetes needs that tools/kube.sh does not build: etcd, containerd, buildah
 #
 # Written for a fresh Debian 12; it asks for facts (is there an `nginx`?), not for package names, so that any machine
 # that has them will do. Where it cannot go on it says so in one sentence and exits 1. The second run takes a fraction
