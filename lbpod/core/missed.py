@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core import forget
-from lbpod.core.flows import flows_from, ids_from
+from lbpod.core.flows import flows_from, groups, ids_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD
 from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, RETRY_NS
@@ -47,7 +47,7 @@ from lbpod.core.messages import (
     RingStep,
     Trace,
 )
-from lbpod.core.transition import is_tracking, means_something, round_of
+from lbpod.core.transition import current_of, is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
@@ -236,8 +236,21 @@ def received(state: State, request: int, call: MissedCall, now_ns: int) -> Effec
     ages_ns = ids_from(call.ages_ms)[fits].astype(np.uint64) * np.uint64(_MS_NS)
     seen_ns = np.uint64(now_ns) - np.minimum(ages_ns, np.uint64(now_ns))
     full = int(fits[: call.full_count].sum())
+    effects = _disagree(state, flows["vip"][fits], slots[fits], backends[fits])
     token = state.open(_Put(request), now_ns)
-    return [PutRecords(token, flows[fits], records, full, seen_ns)]
+    return [*effects, PutRecords(token, flows[fits], records, full, seen_ns)]
+
+
+def _disagree(state: State, vips: U32, slots: U32, backends: U32) -> Effects:
+    """An owner that has not heard that this LB agreed, nor anything of it since, has begun flows at its own base: they
+    are live, though this LB has said that all live flows belong to current."""
+    words, _ = state.words(vips, slots)
+    elsewhere = backends != current_of(words)
+    effects: Effects = []
+    for vip_id, places in groups(vips[elsewhere]):
+        vs = state.vips[vip_id]
+        effects += state.write(vs, vs.slots.disagree(np.unique(slots[elsewhere][places])))
+    return effects
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -278,7 +278,7 @@ class Slots:
             track = self._tracked()
             words = make_words(current, base, before & _FLAGS | _TRACKING | _begun(before))
             self.words[tracked] = words[tracked]
-            self._disagree(touched)
+            self.disagree(np.flatnonzero(touched).astype(np.uint32))
             track.touched |= touched
             track.changed_at_ns[touched] = now_ns
             if begun is not None:
@@ -301,7 +301,7 @@ class Slots:
             self._remember(np.flatnonzero(moved & (old != base)), old, alive)
             touched = track.touched | moved
             track.changed_at_ns[touched] = now_ns
-            self._disagree(touched)
+            self.disagree(np.flatnonzero(touched).astype(np.uint32))
             track.touched[:] = False
             track.orphaned |= tracking & ~alive[base]
             if track.earlier is not None:
@@ -376,6 +376,13 @@ class Slots:
         agreed = make_words(current_of(words), current_of(words), words & (_FLAGS | _ROUND) | _AGREED)
         return self._write(slots, np.where(is_tracking(words), agreed, words))
 
+    def disagree(self, slots: U32) -> U32:
+        """What this LB has agreed to of these is overtaken: by a change, or by a flow that the owner has begun
+        elsewhere because it has not heard the answer."""
+        ended = slots[is_agreed(self.words[slots])]
+        self.doubt(ended)
+        return self._write(ended, self.words[ended] & ~_AGREED)
+
     def take_over(self, slots: U32, bases: U32, alive: Bools) -> U32:
         """As owner: ``base`` is what the backup has made it (``current`` where that backend has died since)."""
         return self._set_base(slots, np.where(alive[bases], bases, current_of(self.words[slots])))
@@ -445,12 +452,6 @@ class Slots:
         rows[put, free[put].argmax(axis=1)] = new[put]
         track.earlier[slots] = rows
         track.unknown[slots[missing & ~free.any(axis=1)]] = True
-
-    def _disagree(self, touched: Bools) -> None:
-        """A change touches what this LB has agreed to settle, before anybody has said that it is: see doubt."""
-        ended = np.flatnonzero(touched & is_agreed(self.words)).astype(np.uint32)
-        self.doubt(ended)
-        self.words[ended] &= ~_AGREED
 
     def _set_base(self, slots: U32, bases: U32) -> U32:
         words = self.words[slots]

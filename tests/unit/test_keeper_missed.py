@@ -6,10 +6,11 @@ import pytest
 from lbpod.core.layout import RECORD, RECORD_MISSING
 from lbpod.core.limits import ALONE_NS, BEAT_DOWN_NS, BEAT_NS, LOST_NS, PEER_TIMEOUT_NS, RETRY_NS, TICK_NS
 from lbpod.core.messages import BeatCall, ControllerSeen, MissedCall, PeerCall
+from lbpod.core.transition import is_agreed
 from lbpod.datapath.port import FlowMap
 from tests.keepers import SECOND_NS, Cluster, Node, Rows, vip
 from tests.unit.test_keeper_forget import no_settling, of_lb1_and_lb2, record
-from tests.unit.test_keeper_resolve import flows_of, slots_of
+from tests.unit.test_keeper_resolve import flows_of, resolved, slots_of
 
 DOWN_NS = BEAT_DOWN_NS + 2 * BEAT_NS + 2 * TICK_NS
 UP_NS = BEAT_NS + RETRY_NS + 4 * TICK_NS
@@ -170,6 +171,18 @@ def test_what_tracks_no_more_or_whose_backend_is_dead_is_not_recorded() -> None:
     settled.change(vip([1, 2]))
     settled["lb2"].call(missed(flows, 1), settled.now_ns)
     assert (settled["lb2"].datapath.records_lookup(flows)["round"] == RECORD_MISSING).all()
+
+
+def test_a_flow_that_the_owner_has_begun_elsewhere_ends_what_its_backup_has_agreed_to() -> None:
+    cluster = tracking_cluster()
+    node, flows = cluster["lb2"], of_lb1_and_lb2(cluster)
+    slots = np.unique(slots_of(flows)).astype(np.uint32)
+    held = node.keeper._state.vips[1].slots
+    held.agree(slots)
+    node.datapath.write_slots(1, slots, held.at(slots))
+    node.call(missed(flows, 1), cluster.now_ns)
+    assert {1} == set(resolved(node, flows, cluster.now_ns)[0].tolist())
+    assert not is_agreed(node.words()[slots]).any()
 
 
 def test_a_record_of_an_earlier_round_is_replaced() -> None:
