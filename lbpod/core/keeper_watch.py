@@ -52,5 +52,7 @@ class Watch:
     """Member that waits for that -> when it last said so."""
     owed_by: set[int] = field(default_factory=set)
     """Members that have not said that they have sent all that this LB has missed, since it heard nobody."""
+    long_silent: set[int] = field(default_factory=set)
+    """Of those, who had fallen silent well before the others did and has not spoken since."""
     back_ns: int = 0
     """When it first heard one of them again; 0: not yet, or it has missed nothing."""

@@ -19,8 +19,10 @@ itself that it is not serving, in its beats (so the others go on using the other
 the others has said in answer to a beat of after its return that nothing is owed to it. An agent that is away just then
 says nothing: the LB waits for it, for LOST_NS at most. (Before, what it had missed reached it some tenths of a second
 late, and where the agent of the other replica was killed in those, seconds late: half of the connections that still
-broke.) An LB that only some of the others could not hear goes on serving: agents restart all the time, and nobody would
-be left.
+broke.) Who had been silent for a while when the LB heard the last of the others has most likely died before, and is
+waited for as long as an answer takes: one LB destroyed and the agent of another killed is all that it takes to hear
+nobody, and the one that is left refused to serve for LOST_NS then. An LB that only some of the others could not hear
+goes on serving: agents restart all the time, and nobody would be left.
 """
 
 from collections import Counter
@@ -183,13 +185,19 @@ class _Sent(Question):
 # --- As the one who was silent ----------------------------------------------------------------------------------------
 def alone(state: State, others: set[int]) -> None:
     """This LB hears nobody: whatever the others record from now on, it misses."""
-    state.watch.owed_by, state.watch.back_ns = set(others), 0
+    watch = state.watch
+    heard_ns = {member: watch.heard_ns.get(member, 0) for member in others}
+    last_ns = max(heard_ns.values(), default=0)
+    watch.owed_by, watch.back_ns = set(others), 0
+    watch.long_silent = {member for member, at_ns in heard_ns.items() if at_ns + BEAT_DOWN_NS < last_ns}
 
 
-def heard_again(state: State, now_ns: int) -> None:
+def heard_again(state: State, member: int, now_ns: int) -> None:
     """One of the others speaks."""
-    if state.watch.owed_by and not state.watch.back_ns:
-        state.watch.back_ns = now_ns
+    watch = state.watch
+    watch.long_silent.discard(member)
+    if watch.owed_by and not watch.back_ns:
+        watch.back_ns = now_ns
 
 
 def said(state: State, member: int, asked_ns: int, is_owed: bool, now_ns: int) -> None:
@@ -213,6 +221,8 @@ def is_catching_up(state: State) -> bool:
 def _catch_up(state: State, now_ns: int) -> None:
     """Is that over?"""
     watch = state.watch
+    if watch.back_ns and watch.back_ns + BEAT_DOWN_NS <= now_ns:
+        watch.owed_by -= watch.long_silent
     if watch.back_ns and (not watch.owed_by or watch.back_ns + LOST_NS <= now_ns):
         watch.owed_by, watch.back_ns = set(), 0
 

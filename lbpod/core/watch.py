@@ -345,7 +345,7 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
     effects = _fence(state, now_ns)
     watch.peer_ns, watch.ahead = now_ns, max(watch.ahead, said.generation)
     watch.said_down[said.member] = frozenset(said.down)
-    missed.heard_again(state, now_ns)
+    missed.heard_again(state, said.member, now_ns)
     watch.returning.pop(said.member, None)
     if said.returning:
         watch.returning[said.member] = now_ns
@@ -363,11 +363,12 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
 
 
 def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
-    """It does not serve, but is there: where nobody else can decide, it may be sent to."""
+    """It does not serve, but is there, so it is not given up: where nobody else can decide, it may be sent to."""
+    if member in state.down:
+        state.watch.asked_ns[member] = now_ns
     if member not in state.given_up:
         return []
     state.given_up.discard(member)
-    state.watch.asked_ns[member] = now_ns
     return [state.configure()]
 
 

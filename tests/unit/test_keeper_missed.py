@@ -98,6 +98,40 @@ def test_nobody_is_waited_for_longer_than_it_takes_to_be_lost() -> None:
     assert not cluster["lb2"].keeper.beliefs().is_catching_up
 
 
+def test_who_had_died_before_is_not_waited_for() -> None:
+    """One LB is destroyed, and a moment later the agent of another is killed: the third one hears nobody."""
+    cluster = tracking_cluster()
+    cut_off(cluster, "lb3")
+    cluster.run(2 * SECOND_NS)
+    cluster.blocked = lambda sender, receiver, body: True
+    cluster.run(ALONE_NS + DOWN_NS)
+    assert cluster["lb2"].keeper._state.watch.owed_by == {0, 2}
+    cluster.blocked = lambda sender, receiver, body: "lb3" in (sender, receiver) or no_settling(sender, receiver, body)
+    cluster.run(2 * BEAT_NS)
+    assert cluster["lb2"].keeper.beliefs().is_catching_up, "lb3 may be back, too, and has not been heard yet"
+    cluster.run(BEAT_DOWN_NS + UP_NS)
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up
+    assert (2,) == cluster["lb1"].keeper.beliefs().down
+
+
+def test_who_waits_to_be_told_is_not_given_up() -> None:
+    """It is there, however long it does not serve: who gave it up would decide about its flows alone."""
+    cluster = tracking_cluster()
+    cut_off(cluster, "lb2")
+    cluster.run(ALONE_NS)
+
+    def lb1_tells_nothing(sender: str, receiver: str, body: PeerCall) -> bool:
+        return (isinstance(body, MissedCall) and sender == "lb1") or no_settling(sender, receiver, body)
+
+    record(cluster["lb1"], of_lb1_and_lb2(cluster), cluster.now_ns)
+    cluster.blocked = lb1_tells_nothing
+    cluster.run(LOST_NS - ALONE_NS - DOWN_NS)
+    for _ in range(2 * SECOND_NS // TICK_NS):
+        cluster.run(TICK_NS)
+        given_up = [cluster[name].keeper.beliefs().given_up for name in ("lb1", "lb3")]
+        assert [(), ()] == given_up
+
+
 def test_who_hears_the_controller_is_not_cut_off() -> None:
     cluster = tracking_cluster()
     cluster.blocked = lambda sender, receiver, body: True
