@@ -9,7 +9,8 @@ needs no record.)
 
 So whoever hears a member again that it had believed to be down sends it what was recorded, or seen, in the slots that
 the two share since it last heard it (PUT /v1/flows/missed); an agent that has just started, and knows nothing of
-anybody's silence, sends everybody what was seen in the last LOST_NS: who was silent for longer is out of the ring. A
+anybody's silence, sends everybody what was seen in the last LOST_NS: who was silent for longer is out of the ring.
+During a ring change, too, with what two LBs share in either ring: it lasts for as long as the controller is dead. A
 call that fails is made again. Where the receiver has another record of the flow, the one that was seen last counts:
 the other is of an earlier connection with this five-tuple, or of a SYN that got no farther. (Ages travel, not times:
 every machine has its own clock.)
@@ -46,9 +47,9 @@ from lbpod.core.messages import (
     RecordsPut,
     Refuse,
     Reply,
-    RingStep,
     Trace,
 )
+from lbpod.core.ownership import backups, owners
 from lbpod.core.transition import current_of, is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
@@ -83,7 +84,7 @@ def tick(state: State, now_ns: int) -> Effects:
     watch.returning = {member: at_ns for member, at_ns in watch.returning.items() if at_ns + BEAT_DOWN_NS > now_ns}
     members = frozenset(member for member in watch.missed if member not in state.down or member in watch.returning)
     due = members and now_ns >= state.watch.missed_at_ns and state.has_room() and state.own is not None
-    if not due or state.ring_step is not RingStep.NONE:
+    if not due:
         return []
     watch.missed_at_ns = now_ns + RETRY_NS
     since_ns = {member: watch.missed.pop(member) for member in sorted(members)}
@@ -133,10 +134,15 @@ def _shared(state: State, member: int, since_ns: int, listed: RecordsDumped) -> 
 
 
 def _is_shared(state: State, member: int, slots: U32) -> Bools:
-    """(n,): this LB and the member are the two replicas of the slot."""
-    owners, backups = state.owner[slots], state.backup[slots]
-    shared: Bools = (owners == state.member) & (backups == member) | (owners == member) & (backups == state.member)
-    return shared
+    """(n,): this LB and the member are replicas of the slot, during a ring change in either ring."""
+    both = []
+    for each in (state.member, member):
+        has = np.zeros(len(slots), dtype=np.bool_)
+        for ring in (state.own, state.next, state.prev):
+            if ring is not None:
+                has |= (owners(ring[slots]) == each) | (backups(ring[slots]) == each)
+        both.append(has)
+    return both[0] & both[1]
 
 
 def _send(

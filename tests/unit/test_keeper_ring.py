@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lbpod.core.layout import FLOW, RECORD, RECORD_MISSING
-from lbpod.core.limits import HANDOVER_HOLD_NS, HANDOVER_RECORDS_MAX, MARGIN_NS, SLOT_COUNT
+from lbpod.core.limits import BEAT_DOWN_NS, HANDOVER_HOLD_NS, HANDOVER_RECORDS_MAX, MARGIN_NS, SLOT_COUNT
 from lbpod.core.messages import (
     CommitCall,
     HandoverCall,
@@ -235,6 +235,27 @@ def test_who_leaves_tells_those_who_stay_what_it_has_begun_alone() -> None:
     cluster.change_ring("lb1", "lb3")
     for name in ("lb1", "lb3"):
         assert alone <= {flow.tobytes() for flow in records_of(cluster, name)}, "both are replicas of every slot now"
+
+
+def test_what_was_begun_alone_is_told_though_a_ring_change_waits_for_its_controller() -> None:
+    cluster, _ = tracking_cluster(4, first=3)
+    snapshot = cluster.plan_ring("lb1", "lb2", "lb3", "lb4")
+    cluster.up_to_prepared(snapshot, cluster.nodes)
+    cluster.handover(snapshot, cluster.nodes)
+    cluster.blocked = lambda sender, receiver, body: "lb1" in (sender, receiver)
+    cluster.run(BEAT_DOWN_NS + SECOND_NS)
+    for port in range(6_000, 6_200):
+        cluster.send(port, SYN, "lb2")
+    flows = records_of(cluster, "lb2")
+    own = cluster["lb2"].datapath.maps.own[flow_slots(cluster, flows)]
+    members = [cluster[name].status.member for name in ("lb1", "lb2")]
+    flows = flows[np.isin(owners(own), members) & np.isin(backups(own), members)]
+    alone = {flow.tobytes() for flow in flows} - {flow.tobytes() for flow in records_of(cluster, "lb1")}
+    assert len(alone) > 10
+    cluster.blocked = lambda sender, receiver, body: False
+    cluster.run(2 * SECOND_NS)
+    assert RingStep.HANDED is step_at(cluster, "lb1")
+    assert alone <= {flow.tobytes() for flow in records_of(cluster, "lb1")}
 
 
 def test_a_lost_lb_is_taken_out_with_what_the_backup_knows() -> None:
