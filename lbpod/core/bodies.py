@@ -122,10 +122,12 @@ class ResolveAnswer(msgspec.Struct, frozen=True):
 
 
 class SettleStep(Enum):
-    """ASK: owner to backup, may this settle? TELL: owner to everyone, it has settled. LOOK: an LB that still tracks to
-    the owner (the owner to the backup), has it settled already? It repairs what a lost TELL leaves behind."""
+    """ASK: owner to backup, may this settle? OWED: the same two, no answer to that has come; what is base there?
+    TELL: owner to everyone, it has settled. LOOK: an LB that still tracks to the owner (the owner to the backup), has
+    it settled already? It repairs what a lost TELL leaves behind."""
 
     ASK = "ask"
+    OWED = "owed"
     TELL = "tell"
     LOOK = "look"
 
@@ -152,7 +154,8 @@ class SettleCall(msgspec.Struct, frozen=True):
 
 
 class SettleAnswer(msgspec.Struct, frozen=True):
-    """Slots that the backup agrees to (bytes of u16) and the backend it has made their base (bytes of u32)."""
+    """Slots that the backup agrees to (bytes of u16) and the backend it has made their base (bytes of u32); to OWED:
+    slots of which it is the backup, and what is their base there."""
 
     slots: bytes
     bases: bytes

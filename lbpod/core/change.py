@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import forget
+from lbpod.core import forget, owed
 from lbpod.core.errors import SnapshotError
 from lbpod.core.keeper_state import Effects, Endpoint, Plan, State, VipState, plan_of, same_table
 from lbpod.core.limits import ENDED_NS, LEASE_NS_MAX, MARGIN_NS, RETRY_NS, SLOT_COUNT, STEADY_ASK_NS
@@ -393,6 +393,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         written += state.write(vs, changed)
         if len(agreed := vs.slots.agreed):  # what was to be dropped has been forgotten
             forget.note_settled(state, vip_id, agreed, now_ns, current_of(vs.slots.at(agreed)))
+        owed.wait(vs, now_ns)
         _hasten(vs, now_ns)
     state.refresh()
     state.records_quiet = False

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import change, forget, settle
+from lbpod.core import change, forget, owed, settle
 from lbpod.core.flows import flows_from, slots_bytes, slots_from
 from lbpod.core.keeper_state import Answer, Effects, Handover, Question, State
 from lbpod.core.layout import RECORD
@@ -90,7 +90,7 @@ def _begin(state: State, request: int, call: HandoverCall, now_ns: int) -> Effec
     replies = [(waiting, now_ns) for waiting, _ in state.handover.waiting] if state.handover is not None else []
     handover = Handover(call.generation, call.round, frozenset(call.lost), waiting=[*replies, (request, now_ns)])
     state.handover, state.ring_step, state.ring_round = handover, RingStep.PREPARED, 0
-    settle.void_rounds(state)
+    settle.void_rounds(state, now_ns)
     shares = _shares(state, handover.lost)
     if not shares:
         return _finished(state, handover)
@@ -353,6 +353,7 @@ def received(state: State, request: int, page: StateCall, now_ns: int) -> Effect
         vs = state.vips[page.vip]
         tracking = np.frombuffer(page.tracking, dtype="<u2").astype(np.uint32)
         words = np.frombuffer(page.words, dtype="<u8").astype(np.uint64)
+        owed.wait(vs, now_ns)
         effects += state.write(vs, vs.slots.take_page(covered, tracking, words, state.alive, now_ns))
     if not count:
         return [*effects, Reply(request, StateAnswer(0))]

@@ -14,6 +14,7 @@ back here.
 | ``transition`` | the words of a VIP's slots |
 | ``resolve`` | who has this flow: asking, and answering as owner |
 | ``settle`` | from tracking back to steady, and rebase |
+| ``owed`` | what a lost answer to a settle leaves behind |
 | ``forget`` | when records go |
 | ``quiet`` | as host agent: which slots have no live flow left |
 | ``sweep`` | as host agent: when translated flows go, and whether some may have been evicted |
@@ -34,7 +35,7 @@ from typing import assert_never
 
 import numpy as np
 
-from lbpod.core import change, forget, handover, missed, quiet, resolve, rest, ring, settle, sweep, watch
+from lbpod.core import change, forget, handover, missed, owed, quiet, resolve, rest, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
 from lbpod.core.limits import QUICK_VIPS_MAX, SLOT_COUNT
 from lbpod.core.messages import (
@@ -233,7 +234,7 @@ class Keeper:
         quiet.let_go(state, now_ns)
         change.let_ids_rest(state, now_ns)
         rest.tick(state, now_ns)
-        effects += settle.lift(state, now_ns)  # before anything is answered: what is answered has been written
+        effects += owed.lift(state, now_ns)  # before anything is answered: what is answered has been written
         effects += handover.tick(state, now_ns)
         return [*effects, *settle.tick(state, now_ns), *forget.tick(state, now_ns), *sweep.tick(state, now_ns)]
 

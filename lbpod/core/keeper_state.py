@@ -164,6 +164,10 @@ class VipState:
     """A backup has refused what hosts vouched for: the next round asks about every backend of the VIP."""
     early_turn: int = 0
     """Which host agents come first, where there are more than can be asked at one time."""
+    owed_at_ns: int = 0
+    """From then on no question that was asked before can still be acted upon: the backup may be asked what it owes."""
+    owing: int = 0
+    """Backups that have been asked that and have not answered. Invariant: while there are some, there is no round."""
     lifted: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
     """Own slots whose flag (SETTLING) is off while the backup, which owes an answer, is silent. Ascending."""
 

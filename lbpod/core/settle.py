@@ -4,12 +4,10 @@
 
 1. *The owner finds slots quiet and asks the backup.* Before it looks at its stamps it flags them SETTLING: from then
    on the fast path drops a first packet that finds no room, instead of sending it to base. So nothing can go to base
-   unrecorded between the look and the answer. If the answer never comes, the flag stays, through refusals too, until
-   the backup agrees (but for a question that surely was not taken: too old, or never sent): it may have agreed before
-   and have forgotten that since, and then its base is the newer one. So while the flag stands the backup decides about
-   what the owner has no record of (``lbpod/bpf/replica.h``). Not one that nobody has heard for OWED_NS: it is
-   dead, or as good as, and old flows would wait for it until the ring has changed. The owner lifts the flag then, and
-   puts it back when the backup speaks again.
+   unrecorded between the look and the answer. If the answer never comes (but for a question that surely was not taken:
+   too old, or never sent), the flag stays: the backup may have agreed, and then its base is the newer one. So while the
+   flag stands the backup decides about what the owner has no record of (``lbpod/bpf/replica.h``). How that ends, see
+   ``owed``.
 2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
    committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
    have records that it has not, and would be bypassed. Its own records of other backends are void in the same moment,
@@ -46,7 +44,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import forget, watch
+from lbpod.core import forget, owed
 from lbpod.core.flows import groups, ids_from, over, slots_bytes, slots_from
 from lbpod.core.keeper_state import (
     Answer,
@@ -174,37 +172,21 @@ def tick(state: State, now_ns: int) -> Effects:
     if state.is_calm and state.own is not None:
         for _, vs in sorted(state.vips.items()):
             if vs.slots.track is not None:
-                if vs.round is None and now_ns >= vs.scan_at_ns and state.has_room():
+                if vs.round is None and not vs.owing and state.has_room():
+                    effects += owed.ask(state, vs, now_ns)
+                if vs.round is None and not vs.owing and now_ns >= vs.scan_at_ns and state.has_room():
                     effects += _begin(state, vs, now_ns)
                 if now_ns >= vs.look_at_ns:
                     effects += _look(state, vs, now_ns)
     return effects
 
 
-def lift(state: State, now_ns: int) -> Effects:
-    """Take the flag off slots whose backup is gone, and put it back where it is not any more: it may have agreed."""
-    gone = watch.agreed_to_be_gone(state, now_ns)
-    effects: Effects = []
-    for _, vs in sorted(state.vips.items()):
-        if vs.slots.track is None or state.own is None:
-            vs.lifted = _NO_SLOTS
-            continue
-        if len(vs.lifted):
-            back = vs.lifted[~np.isin(state.backup[vs.lifted], sorted(gone))]
-            vs.lifted = np.setdiff1d(vs.lifted, back)
-            effects += state.write(vs, vs.slots.flag(back[state.owner[back] == state.member]))
-        if gone:
-            owed = is_settling(vs.slots.words) & (state.owner == state.member) & np.isin(state.backup, sorted(gone))
-            slots = np.flatnonzero(owed).astype(np.uint32)
-            vs.lifted = np.union1d(vs.lifted, slots).astype(np.uint32)
-            effects += state.write(vs, vs.slots.unflag(slots))
-    return effects
-
-
 def _own_slots(state: State, vs: VipState) -> U32:
-    """Tracking slots that this LB owns and whose backup (if there is one) is not believed to be down."""
-    fit = vs.slots.tracking & (state.owner == state.member)
+    """Tracking slots that this LB owns and whose backup (if there is one) is not believed to be down, nor owes an
+    answer."""
+    fit = vs.slots.tracking & (state.owner == state.member) & ~is_settling(vs.slots.words)
     fit &= (state.backup == MEMBER_NONE) | state.is_up(state.backup)
+    fit[vs.lifted] = False
     return np.flatnonzero(fit).astype(np.uint32)
 
 
@@ -332,20 +314,17 @@ def _flag_and_look(state: State, vs: VipState, now_ns: int) -> Effects:
         return _end(vs, now_ns)
     slots = view.slots[chosen]
     round_.phase, round_.waiting = Phase.LOOKING, 1
-    fresh = slots[~is_settling(vs.slots.at(slots))]
     effects = state.write(vs, vs.slots.flag(slots))
-    return [*effects, LookSeen(state.open(_OwnSeen(vs, round_, slots, fresh), now_ns), vs.id)]
+    return [*effects, LookSeen(state.open(_OwnSeen(vs, round_, slots), now_ns), vs.id)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _OwnSeen(Question):
-    """The owner's stamps of flagged slots."""
+    """The owner's stamps of the slots that it has flagged."""
 
     vs: VipState
     round: Round
     slots: U32
-    fresh: U32
-    """Of the slots, those that this round has flagged: no earlier question about them is open."""
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, SeenRead):
@@ -355,18 +334,18 @@ class _OwnSeen(Question):
             return []
         slots = self.slots[is_tracking(self.vs.slots.at(self.slots))]
         if not state.is_calm or self.round.epoch != state.generation:
-            return [*state.write(self.vs, self.vs.slots.unflag(self.fresh)), *_end(self.vs, now_ns)]
-        return _ask_backups(state, self.vs, slots, self.fresh, answer, now_ns)
+            return [*state.write(self.vs, self.vs.slots.unflag(self.slots)), *_end(self.vs, now_ns)]
+        return _ask_backups(state, self.vs, slots, answer, now_ns)
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         self.round.waiting -= 1
         if self.round.void or state.vips.get(self.vs.id) is not self.vs:
             return []
-        return [*state.write(self.vs, self.vs.slots.unflag(self.fresh)), *_end(self.vs, now_ns)]
+        return [*state.write(self.vs, self.vs.slots.unflag(self.slots)), *_end(self.vs, now_ns)]
 
 
-def _ask_backups(state: State, vs: VipState, slots: U32, fresh: U32, seen: SeenRead, now_ns: int) -> Effects:
-    """Ask each backup about the slots that are quiet here; the others lose their flag, if it is fresh."""
+def _ask_backups(state: State, vs: VipState, slots: U32, seen: SeenRead, now_ns: int) -> Effects:
+    """Ask each backup about the slots that are quiet here; the others lose their flag."""
     round_ = vs.round
     assert round_ is not None, "backups are asked in a round"
     round_.phase = Phase.ASKING
@@ -378,18 +357,18 @@ def _ask_backups(state: State, vs: VipState, slots: U32, fresh: U32, seen: SeenR
     if now_ns > round_.asked_at_ns + EARLY_FRESH_NS:
         early[:] = False
     early &= view.unseen(MARGIN_NS, seen.other_seen, seen.unrecorded_ns, round_.asked_at_ns)
-    effects = state.write(vs, vs.slots.unflag(np.intersect1d(slots[~surely & ~early], fresh)))
+    effects = state.write(vs, vs.slots.unflag(slots[~surely & ~early]))
     for is_early, some in ((False, surely), (True, early)):
         backends = round_.early_backends if is_early else _NO_SLOTS
         for kind, fit in ((SettleKind.SETTLE, ~view.to_rebase), (SettleKind.REBASE, view.to_rebase)):
             for backup, places in groups(state.backup[slots[some & fit]]):
                 asked = slots[some & fit][places]
-                effects += _ask_backup(state, vs, backup, kind, asked, fresh[np.isin(fresh, asked)], backends, now_ns)
+                effects += _ask_backup(state, vs, backup, kind, asked, backends, now_ns)
     return [*effects, *(_end(vs, now_ns) if not round_.waiting else [])]
 
 
 def _ask_backup(
-    state: State, vs: VipState, backup: int, kind: SettleKind, slots: U32, fresh: U32, backends: U32, now_ns: int
+    state: State, vs: VipState, backup: int, kind: SettleKind, slots: U32, backends: U32, now_ns: int
 ) -> Effects:
     round_ = vs.round
     assert round_ is not None, "backups are asked in a round"
@@ -397,8 +376,8 @@ def _ask_backup(
         return _conclude(state, vs, round_, kind, slots, current_of(vs.slots.at(slots)), now_ns)
     node = state.node_of_member.get(backup, 0)
     if not node or not state.has_room(node):
-        return state.write(vs, vs.slots.unflag(fresh))
-    token = state.open(_BackupAsked(vs, round_, kind, slots, fresh, bool(len(backends))), now_ns, node)
+        return state.write(vs, vs.slots.unflag(slots))
+    token = state.open(_BackupAsked(vs, round_, kind, slots, bool(len(backends))), now_ns, node)
     round_.waiting += 1
     call = SettleCall(
         member=state.member,
@@ -424,6 +403,9 @@ def called(state: State, request: int, call: SettleCall, now_ns: int) -> Effects
         steady = slots[~is_tracking(vs.slots.at(slots))]
         return [Reply(request, _agreed(steady, current_of(vs.slots.at(steady))))]
     slots = slots[state.owner[slots] == call.member]
+    if call.step is SettleStep.OWED:
+        slots = slots[state.backup[slots] == state.member]
+        return [Reply(request, _agreed(slots, base_of(vs.slots.at(slots))))]
     if call.step is SettleStep.TELL:
         effects = _finish(state, vs, slots, now_ns)
         return [*effects, Reply(request, _agreed(slots, current_of(vs.slots.at(slots))))]
@@ -502,8 +484,6 @@ class _BackupAsked(Question):
     round: Round
     kind: SettleKind
     slots: U32
-    fresh: U32
-    """As in _OwnSeen."""
     early: bool
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
@@ -515,18 +495,19 @@ class _BackupAsked(Question):
         named = np.frombuffer(answer.slots, dtype="<u2").astype(np.uint32)
         bases, asked = ids_from(answer.bases), np.isin(named, self.slots)
         refused = np.setdiff1d(self.slots, named)
-        effects = state.write(self.vs, self.vs.slots.unflag(np.intersect1d(refused, self.fresh)))
+        effects = state.write(self.vs, self.vs.slots.unflag(refused))
         # Since its restart the backup may know less than this LB does of whose flows there can be.
         self.vs.early_all |= self.early and len(refused) > 0
         effects += _conclude(state, self.vs, self.round, self.kind, named[asked], bases[asked], now_ns)
         return [*effects, *(_end(self.vs, now_ns) if not self.round.waiting else [])]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
-        # The backup may have agreed all the same: the slots stay flagged until it answers.
+        # The backup may have agreed all the same: the slots stay flagged until it has told.
+        owed.wait(self.vs, now_ns)
         return self._over(state, _NO_SLOTS, now_ns)
 
     def untaken(self, state: State, reason: str, now_ns: int) -> Effects:
-        return self._over(state, self.fresh, now_ns)
+        return self._over(state, self.slots, now_ns)
 
     def _over(self, state: State, unflagged: U32, now_ns: int) -> Effects:
         self.round.waiting -= 1
@@ -569,12 +550,13 @@ def _conclude(
     return [*effects, *(Tell(state.node_of_member[member], call) for member in others if member in ring)]
 
 
-def void_rounds(state: State) -> None:
+def void_rounds(state: State, now_ns: int) -> None:
     """The bases of all replicas are about to be made equal: what was agreed before says nothing more.
 
     Slots that were flagged stay so, as after an answer that never came.
     """
     for vs in state.vips.values():
+        owed.wait(vs, now_ns)
         if vs.round is not None:
             vs.round.void, vs.round = True, None
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT
-from lbpod.core.limits import EARLY_AFTER_NS, MARGIN_NS, OWED_NS, SLOT_COUNT
+from lbpod.core.limits import EARLY_AFTER_NS, MARGIN_NS, OWED_NS, SLOT_COUNT, TICK_NS
 from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.messages import (
     Ask,
@@ -52,6 +52,10 @@ def replaced() -> Cluster:
 
 def is_ask(sender: str, receiver: str, body: PeerCall) -> bool:
     return isinstance(body, SettleCall) and body.step is SettleStep.ASK
+
+
+def is_owed(sender: str, receiver: str, body: PeerCall) -> bool:
+    return isinstance(body, SettleCall) and body.step in {SettleStep.ASK, SettleStep.OWED}
 
 
 def is_tell(sender: str, receiver: str, body: PeerCall) -> bool:
@@ -192,22 +196,34 @@ def test_the_backup_waits_longer_than_any_answer_of_a_host_is_old() -> None:
     assert [0, 0, 0] == tracking(cluster)
 
 
+def without_flags(cluster: Cluster) -> bool:
+    """Soon there is a moment at which no slot is flagged. (Each round flags those that it asks about.)"""
+    for _ in range(6 * SECOND_NS // TICK_NS):
+        cluster.run(TICK_NS)
+        if not any(settling(node).any() for node in cluster.muxes):
+            return True
+    return False
+
+
 # --- Each step safe if the next never comes ---------------------------------------------------------------------------
 def test_a_question_that_never_arrives_leaves_both_as_they_were_but_for_the_flag() -> None:
     cluster = changed()
     before = [node.words() for node in cluster.muxes]
-    cluster.blocked = is_ask
+    cluster.blocked = is_owed
     cluster.run(WINDOW_NS + 9 * SECOND_NS)
     flag = np.uint64(0x0200_0000)
     for node, words in zip(cluster.muxes, before, strict=True):
         assert (words == node.words() & ~flag).all()
         assert (settling(node) <= node.owned()).all(), "only owners flag"
-        assert settling(node).any()
+        assert settling(node)[node.owned()].all()
+    cluster.blocked = is_ask
+    assert without_flags(cluster), "the backups have told what base is"
+    assert all((words == node.words() & ~flag).all() for node, words in zip(cluster.muxes, before, strict=True))
 
 
 def test_a_question_that_surely_was_not_taken_leaves_no_flag_of_its_own() -> None:
     cluster = changed()
-    cluster.blocked, cluster.untaken = is_ask, True
+    cluster.blocked, cluster.untaken = is_owed, True
     cluster.run(WINDOW_NS + 9 * SECOND_NS)
     assert not any(settling(node).any() for node in cluster.muxes)
     assert all(node.status.tracking_slots for node in cluster.muxes)
@@ -217,11 +233,13 @@ def test_a_question_that_surely_was_not_taken_leaves_no_flag_of_its_own() -> Non
     cluster.untaken = True
     cluster.run(20 * SECOND_NS)
     assert all(settling(node).any() for node in cluster.muxes), "an earlier question may have been taken"
+    cluster.blocked = is_ask
+    assert without_flags(cluster), "now the backups have told what base is"
 
 
 def test_an_answer_that_never_arrives_leaves_the_backup_tracking_and_the_owner_flagged() -> None:
     cluster = changed()
-    cluster.muted = is_ask
+    cluster.muted = is_owed
     cluster.run(WINDOW_NS + 9 * SECOND_NS)
     for node in cluster.muxes:
         assert SLOT_COUNT == node.status.tracking_slots
@@ -233,14 +251,26 @@ def test_an_answer_that_never_arrives_leaves_the_backup_tracking_and_the_owner_f
     assert [0, 0, 0] == tracking(cluster), "agreeing twice is agreeing once"
 
 
-def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_once_it_is_back() -> None:
+def test_what_the_backup_has_agreed_to_is_asked_about_and_becomes_base_where_the_answer_was_lost() -> None:
     cluster = changed()
     cluster.muted = is_ask
+    cluster.run(WINDOW_NS + 9 * SECOND_NS)
+    for node in cluster.muxes:
+        assert SLOT_COUNT == node.status.tracking_slots
+        replica = node.owned() | node.backed()
+        assert (node.base() == node.current())[replica].all(), (
+            "what begins there while the owner seems down is no secret"
+        )
+
+
+def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_once_it_is_back() -> None:
+    cluster = changed()
+    cluster.muted = is_owed
     cluster.run(WINDOW_NS + 9 * SECOND_NS)
     owner, backup = cluster["lb1"], cluster["lb2"]
     owed = owner.owned() & backup.backed()
     assert settling(owner)[owed].all()
-    cluster.muted, cluster.blocked = is_ask, lambda *ends_body: {"lb1", "lb2"} == set(ends_body[:2])
+    cluster.muted, cluster.blocked = is_owed, lambda *ends_body: {"lb1", "lb2"} == set(ends_body[:2])
     cluster.run(2 * OWED_NS)
     assert settling(owner)[owed].all(), "lb3 hears it: it may have sent new flows to its new base"
     cluster.blocked = lambda *_: False
@@ -252,7 +282,7 @@ def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_on
     assert not settling(owner)[owed].any(), "old flows need somebody"
     assert owner.tracking()[owed].all()
     assert (owner.base() != owner.current())[owed].all()
-    cluster.muted, cluster.blocked = is_ask, lambda *_: False
+    cluster.muted, cluster.blocked = is_owed, lambda *_: False
     cluster.run(SECOND_NS)
     assert settling(owner)[owed].all(), "what it has agreed to counts again"
     cluster.muted = lambda *_: False

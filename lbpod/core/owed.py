@@ -1,0 +1,112 @@
+"""What a lost answer to a settle leaves behind: slots that are flagged SETTLING, and a backup that owes its word.
+
+The backup may have agreed, and then its base is the newer one; or it has not, and both have the same. As long as the
+owner does not know, the backup decides about what the owner has no record of (``lbpod/bpf/replica.h``), and first
+packets that find no room, or an old record, wait (both cost a client a second or more). So the owner soon asks what
+base is there (OWED), makes it its own, and takes the flag off.
+
+**Not before MARGIN_NS has passed since the question.** A question is acted upon for QUESTION_AGE_NS_MAX, half of that,
+by the backup's own clock (``lbpod/agent/server.py``): so nothing can be agreed to after the base has been told. And
+nothing is asked anew before the answer has come: slots that are flagged take no part in a round.
+
+**A backup that nobody has heard for OWED_NS** is dead, or as good as, and old flows would wait for it until the ring
+has changed. The owner lifts the flag then, and puts it back when the backup speaks again: it may have agreed.
+
+Tried and dropped: flagged slots that are asked about again like any other, until the backup agrees. While hosts saw
+live flows that took as long as they lived, and a backup that died meanwhile took their packets with it for OWED_NS.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lbpod.core import watch
+from lbpod.core.flows import groups, ids_from, slots_bytes, slots_from
+from lbpod.core.keeper_state import Answer, Effects, Question, State, VipState
+from lbpod.core.limits import MARGIN_NS, MEMBER_NONE
+from lbpod.core.messages import Ask, SettleAnswer, SettleCall, SettleKind, SettleStep
+from lbpod.core.transition import base_of, current_of, is_settling
+
+U32 = npt.NDArray[np.uint32]
+
+_NO_SLOTS = np.zeros(0, dtype=np.uint32)
+
+
+def wait(vs: VipState, now_ns: int) -> None:
+    """A question has failed just now, or may still be on its way from whoever had these slots before."""
+    vs.owed_at_ns = now_ns + MARGIN_NS
+
+
+def ask(state: State, vs: VipState, now_ns: int) -> Effects:
+    """Ask backups that owe an answer what they have made base; nothing, where none does, or it is too soon."""
+    if now_ns < vs.owed_at_ns:
+        return []
+    owed = is_settling(vs.slots.words) & (state.owner == state.member)
+    alone = np.flatnonzero(owed & (state.backup == MEMBER_NONE)).astype(np.uint32)
+    effects = state.write(vs, vs.slots.unflag(alone))
+    slots = np.flatnonzero(owed & (state.backup != MEMBER_NONE) & state.is_up(state.backup)).astype(np.uint32)
+    wait(vs, now_ns)
+    for backup, places in groups(state.backup[slots]):
+        node = state.node_of_member.get(backup, 0)
+        if not node or not state.has_room(node):
+            continue
+        asked = slots[places]
+        token = state.open(_OwedAsked(vs, state.generation, asked), now_ns, node)
+        call = SettleCall(state.member, SettleStep.OWED, SettleKind.SETTLE, vs.id, state.generation, slots_bytes(asked))
+        vs.owing += 1
+        effects.append(Ask(token, node, call))
+    return effects
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _OwedAsked(Question):
+    """A backup was asked what is base of these flagged slots."""
+
+    vs: VipState
+    epoch: int
+    slots: U32
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        self.vs.owing -= 1
+        vs, same = self.vs, state.is_calm and state.generation == self.epoch
+        if not isinstance(answer, SettleAnswer) or 2 * len(answer.slots) != len(answer.bases) or not same:
+            return []
+        if state.vips.get(vs.id) is not vs:
+            return []
+        slots, bases = slots_from(answer.slots), ids_from(answer.bases)
+        told = np.isin(slots, self.slots) & is_settling(vs.slots.at(slots))
+        slots, bases = slots[told], bases[told]
+        before = vs.slots.at(slots)
+        moved = base_of(before) != bases
+        if state.is_unannounced(vs):
+            vs.slots.rebase(slots[moved], bases[moved], state.alive, now_ns)
+        else:
+            vs.slots.take_over(slots[moved], bases[moved], state.alive)
+        vs.slots.doubt(slots[moved & (bases != current_of(before))])  # a change has overtaken what was agreed
+        vs.slots.unflag(slots)
+        return state.write(vs, slots[before != vs.slots.at(slots)])
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        self.vs.owing -= 1
+        return []
+
+
+def lift(state: State, now_ns: int) -> Effects:
+    """Take the flag off slots whose backup is gone, and put it back where it is not any more: it may have agreed."""
+    gone = watch.agreed_to_be_gone(state, now_ns)
+    effects: Effects = []
+    for _, vs in sorted(state.vips.items()):
+        if vs.slots.track is None or state.own is None:
+            vs.lifted = _NO_SLOTS
+            continue
+        if len(vs.lifted):
+            back = vs.lifted[~np.isin(state.backup[vs.lifted], sorted(gone))]
+            vs.lifted = np.setdiff1d(vs.lifted, back)
+            effects += state.write(vs, vs.slots.flag(back[state.owner[back] == state.member]))
+        if gone:
+            owed = is_settling(vs.slots.words) & (state.owner == state.member) & np.isin(state.backup, sorted(gone))
+            slots = np.flatnonzero(owed).astype(np.uint32)
+            vs.lifted = np.union1d(vs.lifted, slots).astype(np.uint32)
+            effects += state.write(vs, vs.slots.unflag(slots))
+    return effects
