@@ -111,7 +111,7 @@ class Scene:
 
     def agents_on(self, node: str) -> list[Json]:
         found = self.cluster.pods(self.cluster.system, **{"app.kubernetes.io/component": "lb"})
-        return [one for one in found if one["spec"]["nodeName"] == node]
+        return [one for one in found if one["spec"].get("nodeName") == node]
 
     def hosts(self) -> list[str]:
         """Names of the nodes that host backends."""
@@ -124,7 +124,8 @@ class Scene:
 
     def lost(self, node: str) -> None:
         """A node is lost now, and all pods on it: call it before."""
-        pods = [one for one in self.cluster.pods(self.cluster.shop, app="web") if one["spec"]["nodeName"] == node]
+        # One that has just been made may have no node yet.
+        pods = [one for one in self.cluster.pods(self.cluster.shop, app="web") if one["spec"].get("nodeName") == node]
         self._lost = [one["metadata"]["name"] for one in pods]
         self.watcher.gone(*self._lost)
         for name in self._lost:

@@ -74,6 +74,10 @@ class Site:
         self.api.pki.sign(account, f"system:serviceaccount:{self.system}:{account}", "")
         self.kubeconfig = self.api.write_kubeconfig(account)
 
+    def uninstall(self) -> None:
+        """As a user would, but that no kubelet is here to run what the chart runs before."""
+        self.api.helm("uninstall", self.prefix, "--namespace", self.system, "--no-hooks")
+
     # --- Objects ------------------------------------------------------------------------------------------------------
     async def call(self, method: str, path: str, body: Any = None) -> Json:
         return await asyncio.to_thread(self.api.call, method, path, body)

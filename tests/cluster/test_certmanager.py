@@ -49,6 +49,7 @@ async def serving(api: ApiServer, namespace: str, folder: Path, *values: str) ->
             yield site
         finally:
             await site.stop_operator()
+            site.uninstall()  # whoever plays the end-to-end tests on this cluster wants one without it
             for number in (1, 2):
                 await site.delete(f"/api/v1/nodes/{site.node_name(number)}")
 
