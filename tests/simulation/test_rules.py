@@ -44,7 +44,7 @@ NEEDED = {
     "ask-forget": (1, MOVES),
     "own-look": (1, UNSURE),
     "backup-steady-first": (2, MOVES),
-    "open-settle": (2, MOVES),
+    "open-settle": (25, MOVES),
     "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),
     "unrecorded-base": (1, MOVES),
