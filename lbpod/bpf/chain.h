@@ -184,6 +184,16 @@ HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chai
 	       known->seen_ns + HF_REUSE_NS < now;
 }
 
+/* The word whose round a record gets that a chain brings. A sender that tracks a slot that is steady here has prepared a
+ * change that this LB has not: it belongs to the round that begins with that. (A flow of UDP is recorded once, and
+ * where base moves later it must be known to every replica.) */
+HF_INLINE __u64 hf_chain_word(const struct hf_chain *chain, __u64 word)
+{
+	int soon = !(word & HF_SLOT_TRACKING) && chain->backend == (word & HF_SLOT_CURRENT_MASK);
+
+	return soon ? word + HF_SLOT_ROUND_ONE : word;
+}
+
 /* Records what the chain says, or finds that a full record knows better. The verdict of a packet that is passed on. */
 HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, int syn,
 					  __u64 word, __u64 now)
@@ -203,7 +213,7 @@ HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_
 		return HF_DROP_NO_BACKEND;
 	if (known && !chain->full)
 		known->seen_ns = now;
-	else if (hf_record(flow, chain->backend, chain->full, word, now))
+	else if (hf_record(flow, chain->backend, chain->full, hf_chain_word(chain, word), now))
 		hf_note_unrecorded(vip_id, now);
 	return verdict;
 }

@@ -17,6 +17,7 @@
 #define HF_SLOT_TRACKING 0x01000000u /* clear: steady, use current and look no further */
 #define HF_SLOT_SETTLING 0x02000000u /* an answer to a settle is outstanding */
 #define HF_SLOT_ROUND_MASK 0xFC000000u /* counts how often the slot has begun to track: what was noted before is void */
+#define HF_SLOT_ROUND_ONE 0x04000000u
 #define HF_SLOT_BASE_SHIFT 32
 #define HF_SLOT_AGREED (1ull << 63) /* above base. Records of other backends than current are void, too */
 

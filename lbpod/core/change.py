@@ -46,7 +46,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.model import Backend, Snapshot, Vip
 from lbpod.core.snapshot import Tables, check_index, eligible, endpoint, is_table_of
-from lbpod.core.transition import Slots, current_of
+from lbpod.core.transition import Slots, base_of, current_of
 
 U32 = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
@@ -247,7 +247,10 @@ def prepare(state: State, request: int, call: PrepareCall, now_ns: int) -> Effec
         elif vip.id in tables or vip.id in begun:
             table, steady = tables.get(vip.id, current_of(vs.slots.words)), ~vs.slots.tracking
             changed = vs.slots.prepare(table, begun.get(vip.id), state.alive, now_ns)
-            forget.note_settled(state, vip.id, changed[steady[changed]], now_ns)
+            fresh = changed[steady[changed]]
+            # What a chain has brought already: to know a flow of UDP counts once base has moved.
+            kept = base_of(vs.slots.at(fresh)) if state.is_unannounced(vs) else None
+            forget.note_settled(state, vip.id, fresh, now_ns, kept)
             written += state.write(vs, changed)
     state.records_quiet &= not any(vs.slots.track for vs in state.vips.values())
     effects += [*created, state.configure()]

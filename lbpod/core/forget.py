@@ -16,8 +16,8 @@ section 3):
   ``layout.SLOT_AGREED``). So what was seen last before the slot settled is dropped whenever it is found. Every replica
   does so by itself, at three moments: when it turns the slot steady; as backup already when it agrees (the word that it
   is steady may never come; those that name ``current`` stay, for its base may yet be set to that of an owner that has
-  not heard of it); and when a steady slot begins to track (what came through a chain in between, from an LB that still
-  tracked, names what is ``base`` now);
+  not heard of it); and when a steady slot begins to track (what came through a chain in between, from an LB that
+  tracked already, or still, names what is ``base`` now: it goes, but for UDP and ClientIP, whose base may move later);
 - **with the ring**: nothing is forgotten while a ring change is under way, for all of it is being handed over. What an
   LB is no replica of any more (or has come to by a chain that was under way) goes with the next list, and before the
   next ring change begins (``ring.stage``);

@@ -402,12 +402,20 @@ class _Passage:
             raise _End(Verdict.DROP_NO_BACKEND)
         if known is not None and (conflict or not chain.full):
             self.maps.records.put(self.key, known._replace(seen_ns=self.now_ns))
-        elif not (self._record_full(chain.backend) if chain.full else self._record_embryonic(chain.backend)):
-            self._note_unrecorded()
+        else:
+            self._look_ahead(chain.backend)
+            if not (self._record_full(chain.backend) if chain.full else self._record_embryonic(chain.backend)):
+                self._note_unrecorded()
         chain = self._extend(chain)
         if conflict:
             return self._pass_on(Verdict.CHAIN_CONFLICT, Verdict.CHAIN_CONFLICT, chain)
         return self._pass_on(Verdict.CHAIN_RECORDED, Verdict.CHAIN_LAST, chain)
+
+    def _look_ahead(self, backend: int) -> None:
+        """A sender that tracks a slot that is steady here has prepared a change that this LB has not: what it says
+        belongs to the round that begins with that."""
+        if not self.tracking and backend == self.current:
+            self.round = self.round + layout.SLOT_ROUND_ONE & layout.SLOT_ROUND_MASK
 
     def _begins_anew(self, known: Record, chain: Chain) -> bool:
         """The five-tuple of the flow that is recorded here is used again, and the sender has dropped its record."""
