@@ -30,6 +30,8 @@ class Watch:
     """When the last tick came; 0: none has."""
     peer_ns: int = 0
     """When a peer was last heard."""
+    answered_ns: int = 0
+    """When the last beat was asked that was answered."""
     controller_ns: int = 0
     """When the controller was last heard."""
     ahead: int = 0

@@ -323,6 +323,8 @@ class _Beat(Question):
         self._close(state.watch)
         if not isinstance(answer, BeatAnswer) or answer.member != self.member:
             return []
+        watch = state.watch
+        watch.answered_ns = max(watch.answered_ns, self.asked_ns)
         missed.said(state, self.member, self.asked_ns, answer.owes, now_ns)
         return _heard(state, answer, answer.serving, now_ns)
 
@@ -447,10 +449,11 @@ def _why_fenced(state: State, now_ns: int) -> str:
 
 
 def _end_doubt(state: State, others: set[int], now_ns: int) -> None:
-    """Somebody has told what is in force since the doubt began, and it is in force here. The controller's word alone
-    is enough where peers have had the time to speak, and none has."""
+    """Somebody who was asked since the doubt began has told what is in force, and it is in force here. (What a peer
+    says unasked may have been on its way all the time.) The controller's word alone is enough where peers have had the
+    time to speak, and none has."""
     watch = state.watch
-    told = watch.peer_ns > watch.doubt_ns
+    told = watch.answered_ns > watch.doubt_ns
     told |= others <= state.down and watch.doubt_ns < watch.told_ns <= now_ns - SYN_RETRY_NS - 2 * BEAT_NS
     if told and watch.ahead <= state.generation:
         watch.doubt_ns = 0

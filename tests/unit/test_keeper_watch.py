@@ -459,6 +459,22 @@ def test_a_doubt_ends_with_a_peer_that_is_not_ahead_and_without_peers_with_the_c
     assert (False, 0) == behind(cluster, "lb1")
 
 
+def test_a_word_that_was_on_its_way_all_the_time_ends_no_doubt() -> None:
+    """The kernel has kept a peer's beat while the cable was cut. It says what was in force before."""
+    cluster = cluster_of()
+    second, others = cluster.plan(vip([1, 2, 3])), ("lb2", "lb3")
+    cluster.blocked = between("lb1")
+    for step in (cluster.stage, cluster.prepare, cluster.commit):
+        step(second, others)
+    cluster.run(FENCE_NS + TICK_NS)
+    cluster["lb1"].call(BeatCall(1, 1, 1), cluster.now_ns)
+    cluster.run(2 * TICK_NS)
+    assert (True, 0) == behind(cluster, "lb1")
+    cluster.blocked = nothing
+    cluster.run(2 * BEAT_NS)
+    assert (True, 2) == behind(cluster, "lb1")
+
+
 def test_a_peer_ahead_is_no_reason_for_a_doubt_by_itself() -> None:
     """Everybody is behind for a moment with each change."""
     cluster = cluster_of()
