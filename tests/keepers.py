@@ -78,6 +78,9 @@ CLUSTER: Final = ClusterOf(vni=7, seed=20_260)
 VIP_ADDRESS: Final = parse_address("203.0.113.10")
 HOSTS: Final = ("host1", "host2")
 IFINDEX: Final = 0
+SLICE_MAX: Final = 7
+"""Flows that a node lists in one go: few, so that nearly every list comes in several."""
+
 _CAN_FAIL: Final = (*get_args(DatapathEffect), Remember)
 
 
@@ -108,7 +111,7 @@ class Node:
 
     def __init__(self, name: str, address: bytes) -> None:
         self.name, self.address = name, address
-        self.datapath = MemoryDatapath()
+        self.datapath = MemoryDatapath(slice_max=SLICE_MAX)
         self.fails: Callable[[KeeperEffect], bool] = never
         """Which effects the datapath (or the disk) refuses."""
         self.outbox: list[Ask | Tell] = []
@@ -135,7 +138,7 @@ class Node:
 
     def lose_everything(self) -> None:
         """The machine dies and starts again: no maps, no memory."""
-        self.datapath = MemoryDatapath()
+        self.datapath = MemoryDatapath(slice_max=SLICE_MAX)
         self.remembered = Remember(None, None)
         self._start()
 

@@ -14,9 +14,10 @@ Beats overtake whatever waits, on their way in and out, and while the Keeper thi
 what it said last: peers want to know whether this agent runs, not how much it has to do. So is the controller, where it
 asks for no snapshot: the tables of a hundred new VIPs take ten seconds, and whoever is silent for so long is lost.
 
-A slice of the translated flows takes some ten milliseconds, and there may be sixty of them: what is found goes to the
-end of the queue and ends the turn, so that nobody waits for more than one. (A thread was dropped: the datapath would
-have had two users.)
+A slice of the translated flows, or of the records, takes some ten milliseconds, and there may be sixty of them: what
+is found of the first goes to the end of the queue, and what is asked for next of the second (it is looked at at once:
+what is dropped because of it must not have changed meanwhile). Either ends the turn, so that nobody waits for more than
+one. (A thread was dropped: the datapath would have had two users.)
 
 Where an effect on the datapath fails, the rest of its list is not carried out: EffectsFailed is the next event. Where
 remembering fails (a full disk), what was remembered before is forgotten and the change goes on: a restart without a
@@ -66,6 +67,7 @@ from lbpod.core.messages import (
     Configure,
     ControlCall,
     DatapathEffect,
+    DumpRecords,
     EffectsFailed,
     KeeperEffect,
     KeeperEvent,
@@ -140,7 +142,7 @@ class Driver:
         self._memory = memory
         self._peers: Peers | None = None
         self._observers: list[Observer] = []
-        self._queue: deque[KeeperEvent | asyncio.Future[LbStatus]] = deque()
+        self._queue: deque[KeeperEvent | DumpRecords | asyncio.Future[LbStatus]] = deque()
         self._waiting: asyncio.Event = asyncio.Event()
         self._requests: dict[int, asyncio.Future[Reply | Refuse]] = {}
         self._until_ns: dict[int, int] = {}
@@ -313,7 +315,7 @@ class Driver:
                 return
             item = self._queue.popleft()
             await self._take(item)
-            if isinstance(item, NatLooked):
+            if isinstance(item, NatLooked | DumpRecords):
                 return
 
     async def _wait(self, pause_ns: int) -> bool:
@@ -326,10 +328,12 @@ class Driver:
         timer.cancel()
         return True
 
-    async def _take(self, item: KeeperEvent | asyncio.Future[LbStatus]) -> None:
+    async def _take(self, item: KeeperEvent | DumpRecords | asyncio.Future[LbStatus]) -> None:
         if isinstance(item, asyncio.Future):
             if not item.done():
                 item.set_result(self._brain.status(with_snapshot=True))
+        elif isinstance(item, DumpRecords):
+            self._cascade(self._carry_out([item], at_once=True))
         elif isinstance(item, Called) and self._is_late(item.request):
             self._act(Refuse(item.request, 408, "this question is too old to be acted upon; ask again"))
         elif isinstance(item, Called) and not self._brain.is_quick(item.body):
@@ -390,10 +394,13 @@ class Driver:
             observer.seen(event, effects)
         return following
 
-    def _carry_out(self, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
-        """Carries out the effects; the events that come of it at once."""
+    def _carry_out(self, effects: Sequence[KeeperEffect], *, at_once: bool = False) -> list[KeeperEvent]:
+        """Carries out the effects; the events that come of it at once. at_once: the next slice of a list, too."""
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
+            if isinstance(effect, DumpRecords) and effect.cursor is not None and not at_once:
+                self._queue.append(effect)
+                continue
             self.effects[type(effect).__name__] += 1
             try:
                 event = self._perform(effect)

@@ -38,6 +38,7 @@ from lbpod.core.flows import flows_from, groups, over
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD_MISSING
 from lbpod.core.limits import BATCH_MAX, ENDED_NS, FORGET_SCAN_NS, MEMBER_NONE, PURGE_NS, SLOT_COUNT
+from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     Ask,
     DropRecords,
@@ -93,8 +94,7 @@ def tick(state: State, now_ns: int) -> Effects:
         return []
     if forget:
         state.dumps.forget_at_ns = now_ns + FORGET_SCAN_NS
-    state.dumps.at_ns = now_ns + PURGE_NS
-    state.dumps.is_open = True
+    state.dumps.is_open, state.dumps.seen_any = True, False
     return [DumpRecords(state.open(_Dumped(now_ns, forget), now_ns))]
 
 
@@ -115,19 +115,15 @@ def let_go(state: State) -> None:
 
 # --- A list of all records --------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class _Dumped(Question):
+class _Dumped(Listing):
     """All records, for everything that waits for a list."""
 
     asked_at_ns: int
     forget: bool
 
-    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        if not isinstance(answer, RecordsDumped) or len(answer.flows) != len(answer.records):
-            return self.failed(state, "the list is not one of records", now_ns)
-        state.dumps.is_open = False
-        state.dumps.done_ns = self.asked_at_ns
-        state.records_quiet = not len(answer.flows) and not any(vs.slots.track for vs in state.vips.values())
-        flows, records = answer.flows, answer.records
+    def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
+        flows, records = listed.flows, listed.records
+        state.dumps.seen_any |= bool(len(flows))
         vips = flows["vip"]
         slots, old = _slots_and_old(state, flows, records, now_ns)
         words, held = state.words(vips, slots)
@@ -136,12 +132,18 @@ class _Dumped(Question):
         drop |= left_over(state, vips, slots, records) | (~tracking & old) | ~means_something(words, records)
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
-        self._take_from_purge(state)
         effects: Effects = [DropRecords(flows[drop])] if drop.any() else []
         if self.forget and state.ring_step is RingStep.NONE:
             silent = np.flatnonzero(~drop & tracking & old & (state.owner[slots] == state.member))
             effects += _ask(state, flows[silent], slots[silent], now_ns)
         return effects
+
+    def ended(self, state: State, now_ns: int) -> Effects:
+        state.dumps.is_open, state.dumps.at_ns = False, now_ns + PURGE_NS
+        state.dumps.done_ns = self.asked_at_ns
+        state.records_quiet = not state.dumps.seen_any and not any(vs.slots.track for vs in state.vips.values())
+        self._take_from_purge(state)
+        return []
 
     def _take_from_purge(self, state: State) -> None:
         """What had settled when the list was asked for is done with it."""
@@ -154,7 +156,7 @@ class _Dumped(Question):
                 del state.purge[vip]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
-        state.dumps.is_open = False
+        state.dumps.is_open, state.dumps.at_ns = False, now_ns + PURGE_NS
         return []
 
 

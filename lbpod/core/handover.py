@@ -14,20 +14,21 @@ Where both are lost, the lowest live member sends words alone: flows of tracking
 
 What is sent does not move meanwhile: nothing settles or is forgotten during a ring change, and what is recorded anew
 reaches the receivers by the chain, for all have prepared. So a list of records that is taken once is enough, and pages
-may come twice and in any order.
+may come twice and in any order. It is sent while it is read, a slice at a time: what is waited for is the receiver.
 
 **Rounds.** Where a member is lost, who is first live changes, so all of it is done again (a round), with the members
 that are lost named by the controller: everybody must agree about who is first. HANDED says: all that I had to send in
 this round has arrived.
 
-**Bounds.** HANDOVER_RECORDS_MAX records a page, HANDOVER_PAGES_MAX pages on their way to one receiver; pages are made
-when they are sent. A page that fails is sent again at the next tick, for as long as the round lasts: a receiver that
-never answers is the controller's to give up.
+**Bounds.** HANDOVER_RECORDS_MAX records a page, HANDOVER_PAGES_MAX pages on their way to one receiver, and no more is
+listed where as many wait to be sent. A page that fails is sent again at the next tick, for as long as the round lasts:
+a receiver that never answers is the controller's to give up.
 
 **A receiver without room** says how many it took. What found none is kept among the embryonic records, where it may be
 evicted, and is counted: waiting would not help, since nothing is forgotten meanwhile.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ from lbpod.core.flows import flows_from, slots_bytes, slots_from
 from lbpod.core.keeper_state import Answer, Effects, Handover, Question, State
 from lbpod.core.layout import RECORD
 from lbpod.core.limits import HANDOVER_HOLD_NS, HANDOVER_PAGES_MAX, HANDOVER_RECORDS_MAX, MEMBER_NONE, SLOT_COUNT
+from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     Ask,
     DumpRecords,
@@ -94,10 +96,11 @@ def _begin(state: State, request: int, call: HandoverCall, now_ns: int) -> Effec
     shares = _shares(state, handover.lost)
     if not shares:
         return _finished(state, handover)
+    handover.words = {member: _words(state, share) for member, share in shares.items()}
     if not any(share.fresh.any() for share in shares.values()):
-        return _start(state, handover, {member: _words(state, share) for member, share in shares.items()}, now_ns)
+        return _send(state, handover, now_ns)
     handover.looking = True
-    return [DumpRecords(state.open(_Dumped(handover, shares), now_ns))]
+    return [DumpRecords(state.open(_Listed(handover, shares), now_ns))]
 
 
 # --- Shares -----------------------------------------------------------------------------------------------------------
@@ -189,23 +192,32 @@ class _page:  # noqa: N801  (a function that knows its share)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Dumped(Question):
+class _Listed(Listing):
     """All records of this LB."""
 
     handover: Handover
     shares: dict[int, _Share]
 
-    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+    def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
+        self.handover.looking = False
         if state.handover is not self.handover:
             return []
-        if not isinstance(answer, RecordsDumped) or len(answer.flows) != len(answer.records):
-            return self.failed(state, "the list is not one of records", now_ns)
-        known = state.facts.has(answer.flows["vip"])
-        slots = np.full(len(answer.flows), SLOT_COUNT, dtype=np.uint32)
-        slots[known] = state.facts.slots(answer.flows[known])
-        slots[known & ~_means_something(state, answer, slots, known)] = SLOT_COUNT
-        pages = {member: _both(state, share, answer, slots) for member, share in self.shares.items()}
-        return _start(state, self.handover, pages, now_ns)
+        known = state.facts.has(listed.flows["vip"])
+        slots = np.full(len(listed.flows), SLOT_COUNT, dtype=np.uint32)
+        slots[known] = state.facts.slots(listed.flows[known])
+        slots[known & ~_means_something(state, listed, slots, known)] = SLOT_COUNT
+        for member, share in self.shares.items():
+            pages = list(_records(state, share, listed, slots))
+            if pages:
+                self.handover.records.setdefault(member, deque()).extend(pages)
+        return []
+
+    def more(self, state: State, cursor: tuple[bool, int], now_ns: int) -> Effects:
+        self.handover.rest = (self, cursor)
+        return _send(state, self.handover, now_ns) if state.handover is self.handover else []
+
+    def ended(self, state: State, now_ns: int) -> Effects:
+        return _send(state, self.handover, now_ns) if state.handover is self.handover else []
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         if state.handover is self.handover:
@@ -227,33 +239,42 @@ def _means_something(state: State, listed: RecordsDumped, slots: U32, known: Boo
     return means
 
 
-def _both(state: State, share: _Share, listed: RecordsDumped, slots: U32) -> Iterator[StateCall]:
-    yield from _words(state, share)
-    yield from _records(state, share, listed, slots)
-
-
 # --- Sending ----------------------------------------------------------------------------------------------------------
-def _start(state: State, handover: Handover, pages: dict[int, Iterator[StateCall]], now_ns: int) -> Effects:
-    handover.looking, handover.pages = False, pages
-    return _send(state, handover, now_ns)
-
-
 def _send(state: State, handover: Handover, now_ns: int) -> Effects:
-    """As many pages as may be under way; the end, where all have arrived."""
+    """As many pages as may be under way, and the next slice of the list where few wait; the end, where all have
+    arrived."""
     effects: Effects = []
     again, handover.again = handover.again, []
     for member, page in again:
         effects += _send_page(state, handover, member, page, now_ns)
-    for member, pages in sorted(handover.pages.items()):
+    for member in sorted(handover.words.keys() | handover.records.keys()):
         while handover.under_way.get(member, 0) < HANDOVER_PAGES_MAX and _node(state, member):
-            following = next(pages, None)
+            following = _next_page(handover, member)
             if following is None:
-                del handover.pages[member]
                 break
             effects += _send_page(state, handover, member, following, now_ns)
-    if not handover.looking and not handover.pages and not handover.again and not handover.under_way:
+    if handover.rest is not None and all(len(pages) < HANDOVER_PAGES_MAX for pages in handover.records.values()):
+        (listing, cursor), handover.rest, handover.looking = handover.rest, None, True
+        return [*effects, DumpRecords(state.open(listing, now_ns), cursor)]
+    is_listed = not handover.looking and handover.rest is None
+    if is_listed and not handover.words and not handover.records and not handover.again and not handover.under_way:
         return [*effects, *_finished(state, handover)]
     return effects
+
+
+def _next_page(handover: Handover, member: int) -> StateCall | None:
+    """Words first; None: nothing waits to be sent to this receiver."""
+    if member in handover.words:
+        page = next(handover.words[member], None)
+        if page is not None:
+            return page
+        del handover.words[member]
+    if member not in handover.records:
+        return None
+    following = handover.records[member].popleft()
+    if not handover.records[member]:
+        del handover.records[member]
+    return following
 
 
 def _node(state: State, member: int) -> int:
@@ -307,7 +328,7 @@ def tick(state: State, now_ns: int) -> Effects:
     handover = state.handover
     if handover is None:
         return []
-    effects = [] if handover.looking else _send(state, handover, now_ns)
+    effects = _send(state, handover, now_ns)
     if state.handover is not handover:
         return effects
     late = [request for request, asked_ns in handover.waiting if asked_ns + HANDOVER_HOLD_NS <= now_ns]

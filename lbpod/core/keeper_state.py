@@ -14,6 +14,7 @@ more is acknowledged (``keeper``).
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -233,6 +234,8 @@ class Dumps:
     """When the next one may be asked for."""
     forget_at_ns: int = 0
     """When the next one is due to find what may be forgotten."""
+    seen_any: bool = False
+    """The one at hand has had a record in it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -242,14 +245,18 @@ class Handover:
     generation: int
     round: int
     lost: frozenset[int]
-    pages: dict[int, Iterator[StateCall]] = field(default_factory=dict)
-    """Receiver -> pages that have not been sent; without an entry: all are."""
+    words: dict[int, Iterator[StateCall]] = field(default_factory=dict)
+    """Receiver -> pages with words that have not been sent; without an entry: all are. Made when they are sent."""
+    records: dict[int, deque[StateCall]] = field(default_factory=dict)
+    """Receiver -> pages with records, of what has been listed, that have not been sent. Invariant: none is empty."""
     again: list[tuple[int, StateCall]] = field(default_factory=list)
     """Receivers, and pages that did not arrive."""
     under_way: dict[int, int] = field(default_factory=dict)
     """Receiver -> pages that wait for its answer. Invariant: 1..HANDOVER_PAGES_MAX."""
     looking: bool = False
-    """The list of all records has been asked for."""
+    """Records are being listed: the next slice has been asked for."""
+    rest: tuple[Question, tuple[bool, int]] | None = None
+    """Who goes on with the list, and where: it waits until some of what is listed has been sent."""
     waiting: list[tuple[int, int]] = field(default_factory=list)
     """Requests of the controller that wait for the end, and since when."""
     sent_count: int = 0

@@ -108,12 +108,15 @@ class RecordsLooked(msgspec.Struct, frozen=True):
 
 
 class RecordsDumped(msgspec.Struct, frozen=True):
-    """Answer to DumpRecords: all of records (the first full_count), then of embryonic."""
+    """Answer to DumpRecords: some of records (the first full_count), then of embryonic, and where to go on (None: that
+    was all)."""
 
     token: int
     flows: Rows
     records: Rows
     full_count: int
+    cursor: tuple[bool, int] | None = None
+    """Whether the embryonic ones are through, and where in the map at hand."""
 
 
 class RecordsPut(msgspec.Struct, frozen=True):
@@ -281,9 +284,14 @@ class LookRecords(msgspec.Struct, frozen=True):
 
 
 class DumpRecords(msgspec.Struct, frozen=True):
-    """Ask for all records: RecordsDumped."""
+    """Ask for some thousands of all records: RecordsDumped. cursor: None to begin, else what the last answer said.
+
+    A shell may do something else before it goes on from a cursor, but nothing between looking and answering: what the
+    Keeper drops is what it has just been shown.
+    """
 
     token: int
+    cursor: tuple[bool, int] | None = None
 
 
 class LookNat(msgspec.Struct, frozen=True):

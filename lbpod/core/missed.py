@@ -37,6 +37,7 @@ from lbpod.core.flows import flows_from, groups, ids_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD
 from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, RETRY_NS
+from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     Ask,
     DumpRecords,
@@ -93,20 +94,22 @@ def tick(state: State, now_ns: int) -> Effects:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Dumped(Question):
+class _Dumped(Listing):
     """All records. since_ns: by member, what was seen since then it may have missed."""
 
     since_ns: dict[int, int]
 
-    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        if not isinstance(answer, RecordsDumped) or len(answer.flows) != len(answer.records):
-            return self.failed(state, "the list is not one of records", now_ns)
+    def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
         effects: Effects = []
         for member, since_ns in self.since_ns.items():
-            places = _shared(state, member, since_ns, answer)
-            effects += _send(state, member, since_ns, answer, places, now_ns)
-            _told(state, member)
+            places = _shared(state, member, since_ns, listed)
+            effects += _send(state, member, since_ns, listed, places, now_ns)
         return effects
+
+    def ended(self, state: State, now_ns: int) -> Effects:
+        for member in self.since_ns:
+            _told(state, member)
+        return []
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         for member, since_ns in self.since_ns.items():

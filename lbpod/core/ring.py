@@ -36,8 +36,9 @@ when the next step comes (the Planner).
 from dataclasses import dataclass
 
 from lbpod.core import change, forget
-from lbpod.core.keeper_state import Answer, Effects, Plan, Question, State, VipState
+from lbpod.core.keeper_state import Effects, Plan, State, VipState
 from lbpod.core.limits import RETRY_NS
+from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     CreateVip,
     DeleteVip,
@@ -79,23 +80,22 @@ def stage(state: State, request: int, snapshot: Snapshot, with_snapshot: bool, n
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Cleaned(Question):
+class _Cleaned(Listing):
     """All records, to find those that are foreign here."""
 
     request: int
     plan: Plan
     with_snapshot: bool
 
-    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        if not isinstance(answer, RecordsDumped):
-            return self.failed(state, "the list is not one of records", now_ns)
+    def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
+        gone = forget.foreign(state, listed.flows)
+        return [DropRecords(listed.flows[gone])] if gone.any() else []
+
+    def ended(self, state: State, now_ns: int) -> Effects:
         newest = state.staged
-        if newest is not None and newest.generation > self.plan.generation:
-            return [Reply(self.request, state.status(self.with_snapshot))]
-        state.staged, state.foreign_due = self.plan, False
-        gone = forget.foreign(state, answer.flows)
-        effects: Effects = [DropRecords(answer.flows[gone])] if gone.any() else []
-        return [*effects, Reply(self.request, state.status(self.with_snapshot))]
+        if newest is None or newest.generation <= self.plan.generation:
+            state.staged, state.foreign_due = self.plan, False
+        return [Reply(self.request, state.status(self.with_snapshot))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot look at its records: {reason}")]

@@ -180,13 +180,7 @@ class Applier:
             case LookRecords():
                 return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
             case DumpRecords():
-                full, embryonic = (self._datapath.flows_dump(each) for each in (FlowMap.RECORDS, FlowMap.EMBRYONIC))
-                # With the dtype said: concatenate alone would turn fields in network order into native ones.
-                flows, records = full
-                if len(embryonic[0]):
-                    flows = np.concatenate([flows, embryonic[0]], dtype=FLOW, casting="no")
-                    records = np.concatenate([records, embryonic[1]], dtype=RECORD, casting="no")
-                return RecordsDumped(effect.token, flows, records, len(full[0]))
+                return self._list_records(effect)
             case LookNat():
                 keys, values, cursor = self._datapath.nat_slice(effect.cursor)
                 full_ns = self._unrecorded_ns(NAT_STAT) if cursor is None else 0
@@ -194,6 +188,23 @@ class Applier:
             case LookSeen():
                 stamps = self._datapath.read_other_seen(effect.vip)
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
+
+    def _list_records(self, effect: DumpRecords) -> RecordsDumped:
+        """A slice: of the embryonic records first, for they become full ones; of those where the others are through."""
+        is_through, cursor = effect.cursor or (False, None)
+        flows, records = np.zeros(0, FLOW), np.zeros(0, RECORD)
+        if not is_through:
+            flows, records, cursor = self._datapath.flows_slice(FlowMap.EMBRYONIC, cursor)
+            if cursor is not None:
+                return RecordsDumped(effect.token, flows, records, 0, (False, cursor))
+        *full, cursor = self._datapath.flows_slice(FlowMap.RECORDS, cursor)
+        # With the dtype said: concatenate alone would turn fields in network order into native ones.
+        if len(flows):
+            flows = np.concatenate([full[0], flows], dtype=FLOW, casting="no")
+            records = np.concatenate([full[1], records], dtype=RECORD, casting="no")
+        else:
+            flows, records = full
+        return RecordsDumped(effect.token, flows, records, len(full[0]), None if cursor is None else (True, cursor))
 
     def _put_records(self, effect: PutRecords) -> int:
         """How many have their place. What the fast path has recorded itself meanwhile says the same, or knows better:

@@ -119,6 +119,11 @@ class FaultyDatapath:
         self._reads(name.value)
         return self.behind.flows_dump(name)
 
+    def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """May fail."""
+        self._reads(name.value)
+        return self.behind.flows_slice(name, cursor)
+
     def records_lookup(self, keys: Rows) -> Rows:
         """May fail."""
         self._reads("records")

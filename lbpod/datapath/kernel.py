@@ -338,6 +338,10 @@ class KernelDatapath:
         """All keys and values, each that was there all the time exactly once."""
         return self._dump(name.value, FLOW, _VALUES[name])
 
+    def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """Keys and values of some buckets, which the cursor counts."""
+        return self._slice(name.value, FLOW, _VALUES[name], cursor)
+
     def _dump(self, name: str, key: np.dtype[Any], value: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         parts = list(self._walk(name, key, value))
         return _joined(key, [part[0] for part in parts]), _joined(value, [part[1] for part in parts])

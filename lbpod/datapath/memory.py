@@ -9,6 +9,7 @@ What it leaves to others: faults by seed (``faulty``), and the rules (``oracle``
 thousands of flows in a test; nothing of this runs in production.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar, assert_never
 
@@ -68,8 +69,9 @@ class MemoryHops:
 class MemoryDatapath:
     """Implements ``port.Datapath`` on ``maps``, which oracle and tests may read and write at any time."""
 
-    def __init__(self, maps: Maps | None = None) -> None:
+    def __init__(self, maps: Maps | None = None, slice_max: int = limits.DUMP_CHUNK) -> None:
         self.maps: Final = Maps() if maps is None else maps
+        self._slice_max = slice_max
 
     def _array(self, name: ArrayName) -> npt.NDArray[np.generic]:
         array: npt.NDArray[np.generic] = getattr(self.maps, name.value)
@@ -152,8 +154,19 @@ class MemoryDatapath:
             table.delete(key)
 
     def flows_dump(self, name: FlowMap) -> tuple[Rows, Rows]:
+        return self._rows(name, list(self._table(name).rows))
+
+    def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """In the order of the keys, where they are too many for one slice; the cursor is the last one as a number."""
         rows = self._table(name).rows
-        return _join(list(rows)), np.array(list(rows.values()), dtype=_VALUE_DTYPES[name])
+        if cursor is None and len(rows) <= self._slice_max:
+            return *self._rows(name, list(rows)), None
+        taken, after = _next_keys(rows, cursor, self._slice_max)
+        return *self._rows(name, taken), after
+
+    def _rows(self, name: FlowMap, keys: Sequence[bytes]) -> tuple[Rows, Rows]:
+        rows = self._table(name).rows
+        return _join(keys), np.array([rows[key] for key in keys], dtype=_VALUE_DTYPES[name])
 
     def records_lookup(self, keys: Rows) -> Rows:
         return np.array(oracle.lookup(self.maps, _split(keys)), dtype=layout.RECORD)
@@ -168,13 +181,10 @@ class MemoryDatapath:
     def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
         """In the order of the keys; the cursor is the last one as a number."""
         rows = self.maps.nat.rows
-        last = b"" if cursor is None else cursor.to_bytes(layout.NAT_KEY.itemsize, "big")
-        found = sorted(key for key in rows if key > last)
-        taken = found[: limits.DUMP_CHUNK]
+        taken, after = _next_keys(rows, cursor, self._slice_max)
         values = np.zeros(len(taken), dtype=layout.NAT)
         for at, key in enumerate(taken):
             values[at] = _nat_row(rows[key])
-        after = int.from_bytes(taken[-1], "big") if len(found) > len(taken) else None
         return np.frombuffer(b"".join(taken), dtype=layout.NAT_KEY).copy(), values, after
 
     def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
@@ -226,6 +236,15 @@ def _split(keys: Rows) -> list[bytes]:
 
 def _join(keys: Sequence[bytes]) -> Rows:
     return np.frombuffer(b"".join(keys), dtype=layout.FLOW).copy()
+
+
+def _next_keys(rows: Collection[bytes], cursor: int | None, count_max: int) -> tuple[list[bytes], int | None]:
+    """The first keys behind the one that the cursor is as a number, and the cursor for what is left (None: nothing)."""
+    found = sorted(rows)
+    if cursor is not None:
+        found = found[bisect_right(found, cursor.to_bytes(len(found[0]), "big")) :] if found else []
+    taken = found[:count_max]
+    return taken, int.from_bytes(taken[-1], "big") if len(found) > len(taken) else None
 
 
 def _nat_row(entry: Nat) -> Rows:

@@ -84,6 +84,9 @@ class Datapath(Protocol):
     def flows_dump(self, name: FlowMap) -> tuple[Rows, Rows]:
         """All keys and values, in no particular order."""
 
+    def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """Some thousands of them, and where to go on (None: that was all). As ``nat_slice``."""
+
     def records_lookup(self, keys: Rows) -> Rows:
         """RECORD for each key, from records or else from embryonic; round = layout.RECORD_MISSING: there is none."""
 

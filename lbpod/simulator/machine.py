@@ -40,6 +40,7 @@ from lbpod.core.messages import (
     Called,
     Configure,
     ControllerSeen,
+    DumpRecords,
     EffectsFailed,
     ForgetCall,
     KeeperEffect,
@@ -83,6 +84,9 @@ CHECK_EVERY: Final = 8
 
 DRAIN_NS: Final = 20 * MS_NS
 """How soon an agent looks at flows that the fast path has noted."""
+
+SLICE_PAUSE_NS: Final = 10 * MS_NS
+"""How long an agent does other things before it goes on with a list of its records."""
 
 CALM_TICK_NS: Final = SECOND_NS // 2
 """How often agents tick once nothing happens any more."""
@@ -166,7 +170,7 @@ class Machine:
             cache=FlowTable(odds.cache_max, evicts=True),
             pending=FlowTable(odds.pending_max, evicts=True),
         )
-        memory, seed = MemoryDatapath(self.maps), self._dice.getrandbits(32)
+        memory, seed = MemoryDatapath(self.maps, odds.slice_max), self._dice.getrandbits(32)
         self.datapath = FaultyDatapath(memory, seed, odds.write_faults, odds.read_faults)
         self._remembered = self.in_force = Remember(None, None)
 
@@ -381,9 +385,17 @@ class Machine:
                 todo += self._carry_out(effects)
         raise AssertionError(f"{CASCADE_MAX} events followed one from the other: the Keeper asks in circles")
 
-    def _carry_out(self, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
+    def _list_more(self, effect: DumpRecords) -> None:
+        """The next slice of a list, after whatever has come between."""
+        for event in self._carry_out([effect], at_once=True):
+            self.feed(event)
+
+    def _carry_out(self, effects: Sequence[KeeperEffect], *, at_once: bool = False) -> list[KeeperEvent]:
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
+            if isinstance(effect, DumpRecords) and effect.cursor is not None and not at_once:
+                self._later(SLICE_PAUSE_NS, lambda effect=effect: self._list_more(effect))  # type: ignore[misc]
+                continue
             try:
                 event = self._perform(effect)
             except DatapathError as error:

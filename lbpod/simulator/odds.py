@@ -10,7 +10,7 @@ All chances are per event, all rates per minute of virtual time. What is not lis
 from dataclasses import dataclass
 from random import Random
 
-from lbpod.core.limits import IDLE_TIMEOUT_SECONDS_MIN, MARGIN_NS, QUESTION_AGE_NS_MAX
+from lbpod.core.limits import DUMP_CHUNK, IDLE_TIMEOUT_SECONDS_MIN, MARGIN_NS, QUESTION_AGE_NS_MAX
 from lbpod.core.model import Affinity, Protocol
 from lbpod.simulator.timeline import MS_NS, SECOND_NS
 
@@ -105,6 +105,8 @@ class Odds:
     """Clocks that leap forward."""
     tick_ns: int
     """How often agents have time for a Tick."""
+    slice_max: int
+    """Records that an agent lists in one go."""
 
 
 def draw(dice: Random) -> Odds:
@@ -159,6 +161,7 @@ def draw(dice: Random) -> Odds:
         leave_rate=maybe(0.4, 0.5, 6),
         leap_rate=maybe(0.2, 0.5, 5),
         tick_ns=int(between(300 * MS_NS, 600 * MS_NS)),
+        slice_max=dice.choice((2, 8, DUMP_CHUNK, DUMP_CHUNK)),
     )
 
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from random import Random
 from typing import Final, TypeVar
 
-from lbpod.core.limits import PEER_TIMEOUT_NS
+from lbpod.core.limits import DUMP_CHUNK, PEER_TIMEOUT_NS
 from lbpod.core.model import Affinity, BackendState, Protocol
 from lbpod.core.verdicts import Verdict
 from lbpod.simulator.audience import Audience
@@ -73,6 +73,7 @@ CALM: Final = Odds(
     leave_rate=0,
     leap_rate=0,
     tick_ns=200 * MS_NS,
+    slice_max=DUMP_CHUNK,
 )
 """A day on which nothing goes wrong by itself. Packets that are a little late are in it, for no day is without."""
 

@@ -116,7 +116,7 @@ def in_memory(_folder: Path) -> Iterator[Made]:
         table = getattr(maps, name)
         assert isinstance(table, FlowTable), f"{name} is a table of the model"
         table.count_max = size
-    made = MemoryDatapath(maps)
+    made = MemoryDatapath(maps, slice_max=512)
 
     def nat_put(count: int, seen_ns: int) -> None:
         for key in nat_keys(count):

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from lbpod.core import layout
 from lbpod.core.limits import BATCH_MAX, INNER_MAPPED_MAX, LOOKUP_BATCH_MAX, SLOT_COUNT, VIPS_MAX
 from lbpod.core.verdicts import Verdict
+from lbpod.datapath import kernel
 from lbpod.datapath.layout import MAPS
 from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
 from tests.bpf.datapaths import SIZES, Made, bpffs, flows, in_kernel, in_memory, nat_keys, need_kernel, whole_nat
@@ -267,8 +268,9 @@ def test_a_nat_entry_goes_only_if_it_has_not_been_seen_since(made: Made) -> None
     assert 0 == made.datapath.nat_delete(nat_keys(0), np.zeros(0, np.uint64))
 
 
-def test_what_stays_is_seen_exactly_once_while_others_go(made: Made) -> None:
+def test_what_stays_is_seen_exactly_once_while_others_go(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two slices everything that the first one had is deleted; nothing of the rest is passed over."""
+    monkeypatch.setattr(kernel, "DUMP_CHUNK", 512)
     made.nat_put(SIZES["nat"] // 2, 1)
     keys, values, cursor = made.datapath.nat_slice(None)
     seen = [key.tobytes() for key in keys]
@@ -277,6 +279,19 @@ def test_what_stays_is_seen_exactly_once_while_others_go(made: Made) -> None:
         keys, values, cursor = made.datapath.nat_slice(cursor)
         seen += [key.tobytes() for key in keys]
     assert sorted(key.tobytes() for key in nat_keys(SIZES["nat"] // 2)) == sorted(seen)
+
+
+def test_a_record_that_stays_is_seen_exactly_once_while_others_go(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "DUMP_CHUNK", 512)
+    count = SIZES["records"] // 2
+    made.datapath.flows_put(FlowMap.RECORDS, flows(count), records(7, count))
+    keys, _, cursor = made.datapath.flows_slice(FlowMap.RECORDS, None)
+    seen = [key.tobytes() for key in keys]
+    while cursor is not None:
+        made.datapath.flows_delete(FlowMap.RECORDS, keys)
+        keys, _, cursor = made.datapath.flows_slice(FlowMap.RECORDS, cursor)
+        seen += [key.tobytes() for key in keys]
+    assert sorted(key.tobytes() for key in flows(count)) == sorted(seen)
 
 
 @ONE_MADE

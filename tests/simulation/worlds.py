@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from zlib import crc32
 
+from lbpod.core.limits import DUMP_CHUNK
 from lbpod.core.maps import FlowTable, Record
 from lbpod.core.messages import RingSwitchCall, SettleCall, SettleStep, StateCall
 from lbpod.core.model import Affinity, Protocol
@@ -67,6 +68,7 @@ QUIET: Final[dict[str, Any]] = {
     "leave_rate": 0.0,
     "leap_rate": 0.0,
     "tick_ns": 300 * MS_NS,
+    "slice_max": DUMP_CHUNK,
 }
 """Nothing goes wrong. Backends change, flows come and go, and every packet takes another way."""
 

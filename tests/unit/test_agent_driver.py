@@ -13,7 +13,7 @@ import pytest
 from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.remembered import Memory
-from lbpod.core.layout import FLOW, PENDING
+from lbpod.core.layout import FLOW, PENDING, RECORD
 from lbpod.core.limits import BATCH_MAX, MARGIN_NS, MEMBER_NONE, QUEUE_MAX
 from lbpod.core.messages import (
     Answered,
@@ -24,6 +24,7 @@ from lbpod.core.messages import (
     ControlCall,
     CreateVip,
     DeleteVip,
+    DumpRecords,
     EffectsFailed,
     KeeperEffect,
     KeeperEvent,
@@ -37,6 +38,7 @@ from lbpod.core.messages import (
     PrepareCall,
     QuietAnswer,
     QuietCall,
+    RecordsDumped,
     RecordsLooked,
     Refuse,
     Remember,
@@ -51,7 +53,7 @@ from lbpod.core.model import Snapshot
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import FlowMap
+from lbpod.datapath.port import DatapathError, FlowMap, Rows
 from tests.agents import UPLINK, flows, snapshot
 
 QUIET = QuietCall(5, b"", b"")
@@ -308,6 +310,63 @@ async def test_a_brain_that_asks_in_circles_stops_the_agent(tmp_path: Path) -> N
     driver = driver_of(Script(lambda event: [LookRecords(1, flows(1))]), MemoryDatapath(), tmp_path)
     with pytest.raises(AssertionError, match="circles"):
         await asyncio.wait_for(driver.run(None), 20)
+
+
+async def test_somebody_else_has_a_turn_between_two_slices_of_the_records_but_not_within_one(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called(request=1):
+                return [DumpRecords(1), Reply(1, ANSWER)]
+            case Called():
+                return [DeleteVip(5), Reply(event.request, ANSWER)]
+            case RecordsDumped(cursor=(_, _) as cursor):
+                return [DumpRecords(event.token + 1, cursor)]
+            case _:
+                return []
+
+    script, datapath = Script(reply), MemoryDatapath(slice_max=1)
+    datapath.flows_put(FlowMap.RECORDS, flows(3), np.zeros(3, RECORD))
+    driver = driver_of(script, datapath, tmp_path)
+    asked = [asyncio.create_task(driver.call(QUIET)) for _ in range(3)]
+    await asyncio.sleep(0)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(asyncio.gather(*asked), 5)
+    await asyncio.wait_for(driver.look(), 5)
+    assert [Called, RecordsDumped, Called, Called, RecordsDumped, RecordsDumped] == [type(one) for one in script.seen]
+    assert 3 == driver.effects["DumpRecords"]
+    await finish(driver, running)
+
+
+async def test_a_slice_that_cannot_be_read_is_a_failed_question(tmp_path: Path) -> None:
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called():
+                return [DumpRecords(1), Reply(event.request, ANSWER)]
+            case RecordsDumped(cursor=(_, _) as cursor):
+                broken.append(True)
+                return [DumpRecords(2, cursor)]
+            case _:
+                return []
+
+    class Broken(MemoryDatapath):
+        def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+            if broken:
+                raise DatapathError("the map says no")
+            return super().flows_slice(name, cursor)
+
+    broken: list[bool] = []
+    script, datapath = Script(reply), Broken(slice_max=1)
+    datapath.flows_put(FlowMap.RECORDS, flows(3), np.zeros(3, RECORD))
+    driver = driver_of(script, datapath, tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    await asyncio.wait_for(driver.look(), 5)
+    assert [Called, RecordsDumped, EffectsFailed] == [type(one) for one in script.seen]
+    failed = script.seen[-1]
+    assert isinstance(failed, EffectsFailed)
+    assert (DumpRecords, ()) == (type(failed.failed), failed.rest)
+    assert "no" in driver.failure
+    await finish(driver, running)
 
 
 async def test_somebody_else_has_a_turn_between_two_slices_of_the_translated_flows(tmp_path: Path) -> None:

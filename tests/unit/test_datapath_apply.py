@@ -399,6 +399,33 @@ def test_questions_are_answered_with_their_token() -> None:
     assert 2 == len(datapath.maps.cache)
 
 
+def test_a_list_of_records_comes_in_slices_and_misses_none_that_becomes_a_full_one_meanwhile() -> None:
+    datapath = MemoryDatapath(slice_max=2)
+    agent, rows = applier(datapath), np.zeros(9, RECORD)
+    rows["backend"] = np.arange(9) + 1
+    datapath.flows_put(FlowMap.EMBRYONIC, flows(9)[:5], rows[:5])
+    datapath.flows_put(FlowMap.RECORDS, flows(9)[5:], rows[5:])
+    seen: list[tuple[int, bool]] = []
+    cursor: tuple[bool, int] | None = None
+    for token in range(20):
+        listed = agent.apply(DumpRecords(token, cursor))
+        assert isinstance(listed, RecordsDumped)
+        assert token == listed.token
+        assert 1 <= len(listed.flows) == len(listed.records) <= 4
+        assert {flow.tobytes() for flow in listed.flows} <= {flow.tobytes() for flow in flows(9)}
+        seen += [(int(one), at < listed.full_count) for at, one in enumerate(listed.records["backend"])]
+        cursor = listed.cursor
+        if cursor is None:
+            break
+        if token == 0:  # one that has been listed, and one that has not
+            for at in (0, 4):
+                datapath.flows_put(FlowMap.RECORDS, flows(9)[at : at + 1], rows[at : at + 1])
+                datapath.flows_delete(FlowMap.EMBRYONIC, flows(9)[at : at + 1])
+    assert cursor is None
+    assert set(range(1, 10)) == {backend for backend, _ in seen}
+    assert {1, 5, 6, 7, 8, 9} == {backend for backend, full in seen if full}
+
+
 def _random_snapshot(dice: Random, generation: int, before: Snapshot) -> Snapshot:
     """Some VIPs as they were, others with other backends, one gone or new; now and then this node has another id."""
     vips = {vip.id: vip for vip in before.vips}

@@ -9,6 +9,7 @@ from lbpod.core.messages import (
     DumpRecords,
     ForgetAnswer,
     ForgetCall,
+    KeeperEffect,
     PeerCall,
     QuietCall,
     Reply,
@@ -16,7 +17,7 @@ from lbpod.core.messages import (
     SettleStep,
 )
 from lbpod.datapath.port import FlowMap
-from tests.keepers import SECOND_NS, Cluster, Node, Rows, vip
+from tests.keepers import SECOND_NS, SLICE_MAX, Cluster, Node, Rows, vip
 from tests.unit.test_keeper_resolve import flows_of, slots_of
 
 WINDOW_NS = 11 * SECOND_NS
@@ -171,6 +172,27 @@ def test_an_old_record_goes_even_if_its_slot_tracks_again_and_a_new_one_stays() 
     owner.fails = lambda effect: False
     cluster.run(3 * SECOND_NS)
     assert 2 == known(owner)
+
+
+def test_one_drop_that_fails_in_the_middle_of_a_list_is_made_good_by_the_next() -> None:
+    cluster = Cluster()
+    cluster.change(vip([1, 2]))
+    cluster.change(vip([3, 4]))
+    owner, flows = cluster["lb1"], of_lb1_and_lb2(cluster)
+    assert len(flows) > 3 * SLICE_MAX
+    record(owner, flows, cluster.now_ns)
+    drops: list[int] = []
+
+    def fails(effect: KeeperEffect) -> bool:
+        drops.extend([len(effect.flows)] if isinstance(effect, DropRecords) else [])
+        return isinstance(effect, DropRecords) and len(drops) == 2
+
+    owner.fails = fails
+    cluster.run(3 * SECOND_NS)
+    assert 0 == owner.status.tracking_slots
+    assert max(drops) <= SLICE_MAX
+    cluster.run(2 * SECOND_NS)
+    assert 0 == known(owner)
 
 
 def test_what_a_backup_has_agreed_to_is_over_for_its_records_though_nobody_tells_it() -> None:
