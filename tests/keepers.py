@@ -67,7 +67,8 @@ from lbpod.core.table import Table
 from lbpod.core.transition import base_of, current_of, is_tracking, round_of
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.rows import Uplink
+from lbpod.datapath.port import ArrayName
+from lbpod.datapath.rows import Uplink, down_in
 
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[Any]
@@ -134,7 +135,8 @@ class Node:
         self._start()
         slots = {vip: self.datapath.read_slots(vip) for vip in self.datapath.vip_ids()}
         kept = self.remembered
-        self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done), now_ns)
+        down = down_in(self.datapath.read(ArrayName.MEMBERS))
+        self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down), now_ns)
 
     def lose_everything(self) -> None:
         """The machine dies and starts again: no maps, no memory."""

@@ -31,7 +31,7 @@ from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
 from lbpod.core.messages import Restored
 from lbpod.datapath.apply import Applier, NextHops
 from lbpod.datapath.port import ArrayName, Datapath
-from lbpod.datapath.rows import Uplink
+from lbpod.datapath.rows import Uplink, down_in
 
 if TYPE_CHECKING:
     from lbpod.agent.redis_writer import RedisWriter
@@ -234,4 +234,5 @@ class Agent:
             _LOG.warning("memory not used", reason="the maps that it belongs to are gone")
             return None
         slots = {vip: datapath.read_slots(vip) for vip in vips}
-        return Restored(remembered.committed, remembered.prepared, slots, remembered.ring_done)
+        down = down_in(datapath.read(ArrayName.MEMBERS))
+        return Restored(remembered.committed, remembered.prepared, slots, remembered.ring_done, down)

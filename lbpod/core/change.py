@@ -373,6 +373,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
     elif state.committed is not None and state.committed.changes_ring and not event.ring_done:
         state.ring_step = RingStep.SWITCHED
     state.refresh()
+    state.down = set(event.down - {state.member})  # one answer, and it is up; the other way round takes BEAT_DOWN_NS
     created: Effects = []
     written: Effects = []
     nothing = np.zeros(SLOT_COUNT, dtype=np.uint32)

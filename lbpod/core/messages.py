@@ -60,13 +60,15 @@ NO_IDS = NextIds()
 
 # --- Keeper: events ---------------------------------------------------------------------------------------------------
 class Restored(msgspec.Struct, frozen=True):
-    """First event after a restart on pinned maps: the snapshots that the agent had kept, and the slots as found."""
+    """First event after a restart on pinned maps: the snapshots that the agent had kept, and what was found there."""
 
     committed: Snapshot | None
     prepared: Snapshot | None
     slots: dict[int, U64]
     ring_done: bool = True
     """As in Remember."""
+    down: frozenset[int] = frozenset()
+    """Members that the fast path takes for down."""
 
 
 class Called(msgspec.Struct, frozen=True):

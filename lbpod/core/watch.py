@@ -21,6 +21,9 @@ none is, packets go to a doubted one all the same. If it is really gone, they ar
 broken. Silent for LOST_NS, after which the controller takes it out anyway, it is *given up*: an LB never stops
 forwarding, so what nobody else can decide it decides itself then.
 
+*An agent that restarts* takes over whom its maps say to be down: the fast path has gone on without them, and whoever is
+there again is up with its first answer.
+
 **What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
 anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,
 and is down by the same rule, but for its having been heard long ago. So a rumour is checked before it is believed and

@@ -174,6 +174,12 @@ def member_rows(scene: Scene) -> Rows:
     return rows
 
 
+def down_in(members: Rows) -> frozenset[int]:
+    """Members that these rows (MEMBERS_MAX of layout.MEMBER) say to be down."""
+    flags = members["flags"]
+    return frozenset(np.flatnonzero((flags & MEMBER_PRESENT != 0) & (flags & MEMBER_UP == 0)).tolist())
+
+
 def door_of(scene: Scene) -> tuple[tuple[bytes, int], ...]:
     """(address, member) of everybody whose tunnel packets are let in, sorted."""
     return tuple(sorted((node.address, member) for member, node in scene.members().items()))

@@ -70,8 +70,8 @@ from lbpod.core.snapshot import Tables
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import DatapathError
-from lbpod.datapath.rows import Uplink
+from lbpod.datapath.port import ArrayName, DatapathError
+from lbpod.datapath.rows import Uplink, down_in
 from lbpod.simulator.network import CONTROLLER, Answer, Call, Network, over_the_wire
 from lbpod.simulator.odds import Odds
 from lbpod.simulator.timeline import MS_NS, SECOND_NS, Action, Clock, Timeline
@@ -182,9 +182,9 @@ class Machine:
         if self._remembered.committed is None and self.maps.slots:
             self._stage.watch.lost(self)
         if self._remembered.committed is not None or self._remembered.prepared is not None or self.maps.slots:
-            slots = self._slots_found()
+            slots, down = self._found()
             kept = self._remembered
-            self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done))
+            self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down))
         self._stage.timeline.later(self._dice.randrange(self._stage.odds.tick_ns), self._ticker())
 
     def _begin_life(self) -> None:
@@ -207,11 +207,12 @@ class Machine:
         self._ran_ns = 0
         """When the last event came, by its own clock."""
 
-    def _slots_found(self) -> dict[int, npt.NDArray[np.uint64]]:
-        """An agent that cannot read its maps ends, and is started again."""
+    def _found(self) -> tuple[dict[int, npt.NDArray[np.uint64]], frozenset[int]]:
+        """Slots, and who is down. An agent that cannot read its maps ends, and is started again."""
         for _ in range(START_TRIES_MAX):
             try:
-                return {vip: self.datapath.read_slots(vip) for vip in self.datapath.vip_ids()}
+                slots = {vip: self.datapath.read_slots(vip) for vip in self.datapath.vip_ids()}
+                return slots, down_in(self.datapath.read(ArrayName.MEMBERS))
             except DatapathError:
                 continue
         raise AssertionError("an agent can read its maps at some time")

@@ -37,8 +37,8 @@ from lbpod.core.messages import (
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import DatapathError
-from lbpod.datapath.rows import Uplink
+from lbpod.datapath.port import ArrayName, DatapathError
+from lbpod.datapath.rows import Uplink, down_in
 from tests.scenarios.tables import shared_tables
 
 IFINDEX: Final = 1
@@ -100,12 +100,14 @@ class Node:
         self._new_agent()
         self.up = True
         kept = self.remembered
-        self.feed(Restored(kept.committed, kept.prepared, self._slots_found(), kept.ring_done), now_ns)
+        slots, down = self._found()
+        self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down), now_ns)
 
-    def _slots_found(self) -> dict[int, npt.NDArray[np.uint64]]:
+    def _found(self) -> tuple[dict[int, npt.NDArray[np.uint64]], frozenset[int]]:
         for _ in range(START_TRIES_MAX):
             try:
-                return {vip: self.faulty.read_slots(vip) for vip in self.faulty.vip_ids()}
+                slots = {vip: self.faulty.read_slots(vip) for vip in self.faulty.vip_ids()}
+                return slots, down_in(self.faulty.read(ArrayName.MEMBERS))
             except DatapathError:
                 continue
         raise AssertionError("an agent can read its maps at some time")

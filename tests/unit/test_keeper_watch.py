@@ -154,6 +154,26 @@ def test_who_answers_without_state_is_down() -> None:
     assert 503 == answer.status
 
 
+def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -> None:
+    cluster = cluster_of()
+    member = cluster["lb3"].status.member
+    cluster.blocked = between("lb3")
+    cluster.run(SECOND_NS)
+    node = cluster["lb1"]
+    assert not believes(cluster, "lb1", member)
+    node.effects.clear()
+    node.restart(cluster.now_ns)
+    written = [effect for effect in node.effects if isinstance(effect, Configure)]
+    assert written
+    assert not any(member in effect.members_up for effect in written), "not for a moment"
+    assert all(node.status.member in effect.members_up for effect in written)
+    cluster.run(2 * SECOND_NS)
+    assert not believes(cluster, "lb1", member)
+    cluster.blocked = nothing
+    cluster.run(TOLD_NS + SECOND_NS)
+    assert believes(cluster, "lb1", member)
+
+
 def test_what_the_shell_says_counts_until_a_beat_says_otherwise() -> None:
     cluster = cluster_of()
     cluster.feed("lb1", MemberSeen(1, up=False))
