@@ -16,6 +16,8 @@ class Watch:
     """When each was last heard; of one that is watched and was never heard: since when it is watched."""
     asked_ns: dict[int, int] = field(default_factory=dict)
     """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
+    met: set[int] = field(default_factory=set)
+    """Those that have been heard at all since this agent started."""
     open: dict[int, int] = field(default_factory=dict)
     """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
     said_down: dict[int, frozenset[int]] = field(default_factory=dict)

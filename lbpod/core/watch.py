@@ -21,8 +21,9 @@ none is, packets go to a doubted one all the same. If it is really gone, they ar
 broken. Silent for LOST_NS, after which the controller takes it out anyway, it is *given up*: an LB never stops
 forwarding, so what nobody else can decide it decides itself then.
 
-*An agent that restarts* takes over whom its maps say to be down: the fast path has gone on without them, and whoever is
-there again is up with its first answer.
+*An agent that restarts* takes over whom its maps say to be down: the fast path has gone on without them. And of those
+that it watches and has not heard yet it believes at once what another LB has found. Whoever is there is up with its
+first answer.
 
 **What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
 anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,
@@ -290,6 +291,7 @@ def _forget(state: State, others: set[int]) -> None:
     state.down &= others
     state.given_up &= others
     watch.suspects &= others
+    watch.met &= others
     watch.owed_by &= others
     watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
     for known in (watch.heard_ns, watch.asked_ns, watch.missed):
@@ -358,9 +360,10 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
     elif is_up:
         _note_heard(watch, said.member, now_ns)
         effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
-    rumours = set(said.down) & others - state.down - watch.suspects
-    rumours -= set(_watched(state, others)) if rumours else set()
-    for member in sorted(rumours)[:WATCH_MAX]:
+    news = set(said.down) & others - state.down
+    watched = set(_watched(state, others)) if news else set()
+    effects += _believe(state, sorted(news & watched - watch.met), up=False)
+    for member in sorted(news - watched - watch.suspects)[:WATCH_MAX]:
         if watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns:
             watch.suspects.add(member)
             effects += _ask(state, member, now_ns)
@@ -379,6 +382,7 @@ def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
 
 def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
     watch.heard_ns[member] = now_ns
+    watch.met.add(member)
     watch.asked_ns.pop(member, None)
     watch.suspects.discard(member)
 

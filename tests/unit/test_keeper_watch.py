@@ -174,6 +174,27 @@ def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -
     assert believes(cluster, "lb1", member)
 
 
+def test_an_agent_that_has_missed_a_loss_believes_the_first_who_tells_it() -> None:
+    cluster = cluster_of()
+    member = cluster["lb3"].status.member
+    cluster.blocked = between("lb1", "lb3")
+    cluster.run(SECOND_NS)
+    node = cluster["lb1"]
+    node.datapath.maps.members["flags"] |= MEMBER_UP  # as it was when this agent was killed
+    node.restart(cluster.now_ns)
+    assert believes(cluster, "lb1", member)
+    cluster.blocked = between("lb3")
+    cluster.run(BEAT_NS + 2 * TICK_NS)
+    assert not believes(cluster, "lb1", member)
+    # Of one that it has heard itself it believes nobody.
+    cluster.blocked = nothing
+    cluster.run(TOLD_NS + SECOND_NS)
+    assert believes(cluster, "lb1", member)
+    cluster.believe("lb2", member, up=False)
+    cluster.run(BEAT_NS)
+    assert believes(cluster, "lb1", member)
+
+
 def test_what_the_shell_says_counts_until_a_beat_says_otherwise() -> None:
     cluster = cluster_of()
     cluster.feed("lb1", MemberSeen(1, up=False))
