@@ -31,6 +31,7 @@ from lbpod.core.messages import (
     CommitCall,
     ControlCall,
     DatapathEffect,
+    DumpRecords,
     EffectsFailed,
     KeeperEffect,
     KeeperEvent,
@@ -115,6 +116,9 @@ class Node:
         self.datapath = MemoryDatapath(slice_max=SLICE_MAX)
         self.fails: Callable[[KeeperEffect], bool] = never
         """Which effects the datapath (or the disk) refuses."""
+        self.holds_lists = False
+        """Lists of records do not go on by themselves: see ``go_on``."""
+        self.held: list[DumpRecords] = []
         self.outbox: list[Ask | Tell] = []
         self.answers: dict[int, Reply | Refuse] = {}
         self.traces: list[Trace] = []
@@ -153,9 +157,23 @@ class Node:
                 self.keeper.check_invariants()
             todo += self.carry_out(effects)
 
+    def go_on(self, now_ns: int, fails: bool = False) -> None:
+        """The next slice of each list that was held, or the answer that it cannot be read."""
+        held, self.held = self.held, []
+        for effect in held:
+            self.feed(EffectsFailed(effect, (), "no") if fails else self._answer_of(effect), now_ns)
+
+    def _answer_of(self, effect: DumpRecords) -> KeeperEvent:
+        answer = self.applier.apply(effect)
+        assert answer is not None, "a question has an answer"
+        return answer
+
     def carry_out(self, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
+            if self.holds_lists and isinstance(effect, DumpRecords) and effect.cursor is not None:
+                self.held.append(effect)
+                continue
             if isinstance(effect, _CAN_FAIL) and self.fails(effect):
                 return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), "the map says no")]
             self.effects.append(effect)

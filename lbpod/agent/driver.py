@@ -117,7 +117,8 @@ class Observer(Protocol):
     """Who looks on. It may neither wait nor touch what it sees."""
 
     def seen(self, event: KeeperEvent, effects: Sequence[KeeperEffect]) -> None:
-        """An event, and what the Keeper wanted done about it; it has been done, or has failed."""
+        """An event, and what the Keeper wanted done about it; it has been done, or has failed (or comes later: the next
+        slice of a list)."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class TraceLine:
 class Driver:
     """Runs one Keeper on one datapath until `stop`.
 
-    Invariants: len(_queue) <= QUEUE_MAX + beats + what peers may have under way; a request is in `_requests` until
-    answered.
+    Invariants: len(_queue) <= QUEUE_MAX + beats + what peers may have under way + lists of records; a request is in
+    `_requests` until answered.
     """
 
     def __init__(self, brain: Brain, datapath: Datapath, applier: Applier, memory: Memory) -> None:

@@ -21,8 +21,9 @@ that are lost named by the controller: everybody must agree about who is first. 
 this round has arrived.
 
 **Bounds.** HANDOVER_RECORDS_MAX records a page, HANDOVER_PAGES_MAX pages on their way to one receiver, and no more is
-listed where as many wait to be sent. A page that fails is sent again at the next tick, for as long as the round lasts:
-a receiver that never answers is the controller's to give up.
+listed where as many wait to be sent. A page that fails is sent again with the next tick or answer, for as long as the
+round lasts: a receiver that never answers is the controller's to give up. (An embryonic record that is not listed yet
+may be evicted meanwhile, as anywhere.)
 
 **A receiver without room** says how many it took. What found none is kept among the embryonic records, where it may be
 evicted, and is counted: waiting would not help, since nothing is forgotten meanwhile.
@@ -89,7 +90,9 @@ def wanted(state: State, request: int, call: HandoverCall, now_ns: int) -> Effec
 
 
 def _begin(state: State, request: int, call: HandoverCall, now_ns: int) -> Effects:
-    replies = [(waiting, now_ns) for waiting, _ in state.handover.waiting] if state.handover is not None else []
+    replies: list[tuple[int, int]] = []
+    if state.handover is not None:
+        replies, state.handover.waiting = [(waiting, now_ns) for waiting, _ in state.handover.waiting], []
     handover = Handover(call.generation, call.round, frozenset(call.lost), waiting=[*replies, (request, now_ns)])
     state.handover, state.ring_step, state.ring_round = handover, RingStep.PREPARED, 0
     settle.void_rounds(state, now_ns)
@@ -199,9 +202,9 @@ class _Listed(Listing):
     shares: dict[int, _Share]
 
     def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
-        self.handover.looking = False
         if state.handover is not self.handover:
             return []
+        self.handover.looking = False
         known = state.facts.has(listed.flows["vip"])
         slots = np.full(len(listed.flows), SLOT_COUNT, dtype=np.uint32)
         slots[known] = state.facts.slots(listed.flows[known])
@@ -210,16 +213,19 @@ class _Listed(Listing):
             pages = list(_records(state, share, listed, slots))
             if pages:
                 self.handover.records.setdefault(member, deque()).extend(pages)
-        return []
+        return _send(state, self.handover, now_ns)
 
     def more(self, state: State, cursor: tuple[bool, int], now_ns: int) -> Effects:
-        self.handover.rest = (self, cursor)
-        return _send(state, self.handover, now_ns) if state.handover is self.handover else []
+        self.handover.rest, self.handover.cursor = self, cursor
+        return []
 
     def ended(self, state: State, now_ns: int) -> Effects:
-        return _send(state, self.handover, now_ns) if state.handover is self.handover else []
+        return []  # all is on its way, or done
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        if state.handover is self.handover and self.handover.cursor is not None:
+            self.handover.rest, self.handover.looking = self, False  # with the next tick
+            return []
         if state.handover is self.handover:
             state.handover = None  # the controller calls again
         return [Refuse(request, BUSY, f"{state.node_name}: {reason}") for request, _ in self.handover.waiting]
@@ -253,9 +259,10 @@ def _send(state: State, handover: Handover, now_ns: int) -> Effects:
             if following is None:
                 break
             effects += _send_page(state, handover, member, following, now_ns)
-    if handover.rest is not None and all(len(pages) < HANDOVER_PAGES_MAX for pages in handover.records.values()):
-        (listing, cursor), handover.rest, handover.looking = handover.rest, None, True
-        return [*effects, DumpRecords(state.open(listing, now_ns), cursor)]
+    is_short = all(len(pages) < HANDOVER_PAGES_MAX for pages in handover.records.values())
+    if handover.rest is not None and is_short and state.has_room():
+        listing, handover.rest, handover.looking = handover.rest, None, True
+        return [*effects, DumpRecords(state.open(listing, now_ns), handover.cursor)]
     is_listed = not handover.looking and handover.rest is None
     if is_listed and not handover.words and not handover.records and not handover.again and not handover.under_way:
         return [*effects, *_finished(state, handover)]

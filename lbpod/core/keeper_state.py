@@ -70,7 +70,7 @@ Endpoint = tuple[int, bytes, int]
 
 
 class Question(ABC):
-    """Something asked, and what is done with the answer. Exactly one of the methods is called, once."""
+    """Something asked, and what is done with the answer. Exactly one of the methods is called, once each time."""
 
     @abstractmethod
     def answered(self, state: "State", answer: Answer, now_ns: int) -> Effects:
@@ -255,8 +255,10 @@ class Handover:
     """Receiver -> pages that wait for its answer. Invariant: 1..HANDOVER_PAGES_MAX."""
     looking: bool = False
     """Records are being listed: the next slice has been asked for."""
-    rest: tuple[Question, tuple[bool, int]] | None = None
-    """Who goes on with the list, and where: it waits until some of what is listed has been sent."""
+    rest: Question | None = None
+    """Who goes on with the list, and waits until some of what is listed has been sent."""
+    cursor: tuple[bool, int] | None = None
+    """Where; None: nothing has been listed."""
     waiting: list[tuple[int, int]] = field(default_factory=list)
     """Requests of the controller that wait for the end, and since when."""
     sent_count: int = 0
@@ -342,7 +344,7 @@ class State:
         self.purge_kept: dict[int, U32] = {}
         """Beside ``purge``: backends whose records stay all the same (0: none)."""
         self.purging: dict[int, U64] = {}
-        """What the last DropRecords stands for, in case it fails."""
+        """What the DropRecords of the last list stand for, in case the last of them fails."""
         self.dumps = Dumps()
         self.records_quiet = True
         """No slot has been tracking since a list of records came back empty."""

@@ -64,13 +64,13 @@ _AGE_MAX = 0xFFFF_FFFF
 # --- As the one who was there -----------------------------------------------------------------------------------------
 def silent(state: State, member: int, heard_ns: int) -> None:
     """This member was last heard then, and is believed to be down from now on."""
-    state.watch.missed.setdefault(member, heard_ns)
+    state.watch.missed[member] = min(heard_ns, state.watch.missed.get(member, heard_ns))
 
 
 def started(state: State, members: set[int], now_ns: int) -> None:
     """This agent has just begun to listen: any of these may have been silent."""
     for member in members:
-        state.watch.missed.setdefault(member, now_ns - LOST_NS)
+        silent(state, member, now_ns - LOST_NS)
 
 
 def owes(state: State, member: int) -> bool:
@@ -83,7 +83,8 @@ def tick(state: State, now_ns: int) -> Effects:
     watch = state.watch
     _catch_up(state, now_ns)
     watch.returning = {member: at_ns for member, at_ns in watch.returning.items() if at_ns + BEAT_DOWN_NS > now_ns}
-    members = frozenset(member for member in watch.missed if member not in state.down or member in watch.returning)
+    here = {member for member in watch.missed if member not in state.down or member in watch.returning}
+    members = here - watch.telling.keys()  # one list at a time: what has failed of it comes with the next
     due = members and now_ns >= state.watch.missed_at_ns and state.has_room() and state.own is not None
     if not due:
         return []

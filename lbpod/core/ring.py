@@ -33,10 +33,14 @@ Left to others: owner, backup and the three arrays (``State.update_ring``), page
 when the next step comes (the Planner).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from lbpod.core import change, forget
+from lbpod.core.flows import Rows
 from lbpod.core.keeper_state import Effects, Plan, State, VipState
+from lbpod.core.layout import FLOW
 from lbpod.core.limits import RETRY_NS
 from lbpod.core.listing import Listing
 from lbpod.core.messages import (
@@ -76,26 +80,46 @@ def stage(state: State, request: int, snapshot: Snapshot, with_snapshot: bool, n
         return [Reply(request, state.status(with_snapshot))]
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
-    return [DumpRecords(state.open(_Cleaned(request, plan, with_snapshot), now_ns))]
+    return [DumpRecords(state.open(_Cleaned(request, plan, with_snapshot, _plans(state)), now_ns))]
+
+
+def _plans(state: State) -> tuple[Plan | None, ...]:
+    return (state.staged, state.prepared, state.committed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Cleaned(Listing):
-    """All records, to find those that are foreign here."""
+    """All records, to find those that are foreign here. Nothing happens before the last slice: staged and rid of them,
+    or neither. (Who has not staged it may still switch to the ring before, and own what was to be dropped.)"""
 
     request: int
     plan: Plan
     with_snapshot: bool
+    plans: tuple[Plan | None, ...]
+    """Those that there were when it was accepted."""
+    found: list[Rows] = field(default_factory=list)
+    """Flows that were foreign when they were listed."""
 
     def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
-        gone = forget.foreign(state, listed.flows)
-        return [DropRecords(listed.flows[gone])] if gone.any() else []
+        self.found.append(listed.flows[forget.foreign(state, listed.flows)])
+        return []
 
     def ended(self, state: State, now_ns: int) -> Effects:
         newest = state.staged
-        if newest is None or newest.generation <= self.plan.generation:
-            state.staged, state.foreign_due = self.plan, False
-        return [Reply(self.request, state.status(self.with_snapshot))]
+        if newest is not None and newest.generation > self.plan.generation:
+            return [Reply(self.request, state.status(self.with_snapshot))]
+        is_as_it_was = all(one is other for one, other in zip(self.plans, _plans(state), strict=True))
+        try:
+            plan = self.plan if is_as_it_was else change.accept(state, self.plan.snapshot)
+        except change.Refused as refused:
+            return [Refuse(self.request, change.CONFLICT, str(refused))]
+        if plan is None:  # it has come twice, and chains may have brought what was foreign when it was listed
+            return [Reply(self.request, state.status(self.with_snapshot))]
+        state.staged, state.foreign_due = plan, False
+        flows = np.concatenate(self.found, dtype=FLOW, casting="no")
+        gone = forget.foreign(state, flows)
+        effects: Effects = [DropRecords(flows[gone])] if gone.any() else []
+        return [*effects, Reply(self.request, state.status(self.with_snapshot))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot look at its records: {reason}")]

@@ -85,9 +85,6 @@ CHECK_EVERY: Final = 8
 DRAIN_NS: Final = 20 * MS_NS
 """How soon an agent looks at flows that the fast path has noted."""
 
-SLICE_PAUSE_NS: Final = 10 * MS_NS
-"""How long an agent does other things before it goes on with a list of its records."""
-
 CALM_TICK_NS: Final = SECOND_NS // 2
 """How often agents tick once nothing happens any more."""
 
@@ -395,7 +392,7 @@ class Machine:
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
             if isinstance(effect, DumpRecords) and effect.cursor is not None and not at_once:
-                self._later(SLICE_PAUSE_NS, lambda effect=effect: self._list_more(effect))  # type: ignore[misc]
+                self._later(self._stage.odds.slice_pause_ns, lambda effect=effect: self._list_more(effect))  # type: ignore[misc]
                 continue
             try:
                 event = self._perform(effect)

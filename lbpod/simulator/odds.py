@@ -107,6 +107,8 @@ class Odds:
     """How often agents have time for a Tick."""
     slice_max: int
     """Records that an agent lists in one go."""
+    slice_pause_ns: int
+    """How long it does other things before it goes on with the list."""
 
 
 def draw(dice: Random) -> Odds:
@@ -161,7 +163,8 @@ def draw(dice: Random) -> Odds:
         leave_rate=maybe(0.4, 0.5, 6),
         leap_rate=maybe(0.2, 0.5, 5),
         tick_ns=int(between(300 * MS_NS, 600 * MS_NS)),
-        slice_max=dice.choice((2, 8, DUMP_CHUNK, DUMP_CHUNK)),
+        slice_max=dice.choice((4, 16, DUMP_CHUNK, DUMP_CHUNK)),
+        slice_pause_ns=int(between(MS_NS, SECOND_NS)),
     )
 
 

@@ -74,6 +74,7 @@ CALM: Final = Odds(
     leap_rate=0,
     tick_ns=200 * MS_NS,
     slice_max=DUMP_CHUNK,
+    slice_pause_ns=MS_NS,
 )
 """A day on which nothing goes wrong by itself. Packets that are a little late are in it, for no day is without."""
 

@@ -273,6 +273,7 @@ def test_what_stays_is_seen_exactly_once_while_others_go(made: Made, monkeypatch
     monkeypatch.setattr(kernel, "DUMP_CHUNK", 512)
     made.nat_put(SIZES["nat"] // 2, 1)
     keys, values, cursor = made.datapath.nat_slice(None)
+    assert cursor is not None, "one slice is no test"
     seen = [key.tobytes() for key in keys]
     while cursor is not None:
         made.datapath.nat_delete(keys, values["seen_ns"].astype(np.uint64))
@@ -286,6 +287,7 @@ def test_a_record_that_stays_is_seen_exactly_once_while_others_go(made: Made, mo
     count = SIZES["records"] // 2
     made.datapath.flows_put(FlowMap.RECORDS, flows(count), records(7, count))
     keys, _, cursor = made.datapath.flows_slice(FlowMap.RECORDS, None)
+    assert cursor is not None, "one slice is no test"
     seen = [key.tobytes() for key in keys]
     while cursor is not None:
         made.datapath.flows_delete(FlowMap.RECORDS, keys)

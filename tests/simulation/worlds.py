@@ -69,6 +69,7 @@ QUIET: Final[dict[str, Any]] = {
     "leap_rate": 0.0,
     "tick_ns": 300 * MS_NS,
     "slice_max": DUMP_CHUNK,
+    "slice_pause_ns": MS_NS,
 }
 """Nothing goes wrong. Backends change, flows come and go, and every packet takes another way."""
 

@@ -32,6 +32,7 @@ from lbpod.core.messages import (
     LookNat,
     LookRecords,
     LookSeen,
+    MemberSeen,
     NatLooked,
     PeerCall,
     PendingDrained,
@@ -318,13 +319,20 @@ async def test_somebody_else_has_a_turn_between_two_slices_of_the_records_but_no
             case Called(request=1):
                 return [DumpRecords(1), Reply(1, ANSWER)]
             case Called():
-                return [DeleteVip(5), Reply(event.request, ANSWER)]
-            case RecordsDumped(cursor=(_, _) as cursor):
-                return [DumpRecords(event.token + 1, cursor)]
+                return [Reply(event.request, ANSWER)]
+            case RecordsDumped():
+                driver.post(MemberSeen(event.token, True))  # somebody else, who comes whatever the last slice has done
+                return [DumpRecords(event.token + 1, event.cursor)] if event.cursor else []
             case _:
                 return []
 
-    script, datapath = Script(reply), MemoryDatapath(slice_max=1)
+    class Watched(MemoryDatapath):
+        def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+            seen_before.append(len(script.seen))
+            return super().flows_slice(name, cursor)
+
+    seen_before: list[int] = []
+    script, datapath = Script(reply), Watched(slice_max=1)
     datapath.flows_put(FlowMap.RECORDS, flows(3), np.zeros(3, RECORD))
     driver = driver_of(script, datapath, tmp_path)
     asked = [asyncio.create_task(driver.call(QUIET)) for _ in range(3)]
@@ -332,7 +340,9 @@ async def test_somebody_else_has_a_turn_between_two_slices_of_the_records_but_no
     running = asyncio.create_task(driver.run(None))
     await asyncio.wait_for(asyncio.gather(*asked), 5)
     await asyncio.wait_for(driver.look(), 5)
-    assert [Called, RecordsDumped, Called, Called, RecordsDumped, RecordsDumped] == [type(one) for one in script.seen]
+    kinds = [type(event) for event in script.seen]
+    assert [Called, RecordsDumped, Called, Called, MemberSeen, RecordsDumped, MemberSeen, RecordsDumped] == kinds[:8]
+    assert [1, 1, 5, 7] == seen_before, "what is looked at is the next that the Keeper hears of"
     assert 3 == driver.effects["DumpRecords"]
     await finish(driver, running)
 

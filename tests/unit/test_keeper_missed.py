@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
+from lbpod.core import missed as missing
 from lbpod.core.layout import RECORD, RECORD_MISSING
 from lbpod.core.limits import ALONE_NS, BEAT_DOWN_NS, BEAT_NS, LOST_NS, PEER_TIMEOUT_NS, RETRY_NS, TICK_NS
 from lbpod.core.messages import BeatCall, ControllerSeen, MissedCall, PeerCall
 from lbpod.core.transition import is_agreed
 from lbpod.datapath.port import FlowMap
-from tests.keepers import SECOND_NS, Cluster, Node, Rows, vip
+from tests.keepers import SECOND_NS, SLICE_MAX, Cluster, Node, Rows, vip
 from tests.unit.test_keeper_forget import no_settling, of_lb1_and_lb2, record
+from tests.unit.test_keeper_listing import open_lists
 from tests.unit.test_keeper_resolve import flows_of, resolved, slots_of
 
 DOWN_NS = BEAT_DOWN_NS + 2 * BEAT_NS + 2 * TICK_NS
@@ -162,6 +164,32 @@ def test_a_call_that_fails_is_made_again() -> None:
     cluster.blocked = loses_two
     cluster.run(UP_NS + 2 * RETRY_NS + 4 * SECOND_NS)
     assert 2 == len(lost)
+    assert {3} == set(recorded(cluster["lb2"], flows))
+
+
+def test_what_was_missed_in_two_silences_is_sent_from_the_first_on_and_lists_do_not_pile_up() -> None:
+    cluster = tracking_cluster()
+    flows, node = of_lb1_and_lb2(cluster), cluster["lb1"]
+    assert len(flows) > 2 * SLICE_MAX
+    cut_off(cluster, "lb2")
+    record(node, flows, cluster.now_ns)
+    node.holds_lists = True
+
+    def loses_all(sender: str, receiver: str, body: PeerCall) -> bool:
+        return isinstance(body, MissedCall) or no_settling(sender, receiver, body)
+
+    cluster.blocked = loses_all
+    cluster.run(UP_NS)
+    [asked] = open_lists(node, missing._Dumped)
+    cut_off(cluster, "lb2")
+    cluster.blocked = loses_all
+    cluster.run(UP_NS + 2 * RETRY_NS)
+    assert [asked] == open_lists(node, missing._Dumped), "one at a time"
+    node.holds_lists = False
+    node.go_on(cluster.now_ns)
+    cluster.run(PEER_TIMEOUT_NS + SECOND_NS)
+    cluster.blocked = no_settling
+    cluster.run(PEER_TIMEOUT_NS + UP_NS + SECOND_NS)
     assert {3} == set(recorded(cluster["lb2"], flows))
 
 

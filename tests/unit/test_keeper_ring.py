@@ -14,16 +14,13 @@ from lbpod.core.layout import FLOW, RECORD, RECORD_MISSING
 from lbpod.core.limits import (
     BEAT_DOWN_NS,
     HANDOVER_HOLD_NS,
-    HANDOVER_PAGES_MAX,
     HANDOVER_RECORDS_MAX,
     MARGIN_NS,
     SLOT_COUNT,
 )
 from lbpod.core.messages import (
     CommitCall,
-    DropRecords,
     HandoverCall,
-    KeeperEffect,
     LbStatus,
     LeaveWanted,
     PeerCall,
@@ -42,7 +39,7 @@ from lbpod.core.ownership import backups, owners
 from lbpod.core.snapshot import digest_of, next_snapshot, ring_snapshot
 from lbpod.datapath.port import FlowMap
 from tests.bpf.frames import ACK, SYN, frame, ipv4, tcp
-from tests.keepers import CLUSTER, HOSTS, SECOND_NS, SLICE_MAX, VIP_ADDRESS, Cluster, Rows, vip
+from tests.keepers import CLUSTER, HOSTS, SECOND_NS, VIP_ADDRESS, Cluster, Rows, vip
 
 WEB: Final = vip((1, 2, 3, 4))
 
@@ -316,49 +313,6 @@ def test_a_handover_waits_for_who_does_not_answer_and_says_so() -> None:
     # Asked again, it answers at once.
     again = HandoverCall(snapshot.generation, digest_of(snapshot), 1)
     assert RingStep.HANDED is cluster.call(again, ["lb1"])["lb1"].ring_step
-
-
-def test_no_more_is_listed_than_waits_to_be_sent() -> None:
-    cluster, pods = tracking_cluster(3, first=2, flows=300)
-    snapshot, owner = cluster.plan_ring("lb1", "lb2", "lb3"), cluster["lb1"]
-    cluster.up_to_prepared(snapshot, cluster.nodes)
-    cluster.blocked = lambda sender, receiver, body: receiver == "lb3"
-    cluster.handover(snapshot, cluster.nodes)
-    cluster.run(4 * SECOND_NS)
-    assert RingStep.PREPARED is step_at(cluster, "lb1")
-    running = owner.keeper._state.handover
-    assert running is not None
-    assert [HANDOVER_PAGES_MAX] == [len(pages) for pages in running.records.values()]
-    assert running.rest is not None, "there is more"
-    assert len(records_of(cluster, "lb1")) > (2 * HANDOVER_PAGES_MAX + 2) * SLICE_MAX
-    cluster.blocked = lambda sender, receiver, body: False
-    cluster.run(4 * SECOND_NS)
-    assert RingStep.HANDED is step_at(cluster, "lb1")
-    cluster.switch(snapshot, cluster.nodes)
-    cluster.done(snapshot, cluster.nodes)
-    assert [] == broken(cluster, pods, cluster.lbs)
-
-
-def test_a_ring_is_not_staged_where_one_foreign_record_could_not_be_dropped() -> None:
-    cluster, pods = tracking_cluster(4, first=3)
-    cluster.change_ring("lb1", "lb2", "lb3", "lb4")
-    owner, snapshot = cluster["lb1"], cluster.plan_ring("lb1", "lb2", "lb3")
-    drops: list[int] = []
-
-    def fails(effect: KeeperEffect) -> bool:
-        drops.extend([len(effect.flows)] if isinstance(effect, DropRecords) else [])
-        return isinstance(effect, DropRecords) and len(drops) == 1
-
-    owner.fails = fails
-    answer = owner.call(snapshot, cluster.now_ns)
-    assert isinstance(answer, Refuse)
-    assert 503 == answer.status
-    assert 1 == len(drops), "what comes after it is not looked at"
-    assert isinstance(owner.call(snapshot, cluster.now_ns), Reply)
-    assert len(drops) > 2, "it was one of several"
-    held = owner.owned() | owner.backed()
-    assert held[flow_slots(cluster, records_of(cluster, "lb1"))].all()
-    assert [] == broken(cluster, pods, cluster.lbs)
 
 
 def test_a_join_that_is_given_up_leaves_nothing_behind() -> None:
