@@ -171,17 +171,22 @@ def test_what_was_missed_in_two_silences_is_sent_from_the_first_on_and_lists_do_
     cluster = tracking_cluster()
     flows, node = of_lb1_and_lb2(cluster), cluster["lb1"]
     assert len(flows) > 2 * SLICE_MAX
-    cut_off(cluster, "lb2")
-    record(node, flows, cluster.now_ns)
-    node.holds_lists = True
+
+    def parted(sender: str, receiver: str, body: PeerCall) -> bool:
+        return {"lb1", "lb2"} == {sender, receiver} or no_settling(sender, receiver, body)
 
     def loses_all(sender: str, receiver: str, body: PeerCall) -> bool:
         return isinstance(body, MissedCall) or no_settling(sender, receiver, body)
 
+    cluster.blocked = parted
+    cluster.run(DOWN_NS)
+    record(node, flows, cluster.now_ns)
+    node.holds_lists = True
     cluster.blocked = loses_all
     cluster.run(UP_NS)
     [asked] = open_lists(node, missing._Dumped)
-    cut_off(cluster, "lb2")
+    cluster.blocked = parted
+    cluster.run(DOWN_NS)
     cluster.blocked = loses_all
     cluster.run(UP_NS + 2 * RETRY_NS)
     assert [asked] == open_lists(node, missing._Dumped), "one at a time"
