@@ -35,6 +35,21 @@ int hf_drop(struct hf_drop_args *args)
 }
 
 SEC("syscall")
+int hf_drop_same(struct hf_drop_args *args)
+{
+	if (args->full) {
+		for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
+			if (hf_drop_same_one(&records, i))
+				break;
+		return 0;
+	}
+	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
+		if (hf_drop_same_one(&embryonic, i))
+			break;
+	return 0;
+}
+
+SEC("syscall")
 int hf_forget(struct hf_forget_args *args)
 {
 	__u32 deleted = 0;

@@ -132,7 +132,7 @@ class _Dumped(Listing):
         drop |= left_over(state, vips, slots, records) | (~tracking & old) | ~means_something(words, records)
         if state.ring_step is RingStep.NONE:
             drop |= foreign(state, flows)
-        effects: Effects = [DropRecords(flows[drop])] if drop.any() else []
+        effects: Effects = [DropRecords(flows[drop], records[drop])] if drop.any() else []
         if self.forget and state.ring_step is RingStep.NONE:
             silent = np.flatnonzero(~drop & tracking & old & (state.owner[slots] == state.member))
             effects += _ask(state, flows[silent], slots[silent], now_ns)
@@ -246,7 +246,7 @@ class _LookedAgain(Question):
             return []
         slots, old = _slots_and_old(state, self.flows, answer.records, now_ns)
         old &= (answer.records["round"] != RECORD_MISSING) & (state.owner[slots] == state.member)
-        return [DropRecords(self.flows[old])] if old.any() else []
+        return [DropRecords(self.flows[old], answer.records[old])] if old.any() else []
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         return []
@@ -277,7 +277,7 @@ class _Looked(Question):
         slots, old = _slots_and_old(state, self.flows, answer.records, now_ns)
         agreed = old & (state.backup[slots] == state.member) & (state.owner[slots] == self.owner)
         there = agreed & (answer.records["round"] != RECORD_MISSING)
-        effects: Effects = [DropRecords(self.flows[there])] if there.any() else []
+        effects: Effects = [DropRecords(self.flows[there], answer.records[there])] if there.any() else []
         return [*effects, Reply(self.request, ForgetAnswer(agreed.astype(np.uint8).tobytes()))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:

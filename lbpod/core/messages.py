@@ -256,9 +256,11 @@ class PutCache(msgspec.Struct, frozen=True):
 
 
 class DropRecords(msgspec.Struct, frozen=True):
-    """Delete these flows from records and embryonic."""
+    """Delete these from records and embryonic, where they still are as they were looked at. (A five-tuple that is used
+    again meanwhile has a record of its own, and a live flow.)"""
 
     flows: Rows
+    records: Rows
 
 
 class PutRecords(msgspec.Struct, frozen=True):

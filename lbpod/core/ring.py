@@ -40,7 +40,7 @@ import numpy as np
 from lbpod.core import change, forget
 from lbpod.core.flows import Rows
 from lbpod.core.keeper_state import Effects, Plan, State, VipState
-from lbpod.core.layout import FLOW
+from lbpod.core.layout import FLOW, RECORD
 from lbpod.core.limits import RETRY_NS
 from lbpod.core.listing import Listing
 from lbpod.core.messages import (
@@ -97,11 +97,12 @@ class _Cleaned(Listing):
     with_snapshot: bool
     plans: tuple[Plan | None, ...]
     """Those that there were when it was accepted."""
-    found: list[Rows] = field(default_factory=list)
-    """Flows that were foreign when they were listed."""
+    found: list[tuple[Rows, Rows]] = field(default_factory=list)
+    """Flows that were foreign when they were listed, and their records."""
 
     def some(self, state: State, listed: RecordsDumped, now_ns: int) -> Effects:
-        self.found.append(listed.flows[forget.foreign(state, listed.flows)])
+        gone = forget.foreign(state, listed.flows)
+        self.found.append((listed.flows[gone], listed.records[gone]))
         return []
 
     def ended(self, state: State, now_ns: int) -> Effects:
@@ -116,9 +117,10 @@ class _Cleaned(Listing):
         if plan is None:  # it has come twice, and chains may have brought what was foreign when it was listed
             return [Reply(self.request, state.status(self.with_snapshot))]
         state.staged, state.foreign_due = plan, False
-        flows = np.concatenate(self.found, dtype=FLOW, casting="no")
+        flows = np.concatenate([part[0] for part in self.found], dtype=FLOW, casting="no")
+        records = np.concatenate([part[1] for part in self.found], dtype=RECORD, casting="no")
         gone = forget.foreign(state, flows)
-        effects: Effects = [DropRecords(flows[gone])] if gone.any() else []
+        effects: Effects = [DropRecords(flows[gone], records[gone])] if gone.any() else []
         return [*effects, Reply(self.request, state.status(self.with_snapshot))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:

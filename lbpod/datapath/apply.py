@@ -158,8 +158,7 @@ class Applier:
             case PutCache():
                 self._datapath.flows_put(FlowMap.CACHE, effect.flows, effect.leases)
             case DropRecords():
-                self._datapath.flows_delete(FlowMap.RECORDS, effect.flows)
-                self._datapath.flows_delete(FlowMap.EMBRYONIC, effect.flows)
+                self._datapath.records_drop(effect.flows, effect.records)
             case DropFlows():
                 for name in (FlowMap.CACHE, FlowMap.RECORDS, FlowMap.EMBRYONIC):
                     self._datapath.flows_delete(name, self._datapath.flows_dump(name)[0])

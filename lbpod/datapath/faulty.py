@@ -124,6 +124,15 @@ class FaultyDatapath:
         self._reads(name.value)
         return self.behind.flows_slice(name, cursor)
 
+    def records_drop(self, keys: Rows, values: Rows) -> None:
+        """May drop only the first ones, of either map."""
+        for name in (FlowMap.RECORDS, FlowMap.EMBRYONIC):
+            arrived = self._writes(name.value, len(keys))
+            if arrived is not None:
+                self.behind.records_drop(keys[:arrived], values[:arrived])
+                self._fail(name.value, "deleting from")
+        self.behind.records_drop(keys, values)
+
     def records_lookup(self, keys: Rows) -> Rows:
         """May fail."""
         self._reads("records")

@@ -168,6 +168,13 @@ class MemoryDatapath:
         rows = self._table(name).rows
         return _join(keys), np.array([rows[key] for key in keys], dtype=_VALUE_DTYPES[name])
 
+    def records_drop(self, keys: Rows, values: Rows) -> None:
+        _check("records", values, layout.RECORD, len(keys))
+        for key, row in zip(_split(keys), values.tolist(), strict=True):
+            for table in (self.maps.records, self.maps.embryonic):
+                if table.rows.get(key) == Record(*row):
+                    table.delete(key)
+
     def records_lookup(self, keys: Rows) -> Rows:
         return np.array(oracle.lookup(self.maps, _split(keys)), dtype=layout.RECORD)
 

@@ -87,6 +87,10 @@ class Datapath(Protocol):
     def flows_slice(self, name: FlowMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
         """Some thousands of them, and where to go on (None: that was all). As ``nat_slice``."""
 
+    def records_drop(self, keys: Rows, values: Rows) -> None:
+        """Deletes from records and embryonic what still is as it was looked at: RECORD for each key. What has been seen
+        or recorded anew since then stays; each is compared and deleted in one step."""
+
     def records_lookup(self, keys: Rows) -> Rows:
         """RECORD for each key, from records or else from embryonic; round = layout.RECORD_MISSING: there is none."""
 

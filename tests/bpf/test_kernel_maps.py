@@ -282,6 +282,26 @@ def test_what_stays_is_seen_exactly_once_while_others_go(made: Made, monkeypatch
     assert sorted(key.tobytes() for key in nat_keys(SIZES["nat"] // 2)) == sorted(seen)
 
 
+def test_a_record_goes_only_if_it_still_says_what_it_said(made: Made) -> None:
+    count = LOOKUP_BATCH_MAX + 30
+    keys, values = flows(count), records(np.arange(count) + 1)
+    half = count // 2
+    made.datapath.flows_put(FlowMap.RECORDS, keys[:half], values[:half])
+    made.datapath.flows_put(FlowMap.EMBRYONIC, keys[half:], values[half:])
+    now = values.copy()
+    now["backend"][::4] += 7
+    now["round"][1::4] = 1 << 26
+    now["seen_ns"][2::4] += 1
+    made.datapath.flows_put(FlowMap.RECORDS, keys[:half], now[:half])
+    made.datapath.flows_put(FlowMap.EMBRYONIC, keys[half:], now[half:])
+    made.datapath.records_drop(keys, values)
+    left = [key for name in (FlowMap.RECORDS, FlowMap.EMBRYONIC) for key in by_key(made.datapath.flows_dump(name))]
+    assert sorted(key.tobytes() for at, key in enumerate(keys) if at % 4 != 3) == sorted(left)
+    made.datapath.records_drop(flows(count, first=count), values)
+    made.datapath.records_drop(keys, now)
+    assert not any(len(made.datapath.flows_dump(name)[0]) for name in (FlowMap.RECORDS, FlowMap.EMBRYONIC))
+
+
 def test_a_record_that_stays_is_seen_exactly_once_while_others_go(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "DUMP_CHUNK", 512)
     count = SIZES["records"] // 2

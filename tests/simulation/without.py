@@ -29,7 +29,7 @@ from lbpod.core.keeper import Keeper  # noqa: E402
 from lbpod.core.keeper_state import State  # noqa: E402
 from lbpod.core.limits import MARGIN_NS, MEMBER_NONE  # noqa: E402
 from lbpod.core.maps import Maps, _listed  # noqa: E402
-from lbpod.core.messages import DropRecords, Reply, RingStep  # noqa: E402
+from lbpod.core.messages import LookRecords, Reply, RingStep  # noqa: E402
 from lbpod.core.oracle import _End, _Passage  # noqa: E402
 from lbpod.core.transition import Slots  # noqa: E402
 from lbpod.core.verdicts import Verdict  # noqa: E402
@@ -178,7 +178,13 @@ def _udp_rebase() -> None:
 
 def _ask_forget() -> None:
     """The owner forgets what it has not seen for long."""
-    swap(forget, "_ask", lambda state, flows, slots, now_ns: [DropRecords(flows)] if len(flows) else [])
+
+    def alone(state: Any, flows: Any, slots: Any, now_ns: int) -> Any:
+        if not len(flows):
+            return []
+        return [LookRecords(state.open(forget._LookedAgain(flows), now_ns), flows)]
+
+    swap(forget, "_ask", alone)
 
 
 # --- A change of the ring ---------------------------------------------------------------------------------------------

@@ -393,7 +393,7 @@ def test_questions_are_answered_with_their_token() -> None:
     assert isinstance(dumped, RecordsDumped)
     assert 3 == len(dumped.flows) == len(dumped.records)
     assert sorted(flow.tobytes() for flow in flows(3)) == sorted(flow.tobytes() for flow in dumped.flows)
-    agent.apply(DropRecords(flows(4)))
+    agent.apply(DropRecords(flows(4), looked.records))
     assert 0 == len(datapath.maps.records) + len(datapath.maps.embryonic)
     agent.apply(PutCache(flows(2), np.zeros(2, LEASE)))
     assert 2 == len(datapath.maps.cache)

@@ -195,6 +195,30 @@ def test_one_drop_that_fails_in_the_middle_of_a_list_is_made_good_by_the_next() 
     assert 0 == known(owner)
 
 
+def test_what_is_recorded_while_a_list_is_looked_at_stays() -> None:
+    """A five-tuple that is used again: what the list says of it is of the flow before."""
+    cluster = Cluster()
+    cluster.change(vip([1, 2]))
+    cluster.change(vip([3, 4]))
+    owner, flows = cluster["lb1"], of_lb1_and_lb2(cluster)
+    record(owner, flows, cluster.now_ns)
+    drop, again = owner.datapath.records_drop, flows[:5]
+
+    def drop_late(keys: Rows, values: Rows) -> None:
+        record(owner, again, cluster.now_ns, backend=4)
+        drop(keys, values)
+
+    owner.datapath.records_drop = drop_late  # type: ignore[method-assign]
+    cluster.blocked = lambda sender, receiver, body: False
+    for _ in range(50):
+        cluster.run(SECOND_NS // 10)
+        if known(owner) < len(flows):
+            break
+    left, _ = owner.datapath.flows_dump(FlowMap.RECORDS)
+    assert {row.tobytes() for row in again} <= {row.tobytes() for row in left}
+    assert len(left) < len(flows)
+
+
 def test_what_a_backup_has_agreed_to_is_over_for_its_records_though_nobody_tells_it() -> None:
     cluster = Cluster()
     cluster.change(vip([1, 2]))
