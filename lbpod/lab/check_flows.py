@@ -7,6 +7,7 @@ the same for both, so it exists once. What a failure *means* is decided in ``che
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from lbpod.lab.check_holdups import Holdups, Marks
+from lbpod.lab.check_ports import Ports
 from lbpod.lab.check_rules import (
     Failure,
     FlowError,
@@ -27,6 +29,7 @@ from lbpod.lab.check_rules import (
     read_http_answer,
 )
 from lbpod.lab.limits import (
+    CHECK_PORT_TRIES_MAX,
     CHECK_REOPEN_MAX_NS,
     CHECK_REOPEN_NS,
     CHECK_SHORT_IN_FLIGHT_MAX,
@@ -78,6 +81,7 @@ class World:
     """Unanswered requests in a row that make a flow broken."""
     judge: Judge
     marks: Marks
+    ports: Ports
     tally: Tally = field(default_factory=Tally)
     latency: Histogram = field(default_factory=Histogram)
     """Of the current second."""
@@ -133,9 +137,10 @@ def _reason(error: BaseException | None) -> Reason:
 class HttpLine(asyncio.Protocol):
     """One keep-alive HTTP/1.1 connection."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, give_back: Callable[[], None]) -> None:
         self.local_port = 0
         self._host = host
+        self._give_back = give_back
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._token = ""
@@ -164,6 +169,7 @@ class HttpLine(asyncio.Protocol):
                 answer.set_result(name)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._give_back()
         self._fail(FlowError(_reason(exc), str(exc or "the other side closed")))
 
     def retransmit_evenly(self) -> None:
@@ -193,8 +199,35 @@ class HttpLine(asyncio.Protocol):
 
 
 async def open_http(world: World) -> Line:
+    """From a port that has rested. Raises OSError."""
+    for tries_left in reversed(range(CHECK_PORT_TRIES_MAX)):
+        port = world.ports.take(time.monotonic_ns()) if tries_left else 0
+        try:
+            return await _open_http_from(world, port)
+        except OSError as error:
+            if not tries_left or error.errno not in {errno.EADDRINUSE, errno.EADDRNOTAVAIL}:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+async def _open_http_from(world: World, port: int) -> Line:
     loop = asyncio.get_running_loop()
-    _, line = await loop.create_connection(lambda: HttpLine(world.host), world.host, world.port)
+
+    def give_back() -> None:
+        world.ports.give_back(port, time.monotonic_ns())
+
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", port))
+        await loop.sock_connect(sock, (world.host, world.port))
+        _, line = await loop.create_connection(lambda: HttpLine(world.host, give_back), sock=sock)
+    except BaseException:
+        sock.close()
+        give_back()
+        raise
     return line
 
 

@@ -12,8 +12,8 @@ without a backend that has drained, and not in force everywhere; its pod goes af
 ``alive NAME``, and ``mark NUMBER NS`` (something was lost at this time of the monotonic clock: a line ``"mark"`` says
 later whom it held up for how long, see ``check_holdups``). ``check_rules`` says what counts as broken.
 
-Ticks and the final line carry the counters of ``check_rules.Tally``, ``t_ns`` (since start), and ``latency_ns``
-(percentiles of the last second; in the final line, of the whole run).
+Ticks and the final line carry the counters of ``check_rules.Tally``, ``ports_hurried`` (``check_ports``), ``t_ns``
+(since start), and ``latency_ns`` (percentiles of the last second; in the final line, of the whole run).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import IO
 
 from lbpod.lab.check_flows import (
@@ -44,6 +45,7 @@ from lbpod.lab.check_flows import (
     short_stream,
 )
 from lbpod.lab.check_holdups import HELD_NS, Mark, Marks
+from lbpod.lab.check_ports import Ports, local_ports
 from lbpod.lab.check_rules import Histogram, Judge, Verdict
 from lbpod.lab.limits import (
     CHECK_FAILURES_TOLD_MAX,
@@ -86,7 +88,8 @@ class Reporter:
     def report(self, kind: str, latency: Histogram, counters: Callable[[], dict[str, object]]) -> None:
         self.judge(final=kind == "final")
         self.reckon(final=kind == "final")
-        self._write({"kind": kind, "t_ns": self._age_ns(), **counters(), "latency_ns": latency.summary()})
+        hurried = {"ports_hurried": self._world.ports.hurried_count}
+        self._write({"kind": kind, "t_ns": self._age_ns(), **counters(), **hurried, "latency_ns": latency.summary()})
 
     def judge(self, *, final: bool) -> None:
         tally = self._world.tally
@@ -238,6 +241,7 @@ def main() -> None:
         losses_max=losses_max,
         judge=Judge(blame_window_ns=(losses_max + 1) * timeout_ns + CHECK_GRACE_NS),
         marks=Marks(wait_ns=timeout_ns + HELD_NS),
+        ports=Ports(local_ports(), Random()),
     )
     groups = [
         Group("long", options.long, options.interval_ms * MS_NS, evenly=False),

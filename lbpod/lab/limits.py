@@ -79,6 +79,11 @@ CHECK_REOPEN_NS: Final = 100 * MS_NS
 CHECK_REOPEN_MAX_NS: Final = 2 * SECOND_NS
 """Pause before a broken long-lived flow is opened again: doubles up to this while it cannot be opened."""
 
+CHECK_PORT_REST_NS: Final = 65 * SECOND_NS
+"""From the end of a connection until its port is used again: longer than the kernel's TIME_WAIT."""
+CHECK_PORT_TRIES_MAX: Final = 3
+"""Ports that are tried for one connection, where others use them."""
+
 CHECK_BACKEND_NAME_MAX: Final = 64
 CHECK_ANSWER_BYTES_MAX: Final = 16_384
 CHECK_UDP_LOSSES_MAX: Final = 3

@@ -24,7 +24,7 @@ from typing import Final
 from lbpod.lab import CheckerRun, LabError, Program
 from lbpod.lab.program import spawn
 
-MODULES: Final = ("limits", "check_rules", "check_holdups", "check_flows", "checker")
+MODULES: Final = ("limits", "check_rules", "check_holdups", "check_ports", "check_flows", "checker")
 """Of lbpod.lab, each behind those that it imports; the last one is run."""
 ANSWER_S: Final = 30
 """So long may a client take to answer at all."""

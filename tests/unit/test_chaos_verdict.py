@@ -123,6 +123,7 @@ CLIENTS: dict[str, Any] = {
     "connections": 900,
     "long_lived": 50,
     "requests": 4_000,
+    "ports_hurried": 0,
     "broken": 3,
     "broken_backend_gone": 1,
     "broken_unattributed": 2,

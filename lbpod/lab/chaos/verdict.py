@@ -61,6 +61,8 @@ class Figures:
     long_lived: int = 0
     """Long-lived ones open at the end."""
     requests: int = 0
+    ports_hurried: int = 0
+    """Ports that the checking client used again before they had rested: it had no other."""
     broken: int = 0
     """Broken although their backend lived, and not excused by the loss of two replicas at once."""
     broken_backend_gone: int = 0
@@ -157,6 +159,7 @@ def figures(
         connections=clients["connections"],
         long_lived=clients["long_lived"],
         requests=clients["requests"],
+        ports_hurried=clients["ports_hurried"],
         broken=clients["broken"] - excused_count,
         broken_backend_gone=clients["broken_backend_gone"],
         broken_unattributed=clients["broken_unattributed"],
