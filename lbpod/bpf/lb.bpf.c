@@ -5,8 +5,7 @@
  *   hf_xdp     uplink, on the way in:  mux and tunnel end
  *   hf_tc      uplink, on the way out: replies get their VIP back
  *   hf_lookup  for the agent:          a batch of records by key
- *   hf_drop    for the agent:          a batch of records out, by key
- *   hf_drop_same  the same:            unless they have been seen or made anew since
+ *   hf_drop    for the agent:          a batch of records out, by key, unless they have been seen since
  *   hf_forget  for the agent:          a batch of nat entries out, unless they have been seen since
  *
  * The steady path is all inlined into hf_xdp: arrays and one helper call. Whatever is not steady is a call away, in

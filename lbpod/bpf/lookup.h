@@ -45,36 +45,22 @@ struct hf_drop_args {
 	__u32 full;  /* out of `records`, or where it is 0 out of `embryonic` */
 };
 
-/* One key out of one of the maps; it need not be there. 0, or not 0 past the end of the desk. */
-HF_INLINE int hf_drop_one(__u32 index, __u32 full)
+/* One key out of one of the maps, if its record still is the one that lies on lookup_values; round HF_RECORD_MISSING there:
+ * whatever it is. Choosing takes the agent milliseconds, and a five-tuple that is used again has a record of its own by
+ * then. Few branches: a loop may not have more than 8,192 that the verifier has yet to follow. 0, or not 0 past the end
+ * of the desk. */
+HF_INLINE int hf_drop_one(void *map, __u32 index)
 {
-	struct hf_flow *key = bpf_map_lookup_elem(&lookup_keys, &index), flow;
-
-	if (!key)
-		return -1;
-	flow = *key;
-	if (full)
-		bpf_map_delete_elem(&records, &flow);
-	else
-		bpf_map_delete_elem(&embryonic, &flow);
-	return 0;
-}
-
-/* The same for what still is the record that lies on lookup_values. Choosing takes the agent milliseconds, and a
- * five-tuple that is used again has a record of its own by then. Without branches where it can be: a loop may not have
- * more than 8,192 that the verifier has yet to follow. */
-HF_INLINE int hf_drop_same_one(void *map, __u32 index)
-{
-	struct hf_flow *key = bpf_map_lookup_elem(&lookup_keys, &index), flow;
+	struct hf_flow *key = bpf_map_lookup_elem(&lookup_keys, &index);
 	struct hf_record *wanted = bpf_map_lookup_elem(&lookup_values, &index), *record;
 
 	if (!key || !wanted)
 		return -1;
-	flow = *key;
-	record = bpf_map_lookup_elem(map, &flow);
-	if (record && !((record->backend ^ wanted->backend) | (record->round ^ wanted->round) |
-			(record->seen_ns ^ wanted->seen_ns)))
-		bpf_map_delete_elem(map, &flow);
+	record = bpf_map_lookup_elem(map, key);
+	if (record &&
+	    (wanted->round == HF_RECORD_MISSING || !((record->backend ^ wanted->backend) | (record->round ^ wanted->round) |
+						     (record->seen_ns ^ wanted->seen_ns))))
+		bpf_map_delete_elem(map, key);
 	return 0;
 }
 

@@ -28,23 +28,10 @@ int hf_lookup(struct hf_lookup_args *args)
 SEC("syscall")
 int hf_drop(struct hf_drop_args *args)
 {
-	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
-		if (hf_drop_one(i, args->full))
-			break;
-	return 0;
-}
+	void *map = args->full ? (void *)&records : (void *)&embryonic;
 
-SEC("syscall")
-int hf_drop_same(struct hf_drop_args *args)
-{
-	if (args->full) {
-		for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
-			if (hf_drop_same_one(&records, i))
-				break;
-		return 0;
-	}
 	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++)
-		if (hf_drop_same_one(&embryonic, i))
+		if (hf_drop_one(map, i))
 			break;
 	return 0;
 }

@@ -31,6 +31,7 @@ from lbpod.core.layout import (
     NODE_REACHABLE,
     PENDING,
     RECORD,
+    RECORD_MISSING,
 )
 from lbpod.core.limits import (
     BATCH_MAX,
@@ -95,7 +96,6 @@ class KernelDatapath:
         self._lookup_values = self._map_array("lookup_values")
         self._lookup_fd = fast_path.program("hf_lookup").fd
         self._drop_fd = fast_path.program("hf_drop").fd
-        self._drop_same_fd = fast_path.program("hf_drop_same").fd
         self._stale_keys = self._map_array("stale_keys")
         self._stale_stamps = self._map_array("stale_stamps")
         self._forget_fd = fast_path.program("hf_forget").fd
@@ -303,29 +303,27 @@ class KernelDatapath:
         """Deletes; a missing key is no error."""
         assert keys.dtype == FLOW, "flows are keys of dtype FLOW"
         if name in {FlowMap.RECORDS, FlowMap.EMBRYONIC}:
-            self._drop(keys, full=name is FlowMap.RECORDS)
+            whatever = np.zeros(len(keys), RECORD)
+            whatever["round"] = RECORD_MISSING
+            self._drop(keys, whatever, full=name is FlowMap.RECORDS)
         else:
             self._delete(name.value, keys)
 
-    def _drop(self, keys: Rows, full: bool) -> None:
-        """By the program hf_drop: a record is in one of two maps, and a batch would end at each key that is missing."""
-        for part in self._desks(keys):
-            self._run_drop(self._drop_fd, len(part), full)
-
-    def _run_drop(self, program: int, count: int, full: bool) -> None:
-        if libbpf.syscall_run(program, np.array([count, full], np.uint32)) != 0:
-            raise DatapathError("the program that drops records could not read its desk (lookup_keys, lookup_values)")
-
     def records_drop(self, keys: Rows, values: Rows) -> None:
-        """By the program hf_drop_same, which compares each with the map before it deletes it."""
+        """By the program hf_drop, which compares each with the map before it deletes it."""
         assert keys.dtype == FLOW and values.dtype == RECORD, "records have keys of dtype FLOW, values of RECORD"
         assert len(keys) == len(values), "as many values as keys"
+        for full in (True, False):
+            self._drop(keys, values, full)
+
+    def _drop(self, keys: Rows, values: Rows, full: bool) -> None:
+        """By the program hf_drop: a record is in one of two maps, and a batch would end at each key that is missing."""
         start = 0
         for part in self._desks(keys):
             self._lookup_values.values[: len(part)] = values[start : start + len(part)]
             start += len(part)
-            for full in (True, False):
-                self._run_drop(self._drop_same_fd, len(part), full)
+            if libbpf.syscall_run(self._drop_fd, np.array([len(part), full], np.uint32)) != 0:
+                raise DatapathError("the program that drops records could not read its desk (lookup_keys)")
 
     def _desks(self, keys: Rows) -> Iterator[Rows]:
         """The keys a desk at a time, each laid on it."""
