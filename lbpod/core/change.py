@@ -374,6 +374,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         state.ring_step = RingStep.SWITCHED
     state.refresh()
     state.down = set(event.down - {state.member})  # one answer, and it is up; the other way round takes BEAT_DOWN_NS
+    state.watch.hearsay = set(state.down)
     created: Effects = []
     written: Effects = []
     nothing = np.zeros(SLOT_COUNT, dtype=np.uint32)

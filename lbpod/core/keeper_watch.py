@@ -18,6 +18,9 @@ class Watch:
     """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
     met: set[int] = field(default_factory=set)
     """Those that have been heard at all since this agent started."""
+    hearsay: set[int] = field(default_factory=set)
+    """Those that are believed to be down, and that this agent has not found silent itself yet: others have, or an
+    earlier agent."""
     open: dict[int, int] = field(default_factory=dict)
     """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
     said_down: dict[int, frozenset[int]] = field(default_factory=dict)

@@ -22,8 +22,8 @@ broken. Silent for LOST_NS, after which the controller takes it out anyway, it i
 forwarding, so what nobody else can decide it decides itself then.
 
 *An agent that restarts* takes over whom its maps say to be down: the fast path has gone on without them. And of those
-that it watches and has not heard yet it believes at once what another LB has found. Whoever is there is up with its
-first answer.
+that it watches and has not heard yet it believes at once what another LB has found (unless that one was cut off just
+now). It says so to others once it has found the same. Whoever is there is up with its first answer.
 
 **What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
 anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,
@@ -146,6 +146,7 @@ def tick(state: State, now_ns: int) -> Effects:
             watch.heard_ns.setdefault(member, now_ns)
         for member in (*always, *_by_turns(state, always)):
             effects += _ask(state, member, now_ns)
+    watch.hearsay -= silent_for(state, 2 * BEAT_NS, now_ns)
     silent = _silent(state, now_ns)
     effects += _believe(state, silent, up=False)
     if silent and others <= state.down:
@@ -205,7 +206,7 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
         generation=state.generation,
         ring_epoch=_ring_epoch(state),
         serving=state.is_serving,
-        down=tuple(sorted(state.down)),
+        down=_found_down(state),
         returning=missed.is_returning(state),
         owes=missed.owes(state, call.member),
     )
@@ -292,6 +293,7 @@ def _forget(state: State, others: set[int]) -> None:
     state.given_up &= others
     watch.suspects &= others
     watch.met &= others
+    watch.hearsay &= others
     watch.owed_by &= others
     watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
     for known in (watch.heard_ns, watch.asked_ns, watch.missed):
@@ -309,8 +311,13 @@ def _ask(state: State, member: int, now_ns: int) -> Effects:
     watch.open[member] = count + 1
     # Of no node: a node that is down has no room for one question more.
     is_returning = missed.is_returning(state)
-    call = BeatCall(state.member, state.generation, _ring_epoch(state), tuple(sorted(state.down)), is_returning)
+    call = BeatCall(state.member, state.generation, _ring_epoch(state), _found_down(state), is_returning)
     return [Ask(state.open(_Beat(member, now_ns), now_ns), node, call)]
+
+
+def _found_down(state: State) -> tuple[int, ...]:
+    """What this LB says: whom it has found silent itself."""
+    return tuple(sorted(state.down - state.watch.hearsay))
 
 
 def _ring_epoch(state: State) -> int:
@@ -362,7 +369,9 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
         effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
     news = set(said.down) & others - state.down
     watched = set(_watched(state, others)) if news else set()
-    effects += _believe(state, sorted(news & watched - watch.met), up=False)
+    adopted = news & watched - watch.met if not said.returning else set()
+    watch.hearsay |= adopted
+    effects += _believe(state, sorted(adopted), up=False)
     for member in sorted(news - watched - watch.suspects)[:WATCH_MAX]:
         if watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns:
             watch.suspects.add(member)
@@ -383,6 +392,7 @@ def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
 def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
     watch.heard_ns[member] = now_ns
     watch.met.add(member)
+    watch.hearsay.discard(member)
     watch.asked_ns.pop(member, None)
     watch.suspects.discard(member)
 

@@ -175,7 +175,7 @@ def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -
 
 
 def test_an_agent_that_has_missed_a_loss_believes_the_first_who_tells_it() -> None:
-    cluster = cluster_of()
+    cluster = cluster_of(4)  # two of them hear each other all the time
     member = cluster["lb3"].status.member
     cluster.blocked = between("lb1", "lb3")
     cluster.run(SECOND_NS)
@@ -190,9 +190,39 @@ def test_an_agent_that_has_missed_a_loss_believes_the_first_who_tells_it() -> No
     cluster.blocked = nothing
     cluster.run(TOLD_NS + SECOND_NS)
     assert believes(cluster, "lb1", member)
+    before = configures(cluster, "lb1")
     cluster.believe("lb2", member, up=False)
     cluster.run(BEAT_NS)
+    assert before == configures(cluster, "lb1")
     assert believes(cluster, "lb1", member)
+
+
+def said_by(cluster: Cluster, name: str) -> list[tuple[int, ...]]:
+    """Whom an LB says to be down, in the beats that it has sent."""
+    return [
+        effect.body.down
+        for effect in cluster[name].effects
+        if isinstance(effect, Ask) and isinstance(effect.body, BeatCall)
+    ]
+
+
+def test_what_an_agent_believes_by_hearsay_it_does_not_say_itself_before_it_has_found_it() -> None:
+    cluster = cluster_of()
+    member = cluster["lb3"].status.member
+    cluster.blocked = between("lb3")
+    cluster.run(SECOND_NS)
+    node = cluster["lb1"]
+    node.restart(cluster.now_ns)
+    node.effects.clear()
+    cluster.run(BEAT_NS)
+    assert said_by(cluster, "lb1")
+    assert not any(member in down for down in said_by(cluster, "lb1"))
+    assert not believes(cluster, "lb1", member)
+    cluster.run(SECOND_NS)
+    node.effects.clear()
+    cluster.run(2 * BEAT_NS)
+    assert said_by(cluster, "lb1")
+    assert all(member in down for down in said_by(cluster, "lb1"))
 
 
 def test_what_the_shell_says_counts_until_a_beat_says_otherwise() -> None:
