@@ -264,6 +264,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__map_flags": (_U32, (_PTR,)),
     "bpf_map__is_internal": (c.c_bool, (_PTR,)),
     "bpf_map__set_max_entries": (_INT, (_PTR, _U32)),
+    "bpf_map__set_map_flags": (_INT, (_PTR, _U32)),
     "bpf_map__reuse_fd": (_INT, (_PTR, _INT)),
     "bpf_program__name": (_STR, (_PTR,)),
     "bpf_program__fd": (_INT, (_PTR,)),
@@ -653,6 +654,13 @@ class BpfObject:
         if name not in self._maps:
             raise KernelError(errno_names.ENOENT, f"{self.path} has no map {name!r} to size")
         _checked(_call("bpf_map__set_max_entries", self._maps[name], max_entries), f"sizing the map {name}")
+
+    def preallocate(self) -> None:
+        """Has every map take its memory at once. Before loading."""
+        for name, at in self._maps.items():
+            flags = int(_call("bpf_map__map_flags", at))
+            if flags & F_NO_PREALLOC:
+                _checked(_call("bpf_map__set_map_flags", at, flags & ~F_NO_PREALLOC), f"preallocating the map {name}")
 
     def reuse(self, name: str, fd: int) -> None:
         """Has the programs use an existing map (its file descriptor is duplicated)."""

@@ -19,6 +19,7 @@ A map that only a later release knows stays pinned until its programs are replac
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,11 @@ from lbpod.datapath.port import DatapathError
 
 PACKAGED_OBJECT: Final = Path(bpf.__path__[0]) / "lb.bpf.o"
 PIN_FOLDER: Final = Path("/sys/fs/bpf/holdfast")
+
+ALLOCATES_SINCE: Final = (6, 1)
+"""Before, a program that the agent runs (SEC("syscall"), which counts as sleepable) is refused on a hash map that
+allocates entries as they come (kernel commit 96da3f7d489d). There `records` takes its memory at once: some 100 bytes
+for each that it may hold."""
 
 _REMADE: Final = frozenset({"counters", "lookup_keys", "lookup_values", "stale_keys", "stale_stamps"})
 """Maps that are made anew when their size changes. No verdict may go uncounted because an older agent had fewer."""
@@ -135,6 +141,8 @@ def load(settings: LoadSettings) -> FastPath:
     try:
         found = pins.maps()
         opened = BpfObject(str(settings.object_file))
+        if _kernel() < ALLOCATES_SINCE:
+            opened.preallocate()
         reused = _reuse(opened, found, settings)
         build = _build_of(image)
         if reused.issuperset(opened.map_names()):
@@ -155,6 +163,12 @@ def load(settings: LoadSettings) -> FastPath:
             os.close(fd)
         if opened is not None:
             opened.close()
+
+
+def _kernel() -> tuple[int, int]:
+    """Of this machine; (0, 0) where its release says nothing."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(version[1]), int(version[2])) if version is not None else (0, 0)
 
 
 def _reuse(opened: BpfObject, found: Mapping[str, int], settings: LoadSettings) -> frozenset[str]:
