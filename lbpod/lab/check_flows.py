@@ -201,7 +201,7 @@ class HttpLine(asyncio.Protocol):
 async def open_http(world: World) -> Line:
     """From a port that has rested. Raises OSError."""
     for tries_left in reversed(range(CHECK_PORT_TRIES_MAX)):
-        port = world.ports.take(time.monotonic_ns()) if tries_left else 0
+        port = world.ports.take(time.monotonic_ns()) if tries_left else world.ports.kernels()
         try:
             return await _open_http_from(world, port)
         except OSError as error:
@@ -212,12 +212,16 @@ async def open_http(world: World) -> Line:
 
 async def _open_http_from(world: World, port: int) -> Line:
     loop = asyncio.get_running_loop()
+    taken = [port]
 
     def give_back() -> None:
-        world.ports.give_back(port, time.monotonic_ns())
+        """Once: a connection that is given up while it is made is both closed and an error."""
+        if taken:
+            world.ports.give_back(taken.pop(), time.monotonic_ns())
 
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         if port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -225,7 +229,8 @@ async def _open_http_from(world: World, port: int) -> Line:
         await loop.sock_connect(sock, (world.host, world.port))
         _, line = await loop.create_connection(lambda: HttpLine(world.host, give_back), sock=sock)
     except BaseException:
-        sock.close()
+        if sock is not None:
+            sock.close()
         give_back()
         raise
     return line

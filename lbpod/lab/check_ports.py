@@ -21,15 +21,20 @@ class Ports:
         dice.shuffle(shuffled)
         self._waiting: deque[tuple[int, int]] = deque((0, port) for port in shuffled)
         self.hurried_count = 0
-        """Ports that were used again before they had rested: there was no other."""
+        """Ports that may have been used again before they had rested: there was no other, or the kernel chose."""
 
     def take(self, now_ns: int) -> int:
         """The one that has rested for longest; 0: all are in use, the kernel may try."""
         if not self._waiting:
-            return 0
+            return self.kernels()
         rested_ns, port = self._waiting.popleft()
         self.hurried_count += rested_ns > now_ns
         return port
+
+    def kernels(self) -> int:
+        """One that the kernel chooses, and nobody knows how long it has rested: 0."""
+        self.hurried_count += 1
+        return 0
 
     def give_back(self, port: int, now_ns: int) -> None:
         """Its connection is over. 0: it was the kernel's."""

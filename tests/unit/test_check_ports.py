@@ -26,11 +26,12 @@ def test_where_none_has_rested_the_one_that_did_for_longest_is_taken_and_counted
     ports = Ports(PORTS, Random(2))
     taken = [ports.take(0) for _ in PORTS]
     assert 0 == ports.take(0), "all are in use"
+    assert 1 == ports.hurried_count
     for now_ns, port in enumerate(taken):
         ports.give_back(port, now_ns)
     assert taken[0] == ports.take(CHECK_PORT_REST_NS - 1)
     assert taken[1] == ports.take(CHECK_PORT_REST_NS + 1)
-    assert 1 == ports.hurried_count
+    assert 2 == ports.hurried_count
 
 
 def test_what_the_kernel_has_chosen_is_not_kept() -> None:
