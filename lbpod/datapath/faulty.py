@@ -125,7 +125,7 @@ class FaultyDatapath:
         return self.behind.flows_slice(name, cursor)
 
     def records_drop(self, keys: Rows, values: Rows) -> None:
-        """May drop only the first ones, of either map."""
+        """May drop only the first ones, and fail; twice, as each map is another system call."""
         for name in (FlowMap.RECORDS, FlowMap.EMBRYONIC):
             arrived = self._writes(name.value, len(keys))
             if arrived is not None:

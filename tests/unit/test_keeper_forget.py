@@ -205,6 +205,7 @@ def test_what_is_recorded_while_a_list_is_looked_at_stays() -> None:
     drop, again = owner.datapath.records_drop, flows[:5]
 
     def drop_late(keys: Rows, values: Rows) -> None:
+        owner.datapath.records_drop = drop  # type: ignore[method-assign]
         record(owner, again, cluster.now_ns, backend=4)
         drop(keys, values)
 
