@@ -91,6 +91,8 @@ class Fleet:
         self._mark = mark
         self._vacant_count = 0
         """LBs that have left in order and were not replaced yet."""
+        self._moving_count = 0
+        """Machines that are being taken away or made: nobody in `lbs` is missing then, and one is all the same."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -111,7 +113,8 @@ class Fleet:
     @property
     def settled(self) -> bool:
         """True where every LB is in its place and none is missing."""
-        return self._vacant_count == 0 and all(lb.standing is Standing.UP for lb in self.lbs)
+        complete = not self._vacant_count and not self._moving_count
+        return complete and all(lb.standing is Standing.UP for lb in self.lbs)
 
     async def tables(self) -> list[InForce] | None:
         """What all LBs forward by that may send new flows: those to which the router sends, and those to which others
@@ -187,6 +190,13 @@ class Fleet:
 
     async def join(self) -> None:
         """Whoever was lost or has left is replaced; one that was cut off comes back itself."""
+        self._moving_count += 1
+        try:
+            await self._join()
+        finally:
+            self._moving_count -= 1
+
+    async def _join(self) -> None:
         lost = [lb for lb in self.lbs if lb.standing is Standing.LOST and lb.loss and lb.loss.how is not How.BLIP]
         if not lost:
             if self._vacant_count:
@@ -316,5 +326,5 @@ class Fleet:
         self._set_path(lb, False, "its agent has ended")
         if lb.path:
             raise LabError(f"{lb.node.name} has left, and it was the last that the router could send to")
-        await self._discard(lb)
         self._vacant_count += 1
+        await self._discard(lb)
