@@ -364,15 +364,17 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
     if said.returning:
         watch.returning[said.member] = now_ns
         effects += _doubt_again(state, said.member, now_ns)
+        # What it had asked before it knew that it was cut off may have come first.
+        effects += _believe(state, [said.member] if said.member not in state.down else [], up=False)
     elif is_up:
         _note_heard(watch, said.member, now_ns)
         effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
-    news = set(said.down) & others - state.down
+    news = set(said.down) & others - state.down - watch.suspects
     watched = set(_watched(state, others)) if news else set()
     adopted = news & watched - watch.met if not said.returning else set()
     watch.hearsay |= adopted
     effects += _believe(state, sorted(adopted), up=False)
-    for member in sorted(news - watched - watch.suspects)[:WATCH_MAX]:
+    for member in sorted(news - watched)[:WATCH_MAX]:
         if watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns:
             watch.suspects.add(member)
             effects += _ask(state, member, now_ns)
@@ -431,6 +433,8 @@ def _fence(state: State, now_ns: int) -> Effects:
         # It has just begun to listen.
         watch.peer_ns = watch.controller_ns = watch.doubt_ns = now_ns
         missed.started(state, _others(state), now_ns)
+        if _others(state) and _others(state) <= state.down:
+            missed.alone(state, _others(state))  # the agent before this one heard nobody
     why = _why_fenced(state, now_ns)
     why = why if why and state.own is not None and _others(state) else ""
     was_fenced = bool(watch.fenced_why)

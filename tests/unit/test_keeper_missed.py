@@ -1,12 +1,13 @@
 """A member that was silent is sent what the other replica of its slots has recorded alone."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from lbpod.core import missed as missing
 from lbpod.core.layout import RECORD, RECORD_MISSING
 from lbpod.core.limits import ALONE_NS, BEAT_DOWN_NS, BEAT_NS, LOST_NS, PEER_TIMEOUT_NS, RETRY_NS, TICK_NS
-from lbpod.core.messages import BeatCall, ControllerSeen, MissedCall, PeerCall
+from lbpod.core.messages import BeatCall, Called, ControllerSeen, MissedCall, PeerCall
 from lbpod.core.transition import is_agreed
 from lbpod.datapath.port import FlowMap
 from tests.keepers import SECOND_NS, SLICE_MAX, Cluster, Node, Rows, vip
@@ -87,6 +88,32 @@ def test_who_was_cut_off_serves_when_everybody_has_told_it_what_it_has_missed() 
     assert {3} == set(recorded(cluster["lb2"], flows))
     assert not cluster["lb2"].keeper.beliefs().is_catching_up
     assert () == cluster["lb1"].keeper.beliefs().down
+
+
+def test_who_was_cut_off_waits_for_what_it_has_missed_though_its_agent_was_killed_meanwhile() -> None:
+    cluster = tracking_cluster()
+    cut_off(cluster, "lb2")
+    cluster.run(SECOND_NS)
+    cluster["lb2"].restart(cluster.now_ns)
+    cluster.run(2 * TICK_NS)
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up, "it may be the only one left"
+    cluster.blocked = no_settling
+    cluster.run(BEAT_NS + TICK_NS)
+    assert cluster["lb2"].keeper.beliefs().is_catching_up
+    cluster.run(UP_NS + SECOND_NS)
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up
+
+
+def test_what_was_asked_before_it_knew_that_it_was_cut_off_makes_nobody_believe_it_for_long() -> None:
+    cluster = tracking_cluster()
+    cut_off(cluster, "lb2")
+    node, member = cluster["lb1"], cluster["lb2"].status.member
+    said = BeatCall(member, 0, 0, (), returning=False)
+    believed: list[bool] = []
+    for returning in (True, False, True, True, False):
+        node.feed(Called(1_000 + len(believed), msgspec.structs.replace(said, returning=returning)), cluster.now_ns)
+        believed.append(member not in node.keeper.beliefs().down)
+    assert [False, True, False, False, True] == believed
 
 
 def test_nobody_is_waited_for_longer_than_it_takes_to_be_lost() -> None:

@@ -154,11 +154,16 @@ def test_who_answers_without_state_is_down() -> None:
     assert 503 == answer.status
 
 
-def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -> None:
+def without_lb3() -> tuple[Cluster, int]:
+    """Nobody hears lb3 any more, and everybody knows; its number."""
     cluster = cluster_of()
-    member = cluster["lb3"].status.member
     cluster.blocked = between("lb3")
     cluster.run(SECOND_NS)
+    return cluster, cluster["lb3"].status.member
+
+
+def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -> None:
+    cluster, member = without_lb3()
     node = cluster["lb1"]
     assert not believes(cluster, "lb1", member)
     node.effects.clear()
@@ -197,6 +202,16 @@ def test_an_agent_that_has_missed_a_loss_believes_the_first_who_tells_it() -> No
     assert believes(cluster, "lb1", member)
 
 
+@pytest.mark.parametrize("returning", [True, False])
+def test_who_was_cut_off_itself_is_not_believed_about_others(returning: bool) -> None:
+    cluster = cluster_of()
+    teller, member = (cluster[name].status.member for name in ("lb2", "lb3"))
+    node = cluster["lb1"]
+    node.restart(cluster.now_ns)
+    node.feed(Called(1_000, BeatCall(teller, 0, 0, (member,), returning)), cluster.now_ns)
+    assert returning == believes(cluster, "lb1", member)
+
+
 def said_by(cluster: Cluster, name: str) -> list[tuple[int, ...]]:
     """Whom an LB says to be down, in the beats that it has sent."""
     return [
@@ -207,10 +222,7 @@ def said_by(cluster: Cluster, name: str) -> list[tuple[int, ...]]:
 
 
 def test_what_an_agent_believes_by_hearsay_it_does_not_say_itself_before_it_has_found_it() -> None:
-    cluster = cluster_of()
-    member = cluster["lb3"].status.member
-    cluster.blocked = between("lb3")
-    cluster.run(SECOND_NS)
+    cluster, member = without_lb3()
     node = cluster["lb1"]
     node.restart(cluster.now_ns)
     node.effects.clear()
