@@ -305,7 +305,7 @@ class KernelDatapath:
         if name in {FlowMap.RECORDS, FlowMap.EMBRYONIC}:
             whatever = np.zeros(len(keys), RECORD)
             whatever["round"] = RECORD_MISSING
-            self._drop(keys, whatever, full=name is FlowMap.RECORDS)
+            self._drop(keys, whatever, name)
         else:
             self._delete(name.value, keys)
 
@@ -313,17 +313,18 @@ class KernelDatapath:
         """By the program hf_drop, which compares each with the map before it deletes it."""
         assert keys.dtype == FLOW and values.dtype == RECORD, "records have keys of dtype FLOW, values of RECORD"
         assert len(keys) == len(values), "as many values as keys"
-        for full in (True, False):
-            self._drop(keys, values, full)
+        self._drop(keys, values, FlowMap.RECORDS, FlowMap.EMBRYONIC)
 
-    def _drop(self, keys: Rows, values: Rows, full: bool) -> None:
+    def _drop(self, keys: Rows, values: Rows, *names: FlowMap) -> None:
         """By the program hf_drop: a record is in one of two maps, and a batch would end at each key that is missing."""
         start = 0
         for part in self._desks(keys):
             self._lookup_values.values[: len(part)] = values[start : start + len(part)]
             start += len(part)
-            if libbpf.syscall_run(self._drop_fd, np.array([len(part), full], np.uint32)) != 0:
-                raise DatapathError("the program that drops records could not read its desk (lookup_keys)")
+            for name in names:
+                context = np.array([len(part), name is FlowMap.RECORDS], np.uint32)
+                if libbpf.syscall_run(self._drop_fd, context) != 0:
+                    raise DatapathError("the program that drops records could not read its desk (lookup_keys)")
 
     def _desks(self, keys: Rows) -> Iterator[Rows]:
         """The keys a desk at a time, each laid on it."""

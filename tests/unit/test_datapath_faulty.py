@@ -26,6 +26,8 @@ OPERATIONS: tuple[Callable[[Datapath], object], ...] = (
     lambda each: each.flows_put(FlowMap.RECORDS, KEYS, np.ones(16, layout.RECORD)),
     lambda each: each.flows_delete(FlowMap.RECORDS, KEYS),
     lambda each: each.flows_dump(FlowMap.RECORDS),
+    lambda each: each.flows_slice(FlowMap.RECORDS, None),
+    lambda each: each.records_drop(KEYS, np.ones(16, layout.RECORD)),
     lambda each: each.records_lookup(KEYS),
     lambda each: each.pending_drain(5),
     lambda each: each.nat_slice(None),
