@@ -22,7 +22,7 @@ from lbpod.core.limits import UNDERLAY_EXTRA_BYTES
 from lbpod.datapath import genetlink, libbpf
 from lbpod.datapath.attach import interface_index
 from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType, ProgramType
-from lbpod.datapath.loader import PIN_FOLDER
+from lbpod.datapath.loader import PIN_FOLDER, kernel_version
 from lbpod.datapath.pins import is_bpffs
 from lbpod.datapath.port import DatapathError
 
@@ -219,8 +219,8 @@ def _judge_machine(facts: Facts) -> Iterator[Finding]:
             Need.ADVISED,
             "This process lacks the capability PERFMON, so the kernel makes its programs slower: add it.",
         )
-    version = re.match(r"(\d+)\.(\d+)", facts.release)
-    if version is None or (int(version[1]), int(version[2])) < KERNEL_MIN:
+    version = kernel_version(facts.release)
+    if version is None or version < KERNEL_MIN:
         yield Finding(
             Feature.KERNEL,
             Need.REQUIRED,

@@ -141,7 +141,7 @@ def load(settings: LoadSettings) -> FastPath:
     try:
         found = pins.maps()
         opened = BpfObject(str(settings.object_file))
-        if _kernel() < ALLOCATES_SINCE:
+        if (kernel_version(os.uname().release) or (0, 0)) < ALLOCATES_SINCE:
             opened.preallocate()
         reused = _reuse(opened, found, settings)
         build = _build_of(image)
@@ -165,10 +165,10 @@ def load(settings: LoadSettings) -> FastPath:
             opened.close()
 
 
-def _kernel() -> tuple[int, int]:
-    """Of this machine; (0, 0) where its release says nothing."""
-    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return (int(version[1]), int(version[2])) if version is not None else (0, 0)
+def kernel_version(release: str) -> tuple[int, int] | None:
+    """Of a release as uname has it; None where it says nothing."""
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return (int(version[1]), int(version[2])) if version is not None else None
 
 
 def _reuse(opened: BpfObject, found: Mapping[str, int], settings: LoadSettings) -> frozenset[str]:

@@ -14,12 +14,12 @@ from tests.bpf.datapaths import bpffs, flows, need_kernel, settings
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(("release", "allocates"), [((5, 15), False), ((6, 0), False), ((6, 1), True), ((6, 18), True)])
+@pytest.mark.parametrize(("version", "allocates"), [((5, 15), False), ((6, 0), False), ((6, 1), True), (None, False)])
 def test_records_take_their_memory_at_once_where_a_sleepable_program_may_not_meet_a_map_that_allocates(
-    release: tuple[int, int], allocates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: tuple[int, int] | None, allocates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_kernel()
-    monkeypatch.setattr(loader, "_kernel", lambda: release)
+    monkeypatch.setattr(loader, "kernel_version", lambda release: version)
     with bpffs(tmp_path / "bpffs") as folder:
         for _ in range(2):  # the second takes over what the first has pinned
             fast_path = loader.load(settings(folder))
@@ -34,5 +34,9 @@ def test_records_take_their_memory_at_once_where_a_sleepable_program_may_not_mee
                 datapath.close()
 
 
-def test_the_kernel_of_this_machine_is_known() -> None:
-    assert loader._kernel() > (5, 14)
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [("5.15.0-91-generic", (5, 15)), ("6.1.0-18-amd64", (6, 1)), ("6.18.5", (6, 18)), ("odd", None)],
+)
+def test_a_release_begins_with_the_version(release: str, version: tuple[int, int] | None) -> None:
+    assert version == loader.kernel_version(release)
