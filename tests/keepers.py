@@ -66,10 +66,9 @@ from lbpod.core.ownership import backups, owners
 from lbpod.core.snapshot import Tables, VipKey, digest_of, eligible, next_snapshot
 from lbpod.core.table import Table
 from lbpod.core.transition import base_of, current_of, is_tracking, round_of
-from lbpod.datapath.apply import Applier
+from lbpod.datapath.apply import Applier, found_in
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import ArrayName
-from lbpod.datapath.rows import Uplink, down_in
+from lbpod.datapath.rows import Uplink
 
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[Any]
@@ -137,9 +136,8 @@ class Node:
     def restart(self, now_ns: int) -> None:
         """The agent dies and starts again; the maps stay, and so does what was remembered."""
         self._start()
-        slots = {vip: self.datapath.read_slots(vip) for vip in self.datapath.vip_ids()}
+        slots, down = found_in(self.datapath)
         kept = self.remembered
-        down = down_in(self.datapath.read(ArrayName.MEMBERS))
         self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down), now_ns)
 
     def lose_everything(self) -> None:

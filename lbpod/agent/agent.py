@@ -29,9 +29,9 @@ from lbpod.agent.view import Facts, View
 from lbpod.certs import CertsError, Credentials
 from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
 from lbpod.core.messages import Restored
-from lbpod.datapath.apply import Applier, NextHops
+from lbpod.datapath.apply import Applier, NextHops, found_in
 from lbpod.datapath.port import ArrayName, Datapath
-from lbpod.datapath.rows import Uplink, down_in
+from lbpod.datapath.rows import Uplink
 
 if TYPE_CHECKING:
     from lbpod.agent.redis_writer import RedisWriter
@@ -233,6 +233,5 @@ class Agent:
         if not vips and not config["epoch"].any():
             _LOG.warning("memory not used", reason="the maps that it belongs to are gone")
             return None
-        slots = {vip: datapath.read_slots(vip) for vip in vips}
-        down = down_in(datapath.read(ArrayName.MEMBERS))
+        slots, down = found_in(datapath)
         return Restored(remembered.committed, remembered.prepared, slots, remembered.ring_done, down)

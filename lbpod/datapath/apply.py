@@ -48,7 +48,7 @@ from lbpod.core.messages import (
     WriteSlots,
 )
 from lbpod.datapath import rows
-from lbpod.datapath.port import U32, ArrayName, Datapath, DatapathError, FlowMap
+from lbpod.datapath.port import U32, U64, ArrayName, Datapath, DatapathError, FlowMap
 from lbpod.datapath.rows import Rows, Scene, Uplink
 from lbpod.datapath.vip_index import Entry, VipIndex, entries_of
 
@@ -116,6 +116,12 @@ def _is_belief(before: Configure, effect: Configure) -> bool:
     """Nothing but who is believed to be up differs: that has to be in the maps at once, however large the rest is."""
     same = effect.committed is before.committed and effect.prepared is before.prepared
     return same and effect.ring_done == before.ring_done and effect.alive == before.alive
+
+
+def found_in(datapath: Datapath) -> tuple[dict[int, U64], frozenset[int]]:
+    """What an earlier agent has left in the maps: each VIP's slots, and members that are down. Raises DatapathError."""
+    slots = {vip: datapath.read_slots(vip) for vip in datapath.vip_ids()}
+    return slots, rows.down_in(datapath.read(ArrayName.MEMBERS))
 
 
 class Applier:

@@ -67,11 +67,11 @@ from lbpod.core.messages import (
 )
 from lbpod.core.oracle import Outcome
 from lbpod.core.snapshot import Tables
-from lbpod.datapath.apply import Applier
+from lbpod.datapath.apply import Applier, found_in
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import ArrayName, DatapathError
-from lbpod.datapath.rows import Uplink, down_in
+from lbpod.datapath.port import DatapathError
+from lbpod.datapath.rows import Uplink
 from lbpod.simulator.network import CONTROLLER, Answer, Call, Network, over_the_wire
 from lbpod.simulator.odds import Odds
 from lbpod.simulator.timeline import MS_NS, SECOND_NS, Action, Clock, Timeline
@@ -208,8 +208,7 @@ class Machine:
         """Slots, and who is down. An agent that cannot read its maps ends, and is started again."""
         for _ in range(START_TRIES_MAX):
             try:
-                slots = {vip: self.datapath.read_slots(vip) for vip in self.datapath.vip_ids()}
-                return slots, down_in(self.datapath.read(ArrayName.MEMBERS))
+                return found_in(self.datapath)
             except DatapathError:
                 continue
         raise AssertionError("an agent can read its maps at some time")

@@ -34,11 +34,11 @@ from lbpod.core.messages import (
     Trace,
     WriteSlots,
 )
-from lbpod.datapath.apply import Applier
+from lbpod.datapath.apply import Applier, found_in
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import ArrayName, DatapathError
-from lbpod.datapath.rows import Uplink, down_in
+from lbpod.datapath.port import DatapathError
+from lbpod.datapath.rows import Uplink
 from tests.scenarios.tables import shared_tables
 
 IFINDEX: Final = 1
@@ -106,8 +106,7 @@ class Node:
     def _found(self) -> tuple[dict[int, npt.NDArray[np.uint64]], frozenset[int]]:
         for _ in range(START_TRIES_MAX):
             try:
-                slots = {vip: self.faulty.read_slots(vip) for vip in self.faulty.vip_ids()}
-                return slots, down_in(self.faulty.read(ArrayName.MEMBERS))
+                return found_in(self.faulty)
             except DatapathError:
                 continue
         raise AssertionError("an agent can read its maps at some time")
