@@ -53,6 +53,16 @@ def of_lb1_and_lb2(cluster: Cluster) -> Rows:
     return flows[(cluster["lb1"].owned() & cluster["lb2"].backed())[slots_of(flows)]]
 
 
+def about_to_settle() -> tuple[Cluster, Node, Rows]:
+    """All slots tracking, from pods that have died: they settle soon. lb1, and flows that it has recorded."""
+    cluster = Cluster()
+    cluster.change(vip([1, 2]))
+    cluster.change(vip([3, 4]))
+    owner, flows = cluster["lb1"], of_lb1_and_lb2(cluster)
+    record(owner, flows, cluster.now_ns)
+    return cluster, owner, flows
+
+
 def test_silent_records_go_from_both_together_and_not_before_the_window() -> None:
     cluster = changed()
     flows = of_lb1_and_lb2(cluster)
@@ -157,11 +167,7 @@ def test_records_go_with_their_slot_at_every_replica() -> None:
 
 
 def test_an_old_record_goes_even_if_its_slot_tracks_again_and_a_new_one_stays() -> None:
-    cluster = Cluster()
-    cluster.change(vip([1, 2]))
-    cluster.change(vip([3, 4]))
-    owner, flows = cluster["lb1"], of_lb1_and_lb2(cluster)
-    record(owner, flows, cluster.now_ns)
+    cluster, owner, flows = about_to_settle()
     owner.fails = lambda effect: isinstance(effect, DropRecords)
     cluster.run(4 * SECOND_NS)
     assert 0 == owner.status.tracking_slots
@@ -175,12 +181,8 @@ def test_an_old_record_goes_even_if_its_slot_tracks_again_and_a_new_one_stays() 
 
 
 def test_one_drop_that_fails_in_the_middle_of_a_list_is_made_good_by_the_next() -> None:
-    cluster = Cluster()
-    cluster.change(vip([1, 2]))
-    cluster.change(vip([3, 4]))
-    owner, flows = cluster["lb1"], of_lb1_and_lb2(cluster)
+    cluster, owner, flows = about_to_settle()
     assert len(flows) > 3 * SLICE_MAX
-    record(owner, flows, cluster.now_ns)
     drops: list[int] = []
 
     def fails(effect: KeeperEffect) -> bool:
@@ -197,11 +199,7 @@ def test_one_drop_that_fails_in_the_middle_of_a_list_is_made_good_by_the_next() 
 
 def test_what_is_recorded_while_a_list_is_looked_at_stays() -> None:
     """A five-tuple that is used again: what the list says of it is of the flow before."""
-    cluster = Cluster()
-    cluster.change(vip([1, 2]))
-    cluster.change(vip([3, 4]))
-    owner, flows = cluster["lb1"], of_lb1_and_lb2(cluster)
-    record(owner, flows, cluster.now_ns)
+    cluster, owner, flows = about_to_settle()
     drop, again = owner.datapath.records_drop, flows[:5]
 
     def drop_late(keys: Rows, values: Rows) -> None:
@@ -210,7 +208,6 @@ def test_what_is_recorded_while_a_list_is_looked_at_stays() -> None:
         drop(keys, values)
 
     owner.datapath.records_drop = drop_late  # type: ignore[method-assign]
-    cluster.blocked = lambda sender, receiver, body: False
     for _ in range(50):
         cluster.run(SECOND_NS // 10)
         if known(owner) < len(flows):

@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from lbpod.core.layout import FLOW, RECORD, RECORD_MISSING
-from lbpod.core.limits import (
-    BEAT_DOWN_NS,
-    HANDOVER_HOLD_NS,
-    HANDOVER_RECORDS_MAX,
-    MARGIN_NS,
-    SLOT_COUNT,
-)
+from lbpod.core.limits import BEAT_DOWN_NS, HANDOVER_HOLD_NS, HANDOVER_RECORDS_MAX, MARGIN_NS, SLOT_COUNT
 from lbpod.core.messages import (
     CommitCall,
     HandoverCall,

@@ -62,7 +62,7 @@ class Figures:
     """Long-lived ones open at the end."""
     requests: int = 0
     ports_hurried: int = 0
-    """Ports that the checking client used again before they had rested: it had no other."""
+    """Ports that the checking client may have used again before they had rested (check_ports)."""
     broken: int = 0
     """Broken although their backend lived, and not excused by the loss of two replicas at once."""
     broken_backend_gone: int = 0
