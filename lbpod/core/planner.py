@@ -227,7 +227,8 @@ class Planner:
         newest = newest_of(status)
         was, tells = peer.status, status.snapshot is not None or newest == 0 or not (peer.is_lb or peer.full_wanted)
         took_more = self._aim is not None and self._aim.step_of(status) > self._aim.step_of(was)
-        peer.refused = "" if took_more and was is not None else peer.refused
+        if took_more and was is not None:
+            peer.refused, peer.doubted = "", False
         # While STARTING, the late answer to another call is not enough: ask again. Later, what is not newer is known.
         peer.heard = peer.heard or tells or self._phase is not Phase.STARTING
         self._judged &= not peer.is_lb or (peer.failures == 0 and not has_moved(status, peer.said))
@@ -301,9 +302,10 @@ class Planner:
     def _failed(self, peer: Peer, refused: bool, reason: str, now_ns: int) -> None:
         # The exponent is bounded for its own sake. Whoever may be lost is asked as often as those that are there.
         pause_ns = min(RETRY_NS << min(peer.failures, 8), PROBE_NS if peer.is_lb else RETRY_NS_MAX)
-        pause_ns = REFUSED_RETRY_NS if refused else pause_ns
+        stands = refused and peer.stands_by_refusal()
+        pause_ns = REFUSED_RETRY_NS if stands else 0 if refused else pause_ns
         peer.failed(reason, now_ns + pause_ns, now_ns, is_there=refused)
-        if refused:
+        if stands:
             peer.refused = reason
             joins = self._aim is not None and self._aim.changes_ring and peer.role.new and not peer.role.old
             if joins and self._phase in _REVOCABLE:
@@ -657,8 +659,7 @@ class Planner:
             return
         pushed = self._roster.next_call(peer, peer.status, self._where())
         if pushed is not None:
-            peer.sent_ns = now_ns
-            peer.full = False
+            peer.sent_ns, peer.full, peer.was_step = now_ns, False, not isinstance(pushed[1], Snapshot)
             self._effects.append(Push(peer.name, peer.role.control, *pushed))
             return
         is_open = self._aim is not None and has_left_open(peer.status, self._aim)
@@ -666,8 +667,7 @@ class Planner:
             self._ask(peer, is_open or (peer.ring and self._lacks_in_force()), now_ns)
 
     def _ask(self, peer: Peer, with_snapshot: bool, now_ns: int) -> None:
-        peer.sent_ns = now_ns
-        peer.full = with_snapshot
+        peer.sent_ns, peer.full, peer.was_step = now_ns, with_snapshot, False
         self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot))
 
     # --- What is said -------------------------------------------------------------------------------------------------

@@ -147,6 +147,10 @@ class Peer:
     """Of the last failure; empty once it answers."""
     refused: str = ""
     """The sentence of the last refusal; empty once it takes a call."""
+    was_step: bool = False
+    """What was sent last rests on something that was sent before."""
+    doubted: bool = False
+    """It has refused since it last took a call."""
     left_open: RingDoneCall | None = None
     """What ends the ring change that it has switched to, where that is known."""
     foreign_ns: int | None = None
@@ -179,6 +183,13 @@ class Peer:
             self.left_open = RingDoneCall(status.committed, digest_of(status.in_force))
         self.sent_ns, self.asked_ns, self.next_ns = -1, now_ns, now_ns
         self.failures, self.reason = 0, ""
+
+    def stands_by_refusal(self) -> bool:
+        """Not where it refuses a step for the first time: the agent that had taken what goes before may have died, and
+        that with it. It is asked what it has first, and pushed to again."""
+        stands = self.doubted or not self.was_step
+        self.doubted = True
+        return stands
 
     def forget_snapshots(self) -> None:
         """They are megabytes, and have been looked at."""

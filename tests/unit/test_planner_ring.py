@@ -28,6 +28,7 @@ from lbpod.core.messages import (
 from lbpod.core.model import (
     parse_address,
 )
+from lbpod.core.snapshot import digest_of
 from tests.planner_scene import (
     SECOND_NS,
     WORDS,
@@ -98,6 +99,34 @@ def test_a_join_does_not_wait_for_a_host_for_long(scene: Scene) -> None:
     scene.see(world(1, lbs=3, hosts=1))
     scene.later(HOST_WAIT_NS + 2 * SECOND_NS)
     assert ["lb1", "lb2", "lb3"] == scene.ring()
+
+
+@pytest.mark.parametrize("name", ["host1", "lb2", "lb3"])
+def test_an_agent_that_has_restarted_since_it_was_pushed_to_is_pushed_to_again_while_all_wait(
+    scene: Scene, name: str
+) -> None:
+    """It refuses to prepare what it does not know any more: that is no refusal of the ring."""
+    scene.see(world(1, hosts=1))
+    answer, restarted = scene._answer, list[int]()
+
+    def forgets(effect: PlannerEffect, done: list[str]) -> PlannerEvent | None:
+        if restarted or not isinstance(effect, Push) or effect.node != name or WORDS[type(effect.body)] != "learn":
+            return answer(effect, done)
+        restarted.append(effect.generation)
+        force = scene.staged[name] = scene.in_force[name]
+        scene.nodes[name] = msgspec.structs.replace(
+            scene.nodes[name], staged=force.generation, digest=digest_of(force), prepared=0
+        )
+        done.append("refuse")
+        return LbFailed(name, effect.generation, True, "has not been pushed")
+
+    scene._answer = forgets  # type: ignore[method-assign]
+    done = scene.see(world(1, lbs=3, hosts=1)) + scene.later(3 * SECOND_NS)
+    since = done[done.index("refuse") :]
+    steps = [since.index(f"{word} {restarted[0]} {name}") for word in ("stage", "learn")]
+    assert steps[0] < steps[1] < since.index(f"hand {restarted[0]} lb1 round 1 without []")
+    quiet(scene)
+    assert (["lb1", "lb2", "lb3"], "") == (scene.ring(), scene.now().problem)
 
 
 def test_all_joins_and_leaves_of_one_moment_are_one_change(scene: Scene) -> None:
