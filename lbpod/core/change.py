@@ -402,6 +402,8 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         _hasten(vs, now_ns)
     state.refresh()
     state.records_quiet = False
+    # Whose slots these were before, and until when, has been forgotten: they may have seen what this LB has not.
+    state.replicas_changed_ns = np.full(SLOT_COUNT, now_ns, dtype=np.uint64)
     effects: Effects = [*created]
     if state.newest is not None:
         effects += [state.configure(), *state.update_ring(now_ns)]

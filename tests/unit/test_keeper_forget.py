@@ -274,3 +274,17 @@ def test_scans_end_where_there_is_nothing_left_to_forget() -> None:
     node.effects.clear()
     cluster.run(3 * FORGET_SCAN_NS)
     assert [] == [effect for effect in node.effects if isinstance(effect, DumpRecords)]
+
+
+def test_an_agent_that_restarts_does_not_know_any_more_who_else_may_have_seen_a_flow() -> None:
+    """A handover has brought the record a while ago; the flow was seen where it came from until just before the ring
+    changed. When that was has died with the agent."""
+    cluster = changed(lbs=1)
+    node, flows = cluster["lb1"], flows_of(3)
+    record(node, flows, cluster.now_ns)
+    cluster.now_ns += WINDOW_NS + SECOND_NS
+    node.restart(cluster.now_ns)
+    cluster.run(FORGET_SCAN_NS + 2 * SECOND_NS)
+    assert 3 == known(node)
+    cluster.run(WINDOW_NS + FORGET_SCAN_NS + SECOND_NS)
+    assert 0 == known(node)
