@@ -134,8 +134,9 @@ class Round:
     early_quiet: Bools
     """(len(early_slots),): no host agent that has answered has seen a live flow; False where one cannot tell."""
     early_backends: U32
-    """The backends that they were asked about, every slot of the round about every one but its own current; those of
-    a host agent that cannot tell are taken out."""
+    """The backends that they could tell about, every slot of the round about every one but its own current."""
+    looked_ns: int = 0
+    """When the slots that may be quiet were flagged, and this LB looked at its stamps."""
     waiting: int = 0
     """Answers that are still to come."""
     settled: int = 0

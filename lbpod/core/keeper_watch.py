@@ -16,6 +16,10 @@ class Watch:
     """When each was last heard; of one that is watched and was never heard: since when it is watched."""
     asked_ns: dict[int, int] = field(default_factory=dict)
     """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
+    turned_ns: dict[int, int] = field(default_factory=dict)
+    """When this LB last changed its mind about each."""
+    agentless_ns: dict[int, int] = field(default_factory=dict)
+    """When the machine of each last said that nobody listens there. Without an entry: not since it was heard."""
     met: set[int] = field(default_factory=set)
     """Those that have been heard at all since this agent started."""
     hearsay: set[int] = field(default_factory=set)

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import forget, owed
+from lbpod.core import forget, owed, watch
 from lbpod.core.flows import groups, ids_from, over, slots_bytes, slots_from
 from lbpod.core.keeper_state import (
     Answer,
@@ -313,7 +313,7 @@ def _flag_and_look(state: State, vs: VipState, now_ns: int) -> Effects:
     if not chosen.any():
         return _end(vs, now_ns)
     slots = view.slots[chosen]
-    round_.phase, round_.waiting = Phase.LOOKING, 1
+    round_.phase, round_.waiting, round_.looked_ns = Phase.LOOKING, 1, now_ns
     effects = state.write(vs, vs.slots.flag(slots))
     return [*effects, LookSeen(state.open(_OwnSeen(vs, round_, slots), now_ns), vs.id)]
 
@@ -373,11 +373,11 @@ def _ask_backup(
     round_ = vs.round
     assert round_ is not None, "backups are asked in a round"
     if backup == MEMBER_NONE:  # a ring of one: there is nobody who may know more
-        return _conclude(state, vs, round_, kind, slots, current_of(vs.slots.at(slots)), now_ns)
+        return _conclude(state, vs, round_, kind, slots, current_of(vs.slots.at(slots)), True, now_ns)
     node = state.node_of_member.get(backup, 0)
-    if not node or not state.has_room(node):
+    if not node or not state.has_room(node) or not watch.trusts(state, backup, round_.looked_ns):
         return state.write(vs, vs.slots.unflag(slots))
-    token = state.open(_BackupAsked(vs, round_, kind, slots, bool(len(backends))), now_ns, node)
+    token = state.open(_BackupAsked(vs, round_, backup, kind, slots, bool(len(backends))), now_ns, node)
     round_.waiting += 1
     call = SettleCall(
         member=state.member,
@@ -466,11 +466,14 @@ class _BackupSeen(Question):
             # Counted to when it was asked, not to now: it may have slept in between.
             by_hosts = view.within(early, _of_vip(state, vs)) & over(view.changed_at_ns, EARLY_AFTER_NS, self.called_ns)
             quiet |= by_hosts & view.unseen(EARLY_AFTER_NS, seen.other_seen, seen.unrecorded_ns, self.called_ns)
+        # Where it takes the owner to be down, it begins flows alone, at base: also after this look.
+        quiet &= watch.trusts(state, call.member, self.called_ns)
         if call.kind is SettleKind.REBASE:
             return np.where(view.to_rebase, quiet, view.base == view.current)
         # A backup of UDP that has missed the rebase may agree by the window alone: all it sent to base is over, too.
         silent = over(view.changed_at_ns, state.window_ns(vs), now_ns)
         silent &= over(seen.other_seen[slots], state.window_ns(vs), now_ns)
+        silent &= watch.trusts(state, call.member, self.called_ns)
         agreed: Bools = is_agreed(vs.slots.at(slots)) | np.where(view.to_rebase, silent, quiet)
         return agreed
 
@@ -482,6 +485,7 @@ class _BackupAsked(Question):
 
     vs: VipState
     round: Round
+    backup: int
     kind: SettleKind
     slots: U32
     early: bool
@@ -498,7 +502,8 @@ class _BackupAsked(Question):
         effects = state.write(self.vs, self.vs.slots.unflag(refused))
         # Since its restart the backup may know less than this LB does of whose flows there can be.
         self.vs.early_all |= self.early and len(refused) > 0
-        effects += _conclude(state, self.vs, self.round, self.kind, named[asked], bases[asked], now_ns)
+        trusted = watch.trusts(state, self.backup, self.round.looked_ns)
+        effects += _conclude(state, self.vs, self.round, self.kind, named[asked], bases[asked], trusted, now_ns)
         return [*effects, *(_end(self.vs, now_ns) if not self.round.waiting else [])]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
@@ -518,10 +523,10 @@ class _BackupAsked(Question):
 
 
 def _conclude(
-    state: State, vs: VipState, round_: Round, kind: SettleKind, slots: U32, bases: U32, now_ns: int
+    state: State, vs: VipState, round_: Round, kind: SettleKind, slots: U32, bases: U32, trusted: bool, now_ns: int
 ) -> Effects:
     """The backup has made these its bases: so does the owner, in any case; and turns steady where nothing came
-    between."""
+    between. (trusted: at no time since its look may it have begun flows alone, at the base that it had.)"""
     tracking = is_tracking(vs.slots.at(slots))
     slots, bases = slots[tracking], bases[tracking]
     if not len(slots):
@@ -533,7 +538,7 @@ def _conclude(
         vs.slots.take_over(slots, bases, state.alive)
     vs.slots.unflag(slots)
     words = vs.slots.at(slots)
-    if kind is SettleKind.REBASE or not state.is_calm or round_.epoch != state.generation:
+    if kind is SettleKind.REBASE or not trusted or not state.is_calm or round_.epoch != state.generation:
         round_.settled += len(slots)
         if kind is SettleKind.SETTLE:
             vs.slots.doubt(slots)

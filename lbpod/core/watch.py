@@ -148,7 +148,7 @@ def tick(state: State, now_ns: int) -> Effects:
             effects += _ask(state, member, now_ns)
     watch.hearsay -= silent_for(state, 2 * BEAT_NS, now_ns)
     silent = _silent(state, now_ns)
-    effects += _believe(state, silent, up=False)
+    effects += _believe(state, silent, now_ns, up=False)
     if silent and others <= state.down:
         watch.doubt_ns = watch.doubt_ns or now_ns
     if others and others <= state.down and _is_alone(watch, now_ns):
@@ -196,6 +196,11 @@ def _give_up(state: State, now_ns: int) -> Effects:
     return [state.configure(), *(Trace("given up", detail=f"member {member}") for member in sorted(lost))]
 
 
+def trusts(state: State, member: int, since_ns: int) -> bool:
+    """This LB takes it for up, and has at every moment since then: so its fast path has begun no flow without it."""
+    return member not in state.down and state.watch.turned_ns.get(member, -1) < since_ns
+
+
 def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
     """POST /v1/beat: answer, and learn from the question."""
     if state.member == MEMBER_NONE:
@@ -233,7 +238,7 @@ def member_seen(state: State, event: MemberSeen, now_ns: int) -> Effects:
         return []
     if event.up:
         _note_heard(state.watch, event.member, now_ns)
-    return _believe(state, [event.member], event.up)
+    return _believe(state, [event.member], now_ns, up=event.up)
 
 
 def woke(state: State, event: Woke, now_ns: int) -> Effects:
@@ -296,7 +301,7 @@ def _forget(state: State, others: set[int]) -> None:
     watch.hearsay &= others
     watch.owed_by &= others
     watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
-    for known in (watch.heard_ns, watch.asked_ns, watch.missed):
+    for known in (watch.heard_ns, watch.asked_ns, watch.agentless_ns, watch.turned_ns, watch.missed):
         for member in known.keys() - others:
             del known[member]
 
@@ -365,15 +370,15 @@ def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) 
         watch.returning[said.member] = now_ns
         effects += _doubt_again(state, said.member, now_ns)
         # What it had asked before it knew that it was cut off may have come first.
-        effects += _believe(state, [said.member] if said.member not in state.down else [], up=False)
+        effects += _believe(state, [said.member] if said.member not in state.down else [], now_ns, up=False)
     elif is_up:
         _note_heard(watch, said.member, now_ns)
-        effects += _believe(state, [said.member] if said.member in state.down else [], up=True)
+        effects += _believe(state, [said.member] if said.member in state.down else [], now_ns, up=True)
     news = set(said.down) & others - state.down - watch.suspects
     watched = set(_watched(state, others)) if news else set()
     adopted = news & watched - watch.met if not said.returning else set()
     watch.hearsay |= adopted
-    effects += _believe(state, sorted(adopted), up=False)
+    effects += _believe(state, sorted(adopted), now_ns, up=False)
     for member in sorted(news - watched)[:WATCH_MAX]:
         if watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns:
             watch.suspects.add(member)
@@ -399,7 +404,7 @@ def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
     watch.suspects.discard(member)
 
 
-def _believe(state: State, members: list[int], up: bool) -> Effects:
+def _believe(state: State, members: list[int], now_ns: int, *, up: bool) -> Effects:
     """These have gone down, or come up: into the fast path with it."""
     if not members:
         return []
@@ -426,6 +431,7 @@ def _skip_gap(watch: Watch, now_ns: int) -> None:
 
 
 # --- Fence ------------------------------------------------------------------------------------------------------------
+    state.watch.turned_ns.update(dict.fromkeys(members, now_ns))
 def _fence(state: State, now_ns: int) -> Effects:
     """Fence this LB or end it, by what has been heard until now."""
     watch = state.watch

@@ -48,6 +48,7 @@ from lbpod.core.messages import (
     LbStatus,
     LeaveWanted,
     LookNat,
+    LookSeen,
     MissedCall,
     PendingDrained,
     PutCache,
@@ -386,12 +387,25 @@ class Machine:
         """The next slice of a list, after whatever has come between."""
         for event in self._carry_out([effect], at_once=True):
             self.feed(event)
+    def _think(self, seen: KeeperEvent) -> None:
+        """About the stamps that it has read: for a while it does nothing else, and its fast path goes on."""
+        life, pause_ns = self.life, self._stage.odds.look_pause_ns
+        self._stalled_ns = max(self._stalled_ns, self._stage.timeline.now_ns + pause_ns)
+
+        def done() -> None:
+            if life == self.life:
+                self.feed(seen)
+                self._go_on(life)
+
+        self._stage.timeline.later(pause_ns, done)
+
 
     def _carry_out(self, effects: Sequence[KeeperEffect], *, at_once: bool = False) -> list[KeeperEvent]:
         following: list[KeeperEvent] = []
         for place, effect in enumerate(effects):
             if isinstance(effect, DumpRecords) and effect.cursor is not None and not at_once:
-                self._later(self._stage.odds.slice_pause_ns, lambda effect=effect: self._list_more(effect))  # type: ignore[misc]
+                pause_ns = MS_NS if self._is_calm else self._stage.odds.slice_pause_ns
+                self._later(pause_ns, lambda effect=effect: self._list_more(effect))  # type: ignore[misc]
                 continue
             try:
                 event = self._perform(effect)
@@ -403,6 +417,13 @@ class Machine:
                 following.append(event)
         return following
 
+            elif (
+                isinstance(effect, LookSeen)
+                and event is not None
+                and self._stage.odds.look_pause_ns
+                and not self._is_calm
+            ):
+                self._think(event)
     def _perform(self, effect: KeeperEffect) -> KeeperEvent | None:
         match effect:
             case Ask() | Tell():

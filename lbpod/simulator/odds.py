@@ -109,6 +109,10 @@ class Odds:
     """Records that an agent lists in one go."""
     slice_pause_ns: int
     """How long it does other things before it goes on with the list."""
+    look_pause_ns: int
+    """How long after it has read its stamps an agent thinks about them."""
+    boot_refusals: float
+    """Calls to a machine that is gone which are refused as if only its agent were away."""
 
 
 def draw(dice: Random) -> Odds:
@@ -165,6 +169,8 @@ def draw(dice: Random) -> Odds:
         tick_ns=int(between(300 * MS_NS, 600 * MS_NS)),
         slice_max=dice.choice((4, 16, DUMP_CHUNK, DUMP_CHUNK)),
         slice_pause_ns=int(between(MS_NS, SECOND_NS)),
+        look_pause_ns=int(maybe(0.5, MS_NS, 300 * MS_NS)),
+        boot_refusals=maybe(0.4, 0.1, 1.0),
     )
 
 

@@ -75,6 +75,8 @@ CALM: Final = Odds(
     tick_ns=200 * MS_NS,
     slice_max=DUMP_CHUNK,
     slice_pause_ns=MS_NS,
+    look_pause_ns=0,
+    boot_refusals=0.0,
 )
 """A day on which nothing goes wrong by itself. Packets that are a little late are in it, for no day is without."""
 

@@ -24,7 +24,7 @@ SLOTS: Final = 64
 scale.shrink(SLOTS)
 
 # Bounds are lowered before anybody reads them.
-from lbpod.core import forget, handover, settle  # noqa: E402
+from lbpod.core import forget, handover, settle, watch  # noqa: E402
 from lbpod.core.keeper import Keeper  # noqa: E402
 from lbpod.core.keeper_state import State  # noqa: E402
 from lbpod.core.limits import MARGIN_NS, MEMBER_NONE  # noqa: E402
@@ -88,6 +88,11 @@ def _lease() -> None:
 def _open_settle() -> None:
     """While the backup owes an answer to a settle, the owner decides by its own base all the same."""
     swap(_Passage, "_backup_asked", lambda self, relay: None)
+
+
+def _trusted_settle() -> None:
+    """Who begins flows alone, for it takes the other replica to be down, settles with that one all the same."""
+    swap(watch, "trusts", lambda state, member, since_ns: True)
 
 
 def _unrecorded_base() -> None:
@@ -163,9 +168,9 @@ def _take_over() -> None:
     """The owner does not take the agreed base where something newer has come in between."""
     conclude = settle._conclude
 
-    def unless_late(state: State, vs: Any, round_: Any, kind: Any, slots: Any, bases: Any, now_ns: int) -> Any:
+    def unless_late(state: State, vs: Any, round_: Any, kind: Any, slots: Any, *rest: Any) -> Any:
         if state.is_calm and round_.epoch == state.generation:
-            return conclude(state, vs, round_, kind, slots, bases, now_ns)
+            return conclude(state, vs, round_, kind, slots, *rest)
         return state.write(vs, vs.slots.unflag(slots))
 
     swap(settle, "_conclude", unless_late)
@@ -234,6 +239,7 @@ RULES: Final[dict[str, Callable[[], None]]] = {
     "take-over": _take_over,
     "count-anew": _count_anew,
     "open-settle": _open_settle,
+    "trusted-settle": _trusted_settle,
     "unrecorded-base": _unrecorded_base,
     "unrecorded-drop": _unrecorded_drop,
     "dead-base": _dead_base,

@@ -70,6 +70,8 @@ QUIET: Final[dict[str, Any]] = {
     "tick_ns": 300 * MS_NS,
     "slice_max": DUMP_CHUNK,
     "slice_pause_ns": MS_NS,
+    "look_pause_ns": 0,
+    "boot_refusals": 0.0,
 }
 """Nothing goes wrong. Backends change, flows come and go, and every packet takes another way."""
 
@@ -243,6 +245,11 @@ WORLDS: Final[dict[str, World]] = {
     "own-look": CUT_OFF,
     "backup-steady-first": LOST_AGREEMENTS,
     "open-settle": LOST_AGREEMENTS,
+    "trusted-settle": World(
+        "Agents think for long about what they have read, flows begin meanwhile, and some believe others to be down.",
+        {"rest_chance": 0.3, "belief_rate": 60.0, "look_pause_ns": 300 * MS_NS, "close_chance": 0.3},
+        _crowds,
+    ),
     "take-over": World(
         "Some flows find no room, and answers to settles come after the next change.",
         SLOW_CALLS | {"close_chance": 0.3, "change_pause_ns": 300 * MS_NS},

@@ -10,6 +10,7 @@ from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.messages import (
     Ask,
     LookSeen,
+    MemberSeen,
     PeerCall,
     QuietCall,
     Reply,
@@ -447,6 +448,59 @@ def test_nothing_settles_with_a_backup_that_seems_down_and_all_does_once_it_is_b
         cluster.believe(name, 1, up=True)
     cluster.run(5 * SECOND_NS)
     assert [0, 0, 0] == tracking(cluster)
+
+
+def test_a_backup_that_takes_the_owner_for_down_agrees_to_nothing() -> None:
+    """It begins flows alone, at base: also between its look and its word."""
+    cluster = changed()
+    backup, slots = cluster["lb2"], owned_and_backed(cluster)
+    late_ns, call = cluster.now_ns + WINDOW_NS + SECOND_NS, ask(cluster["lb1"], slots)
+    backup.feed(MemberSeen(0, up=False), late_ns)
+    assert set() == agreed(backup, call, late_ns + 1)
+    backup.feed(MemberSeen(0, up=True), late_ns + 2)
+    assert set() == agreed(backup, call, late_ns + 2)
+    assert set(slots.tolist()) == agreed(backup, call, late_ns + 3)
+    backup.feed(MemberSeen(0, up=False), late_ns + 4)
+    assert set(slots.tolist()) == agreed(backup, call, late_ns + 5), "what it has agreed to stays so"
+
+
+def test_an_owner_that_took_its_backup_for_down_meanwhile_takes_the_base_over_and_tracks_on() -> None:
+    """It has begun flows alone, at the base that it had, since it looked; their records are not dropped."""
+    cluster = replaced()
+    slots, asked = owned_and_backed(cluster), list[PeerCall]()
+
+    def turns(sender: str, receiver: str, body: PeerCall) -> bool:
+        if is_ask(sender, receiver, body) and (sender, receiver) == ("lb1", "lb2") and not asked:
+            asked.append(body)
+            cluster.later(cluster.now_ns, lambda: cluster.believe("lb1", 1, up=False))
+        return False
+
+    cluster.blocked = turns
+    cluster.run(5 * SECOND_NS)
+    owner = cluster["lb1"]
+    assert asked
+    assert owner.tracking()[slots].all()
+    assert (owner.base() == owner.current())[slots].all()
+    assert not settling(owner)[slots].any()
+    cluster.believe("lb1", 1, up=True)
+    cluster.run(SOON_NS + 5 * SECOND_NS)
+    assert [0, 0, 0] == tracking(cluster)
+
+
+def test_a_backup_that_is_down_is_not_asked_and_no_slot_waits_for_it() -> None:
+    cluster, asked = replaced(), list[str]()
+
+    def listens(sender: str, receiver: str, body: PeerCall) -> bool:
+        asked.extend([receiver] if is_ask(sender, receiver, body) else [])
+        return False
+
+    cluster.blocked = listens
+    cluster.believe("lb1", 1, up=False)
+    cluster.believe("lb3", 1, up=False)
+    cluster.run(5 * SECOND_NS)
+    assert "lb2" not in asked
+    assert "lb1" in asked
+    assert not settling(cluster["lb1"]).any()
 
 
 def test_an_lb_that_has_lost_its_maps_learns_from_the_others_what_is_steady() -> None:
