@@ -267,6 +267,8 @@ class Cluster:
         """Which calls arrive, but their answers get lost."""
         self.untaken = False
         """It is certain of calls that never arrive that nobody has acted on them."""
+        self.agentless: set[str] = set()
+        """Machines without an agent: they refuse connections to it, and call nobody."""
         self.apart: set[frozenset[str]] = set()
         """Pairs between which no beat arrives."""
         self._tables = SharedTables(CLUSTER.seed)
@@ -363,12 +365,16 @@ class Cluster:
         receiver = self._node_of(effect.node)
         asked_at_ns = self.now_ns
         lost = self.blocked(sender.name, receiver.name, effect.body) or self.random.random() < self.loss
+        lost |= sender.name in self.agentless
         lost |= isinstance(effect.body, BeatCall) and frozenset({sender.name, receiver.name}) in self.apart
         body = wire.decode(type(effect.body), wire.encode(effect.body))
 
+        is_refused = not lost and receiver.name in self.agentless
+
         def fail() -> None:
             if isinstance(effect, Ask):
-                self.feed(sender.name, AskFailed(effect.token, "silence", self.untaken and lost))
+                untaken = is_refused or (self.untaken and lost)
+                self.feed(sender.name, AskFailed(effect.token, "silence", untaken, is_refused))
 
         def arrive() -> None:
             answer = receiver.call(body, self.now_ns)
@@ -389,7 +395,9 @@ class Cluster:
                 assert not isinstance(answered, LbStatus), "a peer does not answer with a status"
                 self.later(at_ns, lambda: self.feed(sender.name, Answered(effect.token, answered)))
 
-        if lost:
+        if is_refused:
+            self.later(asked_at_ns, fail)
+        elif lost:
             self.later(asked_at_ns + PEER_TIMEOUT_NS, fail)
         else:
             self.later(self.now_ns + self._delay_ns(), arrive)

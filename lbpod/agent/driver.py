@@ -198,9 +198,9 @@ class Driver:
         self._waiting.set()
 
     async def call(self, body: ControlCall | PeerCall, until_ns: int | None = None) -> Reply | Refuse:
-        """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, and where the
-        Keeper would hear of it later than `until_ns`. While the Keeper thinks in a thread, a beat is answered with what
-        it said last."""
+        """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, 408 where the
+        Keeper would hear of it later than `until_ns` (a beat it does hear of, as one that is late). While the Keeper
+        thinks in a thread, a beat is answered with what it said last."""
         number = next(self._numbers)
         if isinstance(body, BeatCall) and self._thinking and self._last_beat is not None:
             self.beats_answered += 1
@@ -335,6 +335,8 @@ class Driver:
                 item.set_result(self._brain.status(with_snapshot=True))
         elif isinstance(item, DumpRecords):
             self._cascade(self._carry_out([item], at_once=True))
+        elif isinstance(item, Called) and isinstance(item.body, BeatCall):
+            self._feed(msgspec.structs.replace(item, late=self._is_late(item.request)))
         elif isinstance(item, Called) and self._is_late(item.request):
             self._act(Refuse(item.request, 408, "this question is too old to be acted upon; ask again"))
         elif isinstance(item, Called) and not self._brain.is_quick(item.body):

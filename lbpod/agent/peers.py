@@ -56,10 +56,10 @@ async def _bounded(content: aiohttp.StreamReader, name: str) -> bytes:
 class UnansweredError(Exception):
     """Nobody answered as asked. str(): one sentence."""
 
-    def __init__(self, sentence: str, *, untaken: bool = False) -> None:
-        """untaken: it is certain that nobody has acted on the call."""
+    def __init__(self, sentence: str, *, untaken: bool = False, agentless: bool = False) -> None:
+        """untaken: it is certain that nobody has acted on the call. agentless: the node has refused the connection."""
         super().__init__(sentence)
-        self.untaken = untaken
+        self.untaken, self.agentless = untaken, agentless
 
 
 @dataclass(slots=True)
@@ -172,7 +172,7 @@ class Peers:
             answer = await self._call(node, body)
             event = Answered(0 if token is None else token, answer)
         except UnansweredError as error:
-            event = AskFailed(0 if token is None else token, str(error), error.untaken)
+            event = AskFailed(0 if token is None else token, str(error), error.untaken, error.agentless)
         except RemoteError as error:
             event = AskFailed(0 if token is None else token, error.sentence)
         if isinstance(event, AskFailed):
@@ -206,8 +206,9 @@ class Peers:
                 self._clocks.heard(node.name, response.headers.get(HEADER_CLOCK), now_ns())
                 return response.status, await _bounded(response.content, node.name)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            unsent = isinstance(error, aiohttp.ClientConnectorError)
+            unsent, cause = isinstance(error, aiohttp.ClientConnectorError), getattr(error, "os_error", None)
             sentence = f"{node.name} ({node.control}) cannot be reached: {error}"
-            raise UnansweredError(sentence, untaken=unsent) from error
+            agentless = isinstance(cause, ConnectionRefusedError)
+            raise UnansweredError(sentence, untaken=unsent, agentless=agentless) from error
         except TimeoutError as error:
             raise UnansweredError(f"{node.name} ({node.control}) does not answer") from error

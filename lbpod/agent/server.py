@@ -24,7 +24,7 @@ from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
-from lbpod.core.limits import BODY_BYTES_MAX, FAREWELL_NS, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
+from lbpod.core.limits import BEAT_DOWN_NS, BODY_BYTES_MAX, FAREWELL_NS, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
 from lbpod.core.messages import (
     BeatCall,
     CommitCall,
@@ -202,12 +202,15 @@ def _calls(view: View, kind: type[Call]) -> Handler:
 
 
 def _until_ns(request: web.Request, body: Call) -> int | None:
-    """Until when this may be acted upon, on our clock; None: whenever it arrives."""
+    """Until when this may be acted upon (a beat: until when it says who is there), on our clock; None: whenever it
+    arrives."""
     acted_upon = isinstance(body, ForgetCall | MissedCall)
     acted_upon |= isinstance(body, SettleCall) and body.step is SettleStep.ASK
+    asked_ns = read_clock(request.headers.get(HEADER_CLOCK))
+    if isinstance(body, BeatCall) and asked_ns is not None:
+        return asked_ns + BEAT_DOWN_NS
     if not acted_upon:
         return None
-    asked_ns = read_clock(request.headers.get(HEADER_CLOCK))
     if asked_ns is None:
         return 0  # nobody can tell how old it is; the refusal tells what our clock shows
     # What is ahead of our clock was reckoned by another one, before the last boot.

@@ -119,7 +119,7 @@ class Keeper:
             case RecordsLooked() | RecordsDumped() | RecordsPut() | NatLooked() | SeenRead():
                 return self._answered(event.token, event, now_ns)
             case AskFailed():
-                return self._unanswered(event.token, event.reason, now_ns, untaken=event.untaken)
+                return self._unanswered(event, now_ns)
             case PendingDrained():
                 return resolve.pending(self._state, event, now_ns)
             case MemberSeen():
@@ -187,7 +187,7 @@ class Keeper:
             case MissedCall():
                 return [*self._write_again(now_ns), *missed.received(state, request, body, now_ns)]
             case BeatCall():
-                return watch.asked(state, request, body, now_ns)
+                return watch.asked(state, request, body, now_ns, late=event.late)
         return [*self._write_again(now_ns), *self._controlled(event, body, now_ns)]
 
     def _controlled(self, event: Called, body: ControlCall, now_ns: int) -> Effects:
@@ -218,17 +218,19 @@ class Keeper:
             return [Trace("late answer", detail="what was asked had been given up, or was never asked")]
         return question.answered(self._state, answer, now_ns)
 
-    def _unanswered(self, token: int, reason: str, now_ns: int, *, untaken: bool = False) -> Effects:
-        question = self._state.close(token)
+    def _unanswered(self, event: AskFailed, now_ns: int) -> Effects:
+        question = self._state.close(event.token)
         if question is None:
             return []
-        return (question.untaken if untaken else question.failed)(self._state, reason, now_ns)
+        if event.agentless:
+            watch.agentless(self._state, question, now_ns)
+        return (question.untaken if event.untaken else question.failed)(self._state, event.reason, now_ns)
 
     def _tick(self, now_ns: int) -> Effects:
         state = self._state
         effects = self._write_again(now_ns)
         for token in state.lost(now_ns):
-            effects += self._unanswered(token, "no answer came in time", now_ns)
+            effects += self._unanswered(AskFailed(token, "no answer came in time"), now_ns)
         effects += watch.tick(state, now_ns)
         effects += missed.tick(state, now_ns)
         quiet.let_go(state, now_ns)
@@ -266,7 +268,7 @@ class Keeper:
             case DropFlows():
                 unwritten.flows = True
             case Ask() | LookRecords() | DumpRecords() | PutRecords() | LookNat() | LookSeen():
-                return self._unanswered(effect.token, reason, now_ns)
+                return self._unanswered(AskFailed(effect.token, reason), now_ns)
             case Reply():
                 sentence = f"{self._state.node_name} could not write what it would have to acknowledge: {reason}"
                 return [Refuse(effect.request, UNWRITTEN, sentence)]

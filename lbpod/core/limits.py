@@ -207,6 +207,10 @@ BEAT_NS: Final = 200_000_000
 BEAT_DOWN_NS: Final = 700_000_000
 """A member that has been asked and not heard for so long is believed to be down: a lost beat alone is not enough."""
 
+AWAY_NS: Final = 4_000_000_000
+"""So long after it was last heard a member is taken for up whose machine refuses connections to its agent: the fast
+path goes on without it, and a start takes a second or two."""
+
 WATCH_MAX: Final = 8
 """Members that one LB watches; of the others it hears from these."""
 
@@ -560,6 +564,9 @@ def check() -> None:
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
     assert BEAT_DOWN_NS < OWED_NS < LOST_NS, "the others have found it silent, and it still is a member"
+    assert BEAT_DOWN_NS < AWAY_NS and AWAY_NS + BEAT_DOWN_NS < LOST_NS, (
+        "an agent that starts is waited for, and no loss"
+    )
     assert BEAT_DOWN_NS < ALONE_NS < FENCE_NS, "who tracks all its slots knows that it has missed something"
     assert PROBE_NS < ALONE_NS, "a controller that lives is heard by then"
     assert BEAT_DOWN_NS < FENCE_NS and FENCE_NS + MARGIN_NS < LOST_NS, (

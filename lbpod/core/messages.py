@@ -77,6 +77,8 @@ class Called(msgspec.Struct, frozen=True):
     request: int
     body: ControlCall | PeerCall
     with_snapshot: bool = False
+    late: bool = False
+    """A beat that was on its way for so long that it says nothing about who is there now."""
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -88,11 +90,12 @@ class Answered(msgspec.Struct, frozen=True):
 
 class AskFailed(msgspec.Struct, frozen=True):
     """An Ask that failed: refused, timed out, or could not be sent. untaken: it is certain that nobody has acted on
-    it."""
+    it. agentless: the node itself has refused the connection, so it is there, and its agent is not."""
 
     token: int
     reason: str
     untaken: bool = False
+    agentless: bool = False
 
 
 class PendingDrained(msgspec.Struct, frozen=True):

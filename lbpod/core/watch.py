@@ -13,6 +13,15 @@ change the members of both rings are watched by both: a joiner watches before it
 for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
 not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
 
+*An agent that is away is no LB that is down*: its fast path decides, records and passes on chains as before. Where
+the machine itself refuses the connection to it, the member is taken for up for AWAY_NS. (Believed to be down, it would
+be left out of chains; flows would begin that its replica alone knows, and be lost with that one.) That is all that a
+refused connection says: who is believed to be down already stays so.
+
+*What was asked long ago says nothing about now.* When a cable is plugged in again, the kernel first delivers what it
+has kept: beats of a second ago, of an LB that did not know then that it was cut off. They are answered, and bring
+nobody up.
+
 *Doubted first, given up later.* A wrong belief about one member is harmless, because the backup knows what the owner
 knows. To believe both replicas of a slot down is not, if an LB that has nobody to relay to decides alone. Whoever finds
 several silent at the same time is more likely to be short of something itself; and two agents may be down whose fast
@@ -46,9 +55,9 @@ known to be ahead, no VIP traffic should come (``behind``, /readyz). One that he
 takes it. And one that was cut off says, when it is heard again, that it does not serve yet: it has missed what others
 recorded meanwhile (``missed``).
 
-Tried and dropped: believing a refused connection at once (an agent that restarts is back within half a second, and
-nothing is lost by waiting for three beats); counting beats as the questions to a node that they are (a node that is
-down has as many of those open as it may have, so nobody would have found it to be down).
+Tried and dropped: believing a refused connection at once, as a sign that the LB is down; counting beats as the
+questions to a node that they are (a node that is down has as many of those open as it may have, so nobody would have
+found it to be down).
 """
 
 from dataclasses import dataclass
@@ -61,6 +70,7 @@ from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.keeper_watch import Watch
 from lbpod.core.limits import (
     ALONE_NS,
+    AWAY_NS,
     BEAT_DOWN_NS,
     BEAT_NS,
     BEATS_MAX,
@@ -170,14 +180,25 @@ def _silent(state: State, now_ns: int) -> list[int]:
         for member, asked_ns in watch.asked_ns.items()
         if member not in state.down
         and asked_ns + 2 * BEAT_NS <= now_ns
-        and watch.heard_ns.get(member, 0) + BEAT_DOWN_NS <= now_ns
+        and _there_ns(watch, member) + BEAT_DOWN_NS <= now_ns
     )
+
+
+def _there_ns(watch: Watch, member: int) -> int:
+    """Until when its fast path is known to run: it was heard, or its machine has refused to connect to its agent."""
+    heard_ns = watch.heard_ns.get(member, 0)
+    return max(heard_ns, min(watch.agentless_ns.get(member, 0), heard_ns + AWAY_NS))
 
 
 def silent_for(state: State, period_ns: int, now_ns: int) -> set[int]:
     """Who is down, and has not answered for at least so long."""
     asked_ns = state.watch.asked_ns
     return {member for member in state.down if asked_ns.get(member, now_ns) + period_ns <= now_ns}
+
+
+def trusts(state: State, member: int, since_ns: int) -> bool:
+    """This LB takes it for up, and has at every moment since then: so its fast path has begun no flow without it."""
+    return member not in state.down and state.watch.turned_ns.get(member, -1) < since_ns
 
 
 def agreed_to_be_gone(state: State, now_ns: int) -> set[int]:
@@ -196,16 +217,11 @@ def _give_up(state: State, now_ns: int) -> Effects:
     return [state.configure(), *(Trace("given up", detail=f"member {member}") for member in sorted(lost))]
 
 
-def trusts(state: State, member: int, since_ns: int) -> bool:
-    """This LB takes it for up, and has at every moment since then: so its fast path has begun no flow without it."""
-    return member not in state.down and state.watch.turned_ns.get(member, -1) < since_ns
-
-
-def asked(state: State, request: int, call: BeatCall, now_ns: int) -> Effects:
-    """POST /v1/beat: answer, and learn from the question."""
+def asked(state: State, request: int, call: BeatCall, now_ns: int, *, late: bool) -> Effects:
+    """POST /v1/beat: answer, and learn from the question. late: who asked may be down since."""
     if state.member == MEMBER_NONE:
         return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
-    effects = _heard(state, call, True, now_ns)
+    effects = _heard(state, call, not late or call.member not in state.down, now_ns)
     answer = BeatAnswer(
         member=state.member,
         generation=state.generation,
@@ -356,6 +372,12 @@ class _Beat(Question):
             del watch.open[self.member]
 
 
+def agentless(state: State, question: Question, now_ns: int) -> None:
+    """The machine that was asked this is there, its agent is not."""
+    if isinstance(question, _Beat) and question.member in state.watch.heard_ns:
+        state.watch.agentless_ns[question.member] = now_ns
+
+
 def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) -> Effects:
     """Another LB has spoken."""
     watch, others = state.watch, _others(state)
@@ -398,6 +420,7 @@ def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
 
 def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
     watch.heard_ns[member] = now_ns
+    watch.agentless_ns.pop(member, None)
     watch.met.add(member)
     watch.hearsay.discard(member)
     watch.asked_ns.pop(member, None)
@@ -408,6 +431,7 @@ def _believe(state: State, members: list[int], now_ns: int, *, up: bool) -> Effe
     """These have gone down, or come up: into the fast path with it."""
     if not members:
         return []
+    state.watch.turned_ns.update(dict.fromkeys(members, now_ns))
     if up:
         state.down -= set(members)
         state.given_up -= set(members)
@@ -423,7 +447,7 @@ def _skip_gap(watch: Watch, now_ns: int) -> None:
     """Time in which this LB did not run is nobody's silence; and no stamp is ahead of a clock that was set back."""
     gap_ns = max(now_ns - watch.ticked_ns - BEAT_NS, 0) if watch.ticked_ns else 0
     if gap_ns or now_ns < watch.ticked_ns:
-        for stamps in (watch.heard_ns, watch.asked_ns):
+        for stamps in (watch.heard_ns, watch.asked_ns, watch.agentless_ns):
             for member in stamps:
                 stamps[member] = min(stamps[member] + gap_ns, now_ns)
         watch.beat_at_ns = min(watch.beat_at_ns, now_ns)
@@ -431,7 +455,6 @@ def _skip_gap(watch: Watch, now_ns: int) -> None:
 
 
 # --- Fence ------------------------------------------------------------------------------------------------------------
-    state.watch.turned_ns.update(dict.fromkeys(members, now_ns))
 def _fence(state: State, now_ns: int) -> Effects:
     """Fence this LB or end it, by what has been heard until now."""
     watch = state.watch

@@ -298,10 +298,10 @@ class Machine:
 
     def hear(self, call: Call, answer: Answer) -> None:
         """Somebody calls."""
-        if not self.up:
-            return
         if not self.agent_up:
-            answer(Refuse(0, 503, "connection refused"))
+            # A machine that boots refuses, too, before its fast path is there.
+            if self.up or (self._dice.random() < self._stage.odds.boot_refusals and not self._is_calm):
+                self._stage.network.no_agent(call)
             return
         self._now(self.life, lambda: self._hear(call, answer))
 
@@ -322,7 +322,8 @@ class Machine:
             self._give(call, answer, Refuse(0, 408, "this question is too old to be acted upon; ask again"))
             return
         self._requests[number] = lambda effect: self._give(call, answer, effect)
-        self.feed(Called(number, body, call.with_snapshot))
+        late = isinstance(body, BeatCall) and self._is_older(call, BEAT_DOWN_NS)
+        self.feed(Called(number, body, call.with_snapshot, late))
 
     def _give(self, call: Call, answer: Answer, effect: Reply | Refuse) -> None:
         call.shown_ns = self.clock.now_ns()
@@ -337,6 +338,9 @@ class Machine:
         if call.clock_ns is None:
             return True
         return not -QUESTION_AGE_NS_MAX <= self.clock.now_ns() - call.clock_ns <= QUESTION_AGE_NS_MAX
+
+    def _is_older(self, call: Call, age_ns: int) -> bool:
+        return call.clock_ns is not None and call.clock_ns + age_ns < self.clock.now_ns()
 
     def _drain(self) -> None:
         self._is_draining = False
@@ -383,10 +387,6 @@ class Machine:
                 todo += self._carry_out(effects)
         raise AssertionError(f"{CASCADE_MAX} events followed one from the other: the Keeper asks in circles")
 
-    def _list_more(self, effect: DumpRecords) -> None:
-        """The next slice of a list, after whatever has come between."""
-        for event in self._carry_out([effect], at_once=True):
-            self.feed(event)
     def _think(self, seen: KeeperEvent) -> None:
         """About the stamps that it has read: for a while it does nothing else, and its fast path goes on."""
         life, pause_ns = self.life, self._stage.odds.look_pause_ns
@@ -399,6 +399,10 @@ class Machine:
 
         self._stage.timeline.later(pause_ns, done)
 
+    def _list_more(self, effect: DumpRecords) -> None:
+        """The next slice of a list, after whatever has come between."""
+        for event in self._carry_out([effect], at_once=True):
+            self.feed(event)
 
     def _carry_out(self, effects: Sequence[KeeperEffect], *, at_once: bool = False) -> list[KeeperEvent]:
         following: list[KeeperEvent] = []
@@ -413,10 +417,6 @@ class Machine:
                 return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), str(error))]
             if isinstance(effect, LookNat) and event is not None:
                 self._later(0, lambda event=event: self.feed(event))  # type: ignore[misc]
-            elif event is not None:
-                following.append(event)
-        return following
-
             elif (
                 isinstance(effect, LookSeen)
                 and event is not None
@@ -424,6 +424,10 @@ class Machine:
                 and not self._is_calm
             ):
                 self._think(event)
+            elif event is not None:
+                following.append(event)
+        return following
+
     def _perform(self, effect: KeeperEffect) -> KeeperEvent | None:
         match effect:
             case Ask() | Tell():
@@ -487,7 +491,8 @@ class Machine:
             if call.is_refused and call.shown_ns:
                 self._ahead_ns[receiver] = call.shown_ns - self.clock.now_ns()
             if isinstance(effect, Ask):
-                self._now(life, lambda: self.feed(AskFailed(effect.token, reason, is_refused and not call.is_repeated)))
+                untaken = (is_refused or call.is_agentless) and not call.is_repeated
+                self._now(life, lambda: self.feed(AskFailed(effect.token, reason, untaken, call.is_agentless)))
 
         ahead_ns = self._ahead_ns.get(receiver)
         clock_ns = None if ahead_ns is None else self.clock.now_ns() + ahead_ns

@@ -44,6 +44,8 @@ class Call:
     """What the receiver's clock showed when it answered."""
     is_refused: bool = False
     """It was answered, by a refusal."""
+    is_agentless: bool = False
+    """The machine itself has refused the connection."""
     is_repeated: bool = False
     """It arrives twice: what is said of one copy says nothing of the other."""
     is_done: bool = False
@@ -134,6 +136,15 @@ class Network:
         if not call.is_done:
             call.is_done = True
             call.on_answer(body)
+
+    def no_agent(self, call: Call) -> None:
+        """It has arrived at a machine where nobody listens."""
+        if not self.is_cut(call.receiver, call.sender):
+            self._timeline.later(self._way_ns(), lambda: self._refuse_connection(call))
+
+    def _refuse_connection(self, call: Call) -> None:
+        call.is_agentless = True
+        self._fail(call, False, "connection refused")
 
     def _refuse(self, call: Call, answer: Refuse) -> None:
         call.is_refused = True

@@ -8,6 +8,7 @@ import pytest
 from lbpod.core.keeper import Keeper
 from lbpod.core.layout import MEMBER_DOUBTED, MEMBER_PRESENT, MEMBER_UP
 from lbpod.core.limits import (
+    AWAY_NS,
     BEAT_DOWN_NS,
     BEAT_NS,
     BEATS_MAX,
@@ -160,6 +161,45 @@ def without_lb3() -> tuple[Cluster, int]:
     cluster.blocked = between("lb3")
     cluster.run(SECOND_NS)
     return cluster, cluster["lb3"].status.member
+
+
+def test_an_agent_that_is_away_is_no_lb_that_is_down_for_as_long_as_a_start_may_take() -> None:
+    cluster = cluster_of()
+    cluster.agentless = {"lb2"}
+    cluster.run(AWAY_NS)
+    assert believes(cluster, "lb1", 1)
+    cluster.run(BEAT_DOWN_NS + 3 * TICK_NS)
+    assert not believes(cluster, "lb1", 1), "nobody starts it again"
+    cluster.agentless = set()
+    cluster.run(UP_AGAIN_NS + TOLD_NS)
+    assert believes(cluster, "lb1", 1)
+
+
+def test_who_falls_silent_while_its_agent_is_away_is_down_as_soon_as_anybody() -> None:
+    cluster = cluster_of()
+    cluster.agentless = {"lb2"}
+    cluster.run(2 * SECOND_NS)
+    cluster.blocked = between("lb2")
+    cluster.run(BEAT_DOWN_NS + 3 * TICK_NS)
+    assert not believes(cluster, "lb1", 1)
+
+
+def test_a_machine_that_refuses_connections_brings_nobody_up() -> None:
+    """One that boots has no fast path yet."""
+    cluster, lost = without_lb3()
+    cluster.blocked, cluster.agentless = nothing, {"lb3"}
+    cluster.run(2 * SECOND_NS)
+    assert not believes(cluster, "lb1", lost)
+
+
+def test_a_beat_that_was_long_on_its_way_is_answered_and_brings_nobody_up() -> None:
+    cluster, lost = without_lb3()
+    node, said = cluster["lb1"], BeatCall(lost, 1, 1)
+    node.feed(Called(901, said, late=True), cluster.now_ns)
+    assert isinstance(node.answers.pop(901), Reply)
+    assert not believes(cluster, "lb1", lost)
+    node.feed(Called(902, said), cluster.now_ns)
+    assert believes(cluster, "lb1", lost)
 
 
 def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -> None:
