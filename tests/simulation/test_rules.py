@@ -45,6 +45,7 @@ NEEDED = {
     "own-look": (1, UNSURE),
     "backup-steady-first": (2, MOVES),
     "open-settle": (25, MOVES),
+    "trusted-settle": (1, UNSURE),
     "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),
     "unrecorded-base": (1, MOVES),
@@ -85,6 +86,13 @@ def test_every_rule_that_can_be_taken_out_is_shown_to_be_needed() -> None:
         check=True,
     )
     assert sorted(NEEDED) == done.stdout.split()
+
+
+def test_the_readme_of_the_simulator_has_every_rule_with_its_seed_and_how_it_breaks() -> None:
+    words = {MOVES: "moves", UNSURE: "unsure", ENDLESS: "endless"}
+    text = (ROOT / "lbpod" / "simulator" / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (\d+) \| (\w+) \|$", text, re.MULTILINE)
+    assert sorted(rows) == sorted((rule, str(seed), words[broken]) for rule, (seed, broken) in NEEDED.items())
 
 
 def test_nothing_is_found_where_nothing_is_taken_out() -> None:
