@@ -208,8 +208,8 @@ BEAT_DOWN_NS: Final = 700_000_000
 """A member that has been asked and not heard for so long is believed to be down: a lost beat alone is not enough."""
 
 AWAY_NS: Final = 4_000_000_000
-"""So long after it was last heard a member is taken for up whose machine refuses connections to its agent: the fast
-path goes on without it, and a start takes a second or two."""
+"""So long after it was heard a member counts as heard whose machine refuses connections to its agent (and is down
+BEAT_DOWN_NS later): the fast path goes on without it, and a start takes a second or two."""
 
 WATCH_MAX: Final = 8
 """Members that one LB watches; of the others it hears from these."""

@@ -642,7 +642,7 @@ class Planner:
         self._phase = Phase.STAGING
         self._meet()
         for peer in self._roster.peers.values():
-            peer.next_ns = now_ns if peer.refused else peer.next_ns  # it may take this one
+            peer.next_ns, peer.doubted = now_ns if peer.refused else peer.next_ns, False  # it may take this one
         self._ring = tuple(sorted(members_of(snapshot)))
         self._vips = vips_of(snapshot)
 

@@ -14,7 +14,7 @@ for BEAT_DOWN_NS although it was asked more than twice; one word from it and it 
 not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
 
 *An agent that is away is no LB that is down*: its fast path decides, records and passes on chains as before. Where
-the machine itself refuses the connection to it, the member is taken for up for AWAY_NS. (Believed to be down, it would
+the machine itself refuses the connection to it, it counts as heard for AWAY_NS. (Believed to be down, it would
 be left out of chains; flows would begin that its replica alone knows, and be lost with that one.) That is all that a
 refused connection says: who is believed to be down already stays so.
 
@@ -159,9 +159,10 @@ def tick(state: State, now_ns: int) -> Effects:
     watch.hearsay -= silent_for(state, 2 * BEAT_NS, now_ns)
     silent = _silent(state, now_ns)
     effects += _believe(state, silent, now_ns, up=False)
-    if silent and others <= state.down:
+    hears_nobody = bool(others & state.down) and others <= state.down | watch.agentless_ns.keys()
+    if silent and hears_nobody:
         watch.doubt_ns = watch.doubt_ns or now_ns
-    if others and others <= state.down and _is_alone(watch, now_ns):
+    if hears_nobody and _is_alone(watch, now_ns):
         missed.alone(state, others)
     _end_doubt(state, others, now_ns)
     return [*effects, *_give_up(state, now_ns)]
@@ -197,8 +198,10 @@ def silent_for(state: State, period_ns: int, now_ns: int) -> set[int]:
 
 
 def trusts(state: State, member: int, since_ns: int) -> bool:
-    """This LB takes it for up, and has at every moment since then: so its fast path has begun no flow without it."""
-    return member not in state.down and state.watch.turned_ns.get(member, -1) < since_ns
+    """This LB takes it for up, and has at every moment since then: so its fast path has begun no flow for want of it
+    (unless it knew no way to it: a link that went down, and came up)."""
+    turned_ns = state.watch.turned_ns.get(member, -1)
+    return member not in state.down and turned_ns < since_ns and not state.unwritten.configure
 
 
 def agreed_to_be_gone(state: State, now_ns: int) -> set[int]:
@@ -221,7 +224,7 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int, *, late: bool
     """POST /v1/beat: answer, and learn from the question. late: who asked may be down since."""
     if state.member == MEMBER_NONE:
         return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
-    effects = _heard(state, call, not late or call.member not in state.down, now_ns)
+    effects = _heard_late(state, call, now_ns) if late else _heard(state, call, True, now_ns)
     answer = BeatAnswer(
         member=state.member,
         generation=state.generation,
@@ -378,15 +381,23 @@ def agentless(state: State, question: Question, now_ns: int) -> None:
         state.watch.agentless_ns[question.member] = now_ns
 
 
+def _heard_late(state: State, said: BeatCall | BeatAnswer, now_ns: int) -> Effects:
+    """Another LB has spoken a while ago: it can be heard. What it knew then is of no interest."""
+    if said.member not in _others(state):
+        return []
+    effects = _fence(state, now_ns)
+    state.watch.peer_ns, state.watch.ahead = now_ns, max(state.watch.ahead, said.generation)
+    missed.heard_again(state, said.member, now_ns)
+    return effects
+
+
 def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) -> Effects:
     """Another LB has spoken."""
     watch, others = state.watch, _others(state)
     if said.member not in others:
         return []
-    effects = _fence(state, now_ns)
-    watch.peer_ns, watch.ahead = now_ns, max(watch.ahead, said.generation)
+    effects = _heard_late(state, said, now_ns)
     watch.said_down[said.member] = frozenset(said.down)
-    missed.heard_again(state, said.member, now_ns)
     watch.returning.pop(said.member, None)
     if said.returning:
         watch.returning[said.member] = now_ns

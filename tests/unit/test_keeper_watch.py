@@ -43,7 +43,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.model import Node as ClusterNode, Ring, Snapshot, parse_address
 from lbpod.core.snapshot import digest_of
-from tests.keepers import CLUSTER, SECOND_NS, START_NS, Cluster, vip
+from tests.keepers import CLUSTER, SECOND_NS, START_NS, Cluster, is_beat, vip
 
 UP_AGAIN_NS = BEAT_NS + 2 * TICK_NS
 TOLD_NS = 3 * BEAT_NS + 2 * TICK_NS
@@ -184,6 +184,22 @@ def test_who_falls_silent_while_its_agent_is_away_is_down_as_soon_as_anybody() -
     assert not believes(cluster, "lb1", 1)
 
 
+def test_who_hears_nobody_but_a_machine_without_its_agent_has_missed_what_others_recorded() -> None:
+    """One rack is cut off: this LB, and the machine of another one whose agent is away."""
+    cluster = cluster_of()
+    cluster.agentless = {"lb2"}
+    cluster.blocked = lambda sender, receiver, body: {"lb1", "lb3"} == {sender, receiver}
+    cluster.run(3 * SECOND_NS)
+    assert believes(cluster, "lb1", 1)
+    assert cluster["lb1"].status.serving
+    cluster.blocked = nothing
+    call = next(
+        effect.body for effect in reversed(cluster["lb1"].effects) if is_beat(effect) and isinstance(effect, Ask)
+    )
+    assert isinstance(call, BeatCall)
+    assert call.returning, "it says so with the first word that is heard"
+
+
 def test_a_machine_that_refuses_connections_brings_nobody_up() -> None:
     """One that boots has no fast path yet."""
     cluster, lost = without_lb3()
@@ -198,6 +214,8 @@ def test_a_beat_that_was_long_on_its_way_is_answered_and_brings_nobody_up() -> N
     node.feed(Called(901, said, late=True), cluster.now_ns)
     assert isinstance(node.answers.pop(901), Reply)
     assert not believes(cluster, "lb1", lost)
+    node.feed(Called(903, BeatCall(lost, 1, 1, down=(1,)), late=True), cluster.now_ns)
+    assert frozenset() == node.keeper._state.watch.said_down.get(lost, frozenset()), "nor does what it said then count"
     node.feed(Called(902, said), cluster.now_ns)
     assert believes(cluster, "lb1", lost)
 
