@@ -17,6 +17,9 @@
    if it has committed exactly that generation and has prepared nothing newer: then its ``current`` is the one that
    was agreed on.
 
+**Neither settles with a replica that it takes for down**, or has since it looked (``watch.trusts``): alone, its fast
+path begins flows at base, also in the milliseconds between its look and its word.
+
 An LB that missed the telling asks by itself now and then (LOOK): an owner that is steady at the same generation
 proves that it may be, too (see the promise in ``transition``). So does a backup, to an owner that has lost its maps.
 
