@@ -206,9 +206,10 @@ class Peers:
                 self._clocks.heard(node.name, response.headers.get(HEADER_CLOCK), now_ns())
                 return response.status, await _bounded(response.content, node.name)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            unsent, cause = isinstance(error, aiohttp.ClientConnectorError), getattr(error, "os_error", None)
             sentence = f"{node.name} ({node.control}) cannot be reached: {error}"
-            agentless = isinstance(cause, ConnectionRefusedError)
-            raise UnansweredError(sentence, untaken=unsent, agentless=agentless) from error
+            if not isinstance(error, aiohttp.ClientConnectorError):
+                raise UnansweredError(sentence) from error
+            agentless = isinstance(error.os_error, ConnectionRefusedError)
+            raise UnansweredError(sentence, untaken=True, agentless=agentless) from error
         except TimeoutError as error:
             raise UnansweredError(f"{node.name} ({node.control}) does not answer") from error

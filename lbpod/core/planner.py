@@ -303,7 +303,7 @@ class Planner:
         # The exponent is bounded for its own sake. Whoever may be lost is asked as often as those that are there.
         pause_ns = min(RETRY_NS << min(peer.failures, 8), PROBE_NS if peer.is_lb else RETRY_NS_MAX)
         stands = refused and peer.stands_by_refusal()
-        pause_ns = REFUSED_RETRY_NS if stands else 0 if refused else pause_ns
+        pause_ns = (REFUSED_RETRY_NS if stands else 0) if refused else pause_ns
         peer.failed(reason, now_ns + pause_ns, now_ns, is_there=refused)
         if stands:
             peer.refused = reason
@@ -642,7 +642,7 @@ class Planner:
         self._phase = Phase.STAGING
         self._meet()
         for peer in self._roster.peers.values():
-            peer.next_ns, peer.doubted = now_ns if peer.refused else peer.next_ns, False  # it may take this one
+            peer.next_ns = now_ns if peer.refused else peer.next_ns  # it may take this one
         self._ring = tuple(sorted(members_of(snapshot)))
         self._vips = vips_of(snapshot)
 
@@ -659,7 +659,7 @@ class Planner:
             return
         pushed = self._roster.next_call(peer, peer.status, self._where())
         if pushed is not None:
-            peer.sent_ns, peer.full, peer.was_step = now_ns, False, not isinstance(pushed[1], Snapshot)
+            peer.sent(now_ns, is_step=not isinstance(pushed[1], Snapshot))
             self._effects.append(Push(peer.name, peer.role.control, *pushed))
             return
         is_open = self._aim is not None and has_left_open(peer.status, self._aim)
@@ -667,7 +667,7 @@ class Planner:
             self._ask(peer, is_open or (peer.ring and self._lacks_in_force()), now_ns)
 
     def _ask(self, peer: Peer, with_snapshot: bool, now_ns: int) -> None:
-        peer.sent_ns, peer.full, peer.was_step = now_ns, with_snapshot, False
+        peer.sent(now_ns, full=with_snapshot)
         self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot))
 
     # --- What is said -------------------------------------------------------------------------------------------------

@@ -173,6 +173,10 @@ class Peer:
         """It has been silent for so long that the others go on without it."""
         return self.failures > 1 and self.silent_ns + LOST_NS <= self.failed_ns
 
+    def sent(self, now_ns: int, *, full: bool = False, is_step: bool = False) -> None:
+        """A question for its status (full: and its snapshot), a push, or a step that rests on what was pushed."""
+        self.sent_ns, self.full, self.was_step = now_ns, full, is_step
+
     def answered(self, status: LbStatus, now_ns: int) -> None:
         self.status = self.said = status
         if status.ring_step is not RingStep.SWITCHED:

@@ -470,14 +470,13 @@ class _BackupSeen(Question):
             by_hosts = view.within(early, _of_vip(state, vs)) & over(view.changed_at_ns, EARLY_AFTER_NS, self.called_ns)
             quiet |= by_hosts & view.unseen(EARLY_AFTER_NS, seen.other_seen, seen.unrecorded_ns, self.called_ns)
         # Where it takes the owner to be down, it begins flows alone, at base: also after this look.
-        quiet &= watch.trusts(state, call.member, self.called_ns)
+        trusted = watch.trusts(state, call.member, self.called_ns)
         if call.kind is SettleKind.REBASE:
-            return np.where(view.to_rebase, quiet, view.base == view.current)
+            return np.where(view.to_rebase, quiet & trusted, view.base == view.current)
         # A backup of UDP that has missed the rebase may agree by the window alone: all it sent to base is over, too.
         silent = over(view.changed_at_ns, state.window_ns(vs), now_ns)
         silent &= over(seen.other_seen[slots], state.window_ns(vs), now_ns)
-        silent &= watch.trusts(state, call.member, self.called_ns)
-        agreed: Bools = is_agreed(vs.slots.at(slots)) | np.where(view.to_rebase, silent, quiet)
+        agreed: Bools = is_agreed(vs.slots.at(slots)) | (np.where(view.to_rebase, silent, quiet) & trusted)
         return agreed
 
 

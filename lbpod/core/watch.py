@@ -224,7 +224,7 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int, *, late: bool
     """POST /v1/beat: answer, and learn from the question. late: who asked may be down since."""
     if state.member == MEMBER_NONE:
         return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
-    effects = _heard_late(state, call, now_ns) if late else _heard(state, call, True, now_ns)
+    effects = _heard(state, call, True, now_ns, late=late)
     answer = BeatAnswer(
         member=state.member,
         generation=state.generation,
@@ -381,22 +381,16 @@ def agentless(state: State, question: Question, now_ns: int) -> None:
         state.watch.agentless_ns[question.member] = now_ns
 
 
-def _heard_late(state: State, said: BeatCall | BeatAnswer, now_ns: int) -> Effects:
-    """Another LB has spoken a while ago: it can be heard. What it knew then is of no interest."""
-    if said.member not in _others(state):
-        return []
-    effects = _fence(state, now_ns)
-    state.watch.peer_ns, state.watch.ahead = now_ns, max(state.watch.ahead, said.generation)
-    missed.heard_again(state, said.member, now_ns)
-    return effects
-
-
-def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int) -> Effects:
-    """Another LB has spoken."""
+def _heard(state: State, said: BeatCall | BeatAnswer, is_up: bool, now_ns: int, *, late: bool = False) -> Effects:
+    """Another LB has spoken. late: a while ago; so it can be heard, and what it knew then is of no interest."""
     watch, others = state.watch, _others(state)
     if said.member not in others:
         return []
-    effects = _heard_late(state, said, now_ns)
+    effects = _fence(state, now_ns)
+    watch.peer_ns, watch.ahead = now_ns, max(watch.ahead, said.generation)
+    missed.heard_again(state, said.member, now_ns)
+    if late:
+        return effects
     watch.said_down[said.member] = frozenset(said.down)
     watch.returning.pop(said.member, None)
     if said.returning:

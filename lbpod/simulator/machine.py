@@ -322,7 +322,8 @@ class Machine:
             self._give(call, answer, Refuse(0, 408, "this question is too old to be acted upon; ask again"))
             return
         self._requests[number] = lambda effect: self._give(call, answer, effect)
-        late = isinstance(body, BeatCall) and self._is_older(call, BEAT_DOWN_NS)
+        is_beat, then_ns = isinstance(body, BeatCall), call.clock_ns
+        late = is_beat and then_ns is not None and then_ns + BEAT_DOWN_NS < self.clock.now_ns()
         self.feed(Called(number, body, call.with_snapshot, late))
 
     def _give(self, call: Call, answer: Answer, effect: Reply | Refuse) -> None:
@@ -338,9 +339,6 @@ class Machine:
         if call.clock_ns is None:
             return True
         return not -QUESTION_AGE_NS_MAX <= self.clock.now_ns() - call.clock_ns <= QUESTION_AGE_NS_MAX
-
-    def _is_older(self, call: Call, age_ns: int) -> bool:
-        return call.clock_ns is not None and call.clock_ns + age_ns < self.clock.now_ns()
 
     def _drain(self) -> None:
         self._is_draining = False

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from lbpod.core import watch
 from lbpod.core.keeper import Keeper
 from lbpod.core.layout import MEMBER_DOUBTED, MEMBER_PRESENT, MEMBER_UP
 from lbpod.core.limits import (
@@ -206,6 +207,18 @@ def test_a_machine_that_refuses_connections_brings_nobody_up() -> None:
     cluster.blocked, cluster.agentless = nothing, {"lb3"}
     cluster.run(2 * SECOND_NS)
     assert not believes(cluster, "lb1", lost)
+
+
+def test_who_is_trusted_is_up_in_the_fast_path_too_and_has_been_since() -> None:
+    cluster = cluster_of()
+    node, now_ns = cluster["lb1"], cluster.now_ns
+    state = node.keeper._state
+    assert watch.trusts(state, 1, now_ns)
+    for up in (False, True):
+        node.feed(MemberSeen(1, up), now_ns)
+    assert (False, True) == (watch.trusts(state, 1, now_ns), watch.trusts(state, 1, now_ns + 1))
+    state.unwritten.configure = True
+    assert not watch.trusts(state, 1, now_ns + 1), "the map still says otherwise"
 
 
 def test_a_beat_that_was_long_on_its_way_is_answered_and_brings_nobody_up() -> None:
