@@ -482,6 +482,10 @@ tell of what was deleted meanwhile."""
 SWEEP_LATE_MAX: Final = 10
 """An object that a watch has not told of in so many looks, though it tells of others, it never will."""
 
+SWEEP_START: Final = 10
+"""So many looks of an operator that starts count as one: they are API_RETRY_NS apart, and a watch that begins on a busy
+machine has told nothing for some seconds."""
+
 SWEEP_PAGE: Final = 500
 """Objects that one call of such a comparison lists."""
 

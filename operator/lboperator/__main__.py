@@ -30,7 +30,7 @@ _LOG: Final = structlog.get_logger()
 
 async def serve(settings: Settings) -> None:
     """Everything, until SIGTERM. Raises what has ended it, in a group."""
-    cache, metrics, listed = Cache(), OperatorMetrics(), asyncio.Event()
+    cache, metrics = Cache(), OperatorMetrics()
     kopf_settings = make_settings()
     api = Api(kopf_settings)
     operator = Operator(settings, api, cache, metrics)
@@ -41,14 +41,14 @@ async def serve(settings: Settings) -> None:
         await web.TCPSite(runner, host.strip("[]"), int(port)).start()
         _LOG.info("started", listen=settings.listen, namespace=settings.namespace)
         async with asyncio.TaskGroup() as group:
-            work = group.create_task(operator.run(listed))
+            work = group.create_task(operator.run())
 
             async def end() -> None:
                 work.cancel()
                 await asyncio.wait({work})
 
             # It returns at SIGTERM or SIGINT, which it has handlers for.
-            registry = make_registry(cache, listed, end)
+            registry = make_registry(cache, end)
             # kopf names itself by the user's name, and nobody's user has none. The type is private to kopf.
             me = cast(Any, os.uname().nodename)
             await kopf.operator(

@@ -1,7 +1,7 @@
 """What the operator knows of the cluster, kept up to date by kopf's handlers, and when that may be looked at.
 
-Invariant: an object is here as its newest event said. Nothing is looked at before all kinds were listed once (kopf's
-indexes see to that), because a World without its endpoints takes backends away.
+Invariant: an object is here as its newest event said. Nothing is looked at before all that the API lists is known (the
+sweep sees to that), because a World without its endpoints takes backends away.
 
 A watch that breaks and begins again does not tell of what was deleted meanwhile; ``strangers`` and ``drop`` are how the
 sweep puts that right.

@@ -1,10 +1,10 @@
 """The operator's shell: what begins when, and what wakes what. Nothing about the cluster is decided here.
 
-The order of the start is what makes a restart harmless. First all kinds are listed, and compared with the API once
-more: half of what there is would take backends away. Then the certificates, for nobody answers without. Then the
-identity of the cluster: from the state object, else from what load balancers know, else new. Then what they have in
-force, as the last good state of VirtualServices that cannot be served right now. Only then the first World is seen, and
-the Planner asks for itself what is under way.
+The order of the start is what makes a restart harmless. First all that the API lists has to be known: half of what
+there is would take backends away. Then the certificates, for nobody answers without. Then the identity of the cluster:
+from the state object, else from what load balancers know, else new. Then what they have in force, as the last good
+state of VirtualServices that cannot be served right now. Only then the first World is seen, and the Planner asks for
+itself what is under way.
 
 After that: an event changes the cache, the cache is observed whole, a World that differs goes to the Driver, and the
 statuses follow what the Driver reports.
@@ -40,7 +40,7 @@ from lboperator.sweep import Sweep
 from lbpod.certs import CertsError, Credentials, files_in
 from lbpod.controller.driver import Driver
 from lbpod.controller.push import PushClient
-from lbpod.core.limits import API_RETRY_NS, CERTIFICATES_LOOK_NS, LOOK_AFTER_NS, SWEEP_NS
+from lbpod.core.limits import API_RETRY_NS, CERTIFICATES_LOOK_NS, LOOK_AFTER_NS, SWEEP_NS, SWEEP_START
 from lbpod.core.messages import AskStatus, LbAnswered
 from lbpod.core.model import Cluster, Snapshot, World, WorldBackend, WorldVip
 
@@ -81,9 +81,8 @@ class Operator:
             return f"{status.phase.value}: {status.problem or 'nothing is in force yet'}"
         return ""
 
-    async def run(self, listed: asyncio.Event) -> None:
-        """Everything, until it is cancelled. listed: set once the cache is complete."""
-        await listed.wait()
+    async def run(self) -> None:
+        """Everything, until it is cancelled."""
         await self._look_until_complete()
         if self._lease is None:
             await self._work()
@@ -123,7 +122,7 @@ class Operator:
         """Raises BlindError where something is not watched at all."""
         while True:
             try:
-                if await self._sweep.look():
+                if await self._sweep.look(SWEEP_START):
                     return
                 await self._wait("the API server lists objects that no watch has told of yet")
             except ApiError as error:

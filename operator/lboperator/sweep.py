@@ -5,7 +5,8 @@ an endpoint would get traffic for ever. What is listed but unknown twice in a ro
 means that a kind is not watched at all (its CRD was not there when the operator started): then the process ends, and
 starts again. A watch that tells of objects is only late: a thousand of them that are made at once, on a busy machine,
 take longer than the time between two looks, and starting again would make that longer still. It is given SWEEP_LATE_MAX
-looks.
+looks. An operator that starts looks every second, and is done once all that is listed is known; its looks count less
+(SWEEP_START), for the watches have only just begun.
 """
 
 from collections.abc import Set
@@ -33,9 +34,10 @@ class Unheard:
         """In how many looks in a row, up to the last one."""
         self._heard = 0
 
-    def look(self, missing: Set[Key], heard: int) -> set[Key]:
-        """Those that the watch will not tell of any more. missing: now; heard: how much it has told in its life."""
-        looks_max = 2 if heard == self._heard else SWEEP_LATE_MAX
+    def look(self, missing: Set[Key], heard: int, patience: int = 1) -> set[Key]:
+        """Those that the watch will not tell of any more. missing: now; heard: how much it has told in its life;
+        patience: that many looks count as one."""
+        looks_max = patience * (2 if heard == self._heard else SWEEP_LATE_MAX)
         self._looks = {key: self._looks.get(key, 0) + 1 for key in missing}
         self._heard = heard
         return {key for key, looks in self._looks.items() if looks >= looks_max}
@@ -49,8 +51,9 @@ class Sweep:
         self._cache = cache
         self._unheard = {kind: Unheard() for kind in Kind}
 
-    async def look(self) -> bool:
-        """Compares all kinds; True where all that is listed is known. Raises ApiError, BlindError."""
+    async def look(self, patience: int = 1) -> bool:
+        """Compares all kinds; True where all that is listed is known. patience: that many looks count as one. Raises
+        ApiError, BlindError."""
         complete = True
         for kind in Kind:
             before = self._cache.number
@@ -59,7 +62,7 @@ class Sweep:
             for key in gone:
                 _LOG.warning("was deleted unseen", kind=kind.name.lower(), namespace=key[0], name=key[1])
                 self._cache.drop(kind, key)
-            never = self._unheard[kind].look(missing, self._cache.heard[kind])
+            never = self._unheard[kind].look(missing, self._cache.heard[kind], patience)
             if never:
                 raise BlindError(f"{len(never)} objects of {kind.path} are there and were never heard of")
             complete &= not missing
