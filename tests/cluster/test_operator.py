@@ -46,7 +46,8 @@ async def ready(site: Site, backends: int, name: str = "web") -> None:
 
     async def said() -> bool:
         status, words = await site.status(name), await site.conditions(name)
-        return bool(words) and words["Converged"][0] == "True" and status["backends"]["ready"] == backends
+        told = status.get("backends", {}).get("ready")  # read before the conditions, so maybe before the first write
+        return bool(words) and words["Converged"][0] == "True" and told == backends
 
     try:
         await until("", said)
