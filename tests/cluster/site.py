@@ -44,6 +44,11 @@ async def until(what: str, said: Callable[[], Awaitable[Any]], wait_s: float = W
         await asyncio.sleep(0.05)
 
 
+def conditions_of(status: Json) -> dict[str, tuple[str, str]]:
+    """By type: what it is, and why."""
+    return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions", ())}
+
+
 @dataclass
 class Site:
     """One namespace pair (the operator's, and one for VirtualServices), nodes, agents, and the operator."""
@@ -158,7 +163,7 @@ class Site:
     async def web(self, *backends: int, on: Sequence[int] = (1, 2), **options: Any) -> None:
         """The slice of the Service `web` with these backends, spread over these nodes."""
         endpoints = [
-            endpoint(f"10.1.0.{one}", self.node_name(on[place % len(on)]), ready=True)
+            endpoint(f"10.1.{one >> 8}.{one & 255}", self.node_name(on[place % len(on)]), ready=True)
             for place, one in enumerate(backends)
         ]
         await self.put_slice(*endpoints, **options)
@@ -168,8 +173,7 @@ class Site:
         return dict(found.get("status") or {})
 
     async def conditions(self, name: str = "web") -> dict[str, tuple[str, str]]:
-        status = await self.status(name)
-        return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions", ())}
+        return conditions_of(await self.status(name))
 
     async def until_condition(self, kind: str, value: str, reason: str, name: str = "web") -> None:
         async def said() -> bool:

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.apiserver import ApiServer, free_port
-from tests.cluster.site import VIRTUAL_SERVICES, Site, until
+from tests.cluster.site import VIRTUAL_SERVICES, Site, conditions_of, until
 from tests.operator_objects import endpoint
 
 _NUMBERS = itertools.count(1)
+
+SLICES = 500
+"""Of one Service. An operator that looked at what its watch has told of first would know some of them: about a second's
+worth of events."""
 
 
 @pytest.fixture
@@ -45,9 +49,9 @@ async def ready(site: Site, backends: int, name: str = "web") -> None:
     """It is in force everywhere."""
 
     async def said() -> bool:
-        status, words = await site.status(name), await site.conditions(name)
-        told = status.get("backends", {}).get("ready")  # read before the conditions, so maybe before the first write
-        return bool(words) and words["Converged"][0] == "True" and told == backends
+        status = await site.status(name)
+        words = conditions_of(status)
+        return bool(words) and words["Converged"][0] == "True" and status["backends"]["ready"] == backends
 
     try:
         await until("", said)
@@ -94,8 +98,13 @@ async def test_objects_become_slots_and_statuses_true(site: Site) -> None:
 
 
 async def test_a_killed_operator_comes_back_and_changes_no_slot(site: Site) -> None:
+    await site.stop_operator()
+    for first in range(0, SLICES, 20):
+        some = range(first, first + 20)
+        await asyncio.gather(*(site.web(10 + one, name=f"more-{one}") for one in some))
+    site.start_operator()
     await site.put_virtual_service()
-    await ready(site, 2)
+    await ready(site, 2 + SLICES)
     names = [site.node_name(number) for number in (1, 2)]
     before = {name: (site.slots(name), (await site.states())[name].snapshot) for name in names}
     await site.stop_operator(signal.SIGKILL)
@@ -105,7 +114,7 @@ async def test_a_killed_operator_comes_back_and_changes_no_slot(site: Site) -> N
     states = await site.states()
     assert before == {name: (site.slots(name), states[name].snapshot) for name in names}
     await site.web(1, 2, 3)
-    await ready(site, 3)
+    await ready(site, 3 + SLICES)
 
 
 async def _shows_tracking(site: Site, *, some: bool) -> bool:
