@@ -207,7 +207,7 @@ BEAT_NS: Final = 200_000_000
 BEAT_DOWN_NS: Final = 500_000_000
 """A member that has been asked and not heard for so long is believed to be down: a lost beat alone is not enough, and
 those of both sides count. A client whose packet went to it sends again after 0.2, 0.6 and 1.4 s (RFC 6298's doubling,
-from Linux's smallest pause): the belief is there for the second of these."""
+from Linux's smallest pause): the belief is there for the second of these, or soon after it."""
 
 AWAY_NS: Final = 4_000_000_000
 """So long after it was heard a member counts as heard whose machine refuses connections to its agent (and is down
@@ -482,7 +482,7 @@ tell of what was deleted meanwhile."""
 SWEEP_LATE_MAX: Final = 10
 """An object that a watch has not told of in so many looks, though it tells of others, it never will."""
 
-SWEEP_START: Final = 10
+SWEEP_START_LOOKS: Final = 10
 """So many looks of an operator that starts count as one: they are API_RETRY_NS apart, and a watch that begins on a busy
 machine has told nothing for some seconds."""
 

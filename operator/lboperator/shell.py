@@ -40,12 +40,15 @@ from lboperator.sweep import Sweep
 from lbpod.certs import CertsError, Credentials, files_in
 from lbpod.controller.driver import Driver
 from lbpod.controller.push import PushClient
-from lbpod.core.limits import API_RETRY_NS, CERTIFICATES_LOOK_NS, LOOK_AFTER_NS, SWEEP_NS, SWEEP_START
+from lbpod.core.limits import API_RETRY_NS, CERTIFICATES_LOOK_NS, LOOK_AFTER_NS, SWEEP_NS, SWEEP_START_LOOKS
 from lbpod.core.messages import AskStatus, LbAnswered
 from lbpod.core.model import Cluster, Snapshot, World, WorldBackend, WorldVip
 
 _SECOND_NS: Final = 1_000_000_000
 _LOG: Final = structlog.get_logger()
+
+_UNHEARD: Final = "the API server lists objects that no watch has told of yet"
+"""So begins every start. It is no news, unless something else was in the way meanwhile."""
 
 
 class Operator:
@@ -67,7 +70,7 @@ class Operator:
         self._presence = Presence()
         self._present: frozenset[str] = frozenset()
         self._certified: frozenset[str] = frozenset()
-        self._waiting = "the API server has not listed everything yet"
+        self._waiting = _UNHEARD
         self._driver: Driver | None = None
 
     def why_not_ready(self) -> str:
@@ -122,9 +125,9 @@ class Operator:
         """Raises BlindError where something is not watched at all."""
         while True:
             try:
-                if await self._sweep.look(SWEEP_START):
+                if await self._sweep.look(SWEEP_START_LOOKS):
                     return
-                await self._wait("the API server lists objects that no watch has told of yet")
+                await self._wait(_UNHEARD)
             except ApiError as error:
                 await self._wait(str(error))
 

@@ -6,7 +6,7 @@ means that a kind is not watched at all (its CRD was not there when the operator
 starts again. A watch that tells of objects is only late: a thousand of them that are made at once, on a busy machine,
 take longer than the time between two looks, and starting again would make that longer still. It is given SWEEP_LATE_MAX
 looks. An operator that starts looks every second, and is done once all that is listed is known; its looks count less
-(SWEEP_START), for the watches have only just begun.
+(SWEEP_START_LOOKS), for the watches have only just begun.
 """
 
 from collections.abc import Set

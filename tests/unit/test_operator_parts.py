@@ -15,7 +15,7 @@ from lboperator.settings import Settings, SettingsError, Source, read_settings
 from lboperator.shell import remembered_of
 from lboperator.state import StateError, Written, decode, encode
 from lboperator.sweep import Unheard
-from lbpod.core.limits import AGENT_GRACE_NS, GENERATION_MAX, SWEEP_LATE_MAX, SWEEP_START
+from lbpod.core.limits import AGENT_GRACE_NS, GENERATION_MAX, SWEEP_LATE_MAX, SWEEP_START_LOOKS
 from lbpod.core.model import Cluster, NextIds
 from lbpod.core.snapshot import Tables, next_snapshot
 from tests.operator_objects import endpoint, endpoint_slice, node, service, virtual_service
@@ -162,8 +162,8 @@ def test_what_no_watch_tells_of_ends_the_process_unless_the_watch_is_only_late()
     assert set() == silent.look(set(), 7)
     assert set() == silent.look({one}, 7), "counted anew"
     at_start = Unheard()
-    found = [at_start.look({one}, 0, SWEEP_START) for _ in range(2 * SWEEP_START)]
-    assert [set()] * (2 * SWEEP_START - 1) + [{one}] == found, "a watch that has only just begun"
+    found = [at_start.look({one}, 0, SWEEP_START_LOOKS) for _ in range(2 * SWEEP_START_LOOKS)]
+    assert [set()] * (2 * SWEEP_START_LOOKS - 1) + [{one}] == found, "a watch that has only just begun"
     found = [late.look({one}, heard) for heard in range(1, SWEEP_LATE_MAX + 1)]
     assert [set()] * (SWEEP_LATE_MAX - 1) + [{one}] == found
 
