@@ -465,6 +465,9 @@ API_RETRY_NS: Final = 1_000_000_000
 API_CALLS_MAX: Final = 8
 """Statuses that are written side by side."""
 
+OBSERVE_REST: Final = 3
+"""The operator rests that many times as long as its last look at the cluster took, before the next one."""
+
 STATUS_GATHER_NS: Final = 200_000_000
 """Statuses are looked at so long after something has changed: a change of the backends is in force by then, and one
 write says all of it."""

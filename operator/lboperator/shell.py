@@ -7,7 +7,9 @@ state of VirtualServices that cannot be served right now. Only then the first Wo
 itself what is under way.
 
 After that: an event changes the cache, the cache is observed whole, a World that differs goes to the Driver, and the
-statuses follow what the Driver reports.
+statuses follow what the Driver reports. A look at a thousand VirtualServices takes some ten milliseconds, and under a
+stream of changes one at each event left no time for anything else: the answers of the LBs waited, and a change took
+nine seconds. So after each look others have their turn, in proportion to how long it took (OBSERVE_REST).
 """
 
 import asyncio
@@ -40,7 +42,14 @@ from lboperator.sweep import Sweep
 from lbpod.certs import CertsError, Credentials, files_in
 from lbpod.controller.driver import Driver
 from lbpod.controller.push import PushClient
-from lbpod.core.limits import API_RETRY_NS, CERTIFICATES_LOOK_NS, LOOK_AFTER_NS, SWEEP_NS, SWEEP_START_LOOKS
+from lbpod.core.limits import (
+    API_RETRY_NS,
+    CERTIFICATES_LOOK_NS,
+    LOOK_AFTER_NS,
+    OBSERVE_REST,
+    SWEEP_NS,
+    SWEEP_START_LOOKS,
+)
 from lbpod.core.messages import AskStatus, LbAnswered
 from lbpod.core.model import Cluster, Snapshot, World, WorldBackend, WorldVip
 
@@ -184,6 +193,7 @@ class Operator:
         last: World | None = None
         number = 0
         while True:
+            began_ns = time.monotonic_ns()
             self._cache.changed.clear()
             present = self._see_present()
             if present != self._present:
@@ -210,6 +220,7 @@ class Operator:
                 statuses.wanted = wanted
                 statuses.poke()
             services.poke()
+            await asyncio.sleep(OBSERVE_REST * (time.monotonic_ns() - began_ns) / _SECOND_NS)
             await self._wake()
 
     async def _wake(self) -> None:
