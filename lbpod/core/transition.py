@@ -264,26 +264,26 @@ class Slots:
 
         A slot without a backend (``current`` 0) is not tracked: nobody can have a flow in it.
         """
-        before = self.words.copy()
-        current, tracking = current_of(before), self.tracking
+        words = self.words
+        current = current_of(words)
         held = current if begun is None else np.where(current == 0, begun, current)
         touched = (held != table) & (held != 0)
-        fresh = touched & ~tracking
-        base = np.where(fresh, held, base_of(before))
-        tracked = fresh | tracking
+        # Of thousands of slots few differ: all else is done for these alone.
+        slots = np.flatnonzero(touched | self.tracking)
+        if not len(slots):
+            return _no_slots()
+        before, current, held, touched = words[slots], current[slots], held[slots], touched[slots]
+        base = np.where(touched & ~is_tracking(before), held, base_of(before))
         # A base may be dead before its commit: that of a change which was superseded twice.
         base = np.where(alive[base], base, current)
-        tracking |= fresh
-        if tracking.any():
-            track = self._tracked()
-            words = make_words(current, base, before & _FLAGS | _TRACKING | _begun(before))
-            self.words[tracked] = words[tracked]
-            self.disagree(np.flatnonzero(touched).astype(np.uint32))
-            track.touched |= touched
-            track.changed_at_ns[touched] = now_ns
-            if begun is not None:
-                self._remember(np.flatnonzero(tracking & (begun != current) & (begun != 0)), begun, alive)
-        return self._changed(before)
+        words[slots] = make_words(current, base, before & _FLAGS | _TRACKING | _begun(before))
+        track = self._tracked()
+        self.disagree(slots[touched].astype(np.uint32))
+        track.touched[slots] |= touched
+        track.changed_at_ns[slots[touched]] = now_ns
+        if begun is not None:
+            self._remember(slots[(begun[slots] != current) & (begun[slots] != 0)], begun, alive)
+        return self._changed_of(slots, before)
 
     def commit(self, table: U32 | None, alive: Bools, now_ns: int) -> U32:
         """``current := table`` (None: it stays), and a base that is gone is given up: its flows are dead.
@@ -292,36 +292,37 @@ class Slots:
         """
         if table is None and self.track is None:
             return _no_slots()
-        before = self.words.copy()
-        old, base, tracking = current_of(before), base_of(before), self.tracking
-        new = old if table is None else table
+        words = self.words
+        slots = np.flatnonzero(self.tracking if table is None else self.tracking | (current_of(words) != table))
+        before = words[slots]
+        old, base, tracking = current_of(before), base_of(before), is_tracking(before)
+        new = old if table is None else table[slots]
         moved = tracking & (new != old)
         track = self.track
         if track is not None:
-            self._remember(np.flatnonzero(moved & (old != base)), old, alive)
-            touched = track.touched | moved
-            track.changed_at_ns[touched] = now_ns
-            self.disagree(np.flatnonzero(touched).astype(np.uint32))
+            self._remember(slots[moved & (old != base)], current_of(words), alive)
+            touched = track.touched[slots] | moved
+            track.changed_at_ns[slots[touched]] = now_ns
+            self.disagree(slots[touched].astype(np.uint32))
             track.touched[:] = False
-            track.orphaned |= tracking & ~alive[base]
-            if track.earlier is not None:
-                track.earlier[~alive[track.earlier]] = 0
+            track.orphaned[slots] |= tracking & ~alive[base]
+            self._forget_dead(slots, alive)
         base = np.where(tracking & alive[base], base, new)
-        self.words[:] = make_words(new, base, self.words & (_FLAGS | _ROUND))
-        return self._changed(before)
+        words[slots] = make_words(new, base, words[slots] & (_FLAGS | _ROUND))
+        return self._changed_of(slots, before)
 
     def leave(self, alive: Bools) -> U32:
         """The change that is prepared here will not come; nobody has committed it. What tracks goes on tracking."""
         if self.track is None:
             return _no_slots()
-        before = self.words.copy()
+        slots = np.flatnonzero(self.tracking)
+        before = self.words[slots]
         self.track.touched[:] = False
-        if self.track.earlier is not None:
-            self.track.earlier[~alive[self.track.earlier]] = 0
-        current, base, tracking = current_of(before), base_of(before), self.tracking
-        base = np.where(tracking & alive[base], base, current)
-        self.words[:] = make_words(current, base, before & (_FLAGS | _ROUND))
-        return self._changed(before)
+        self._forget_dead(slots, alive)
+        current, base = current_of(before), base_of(before)
+        base = np.where(alive[base], base, current)
+        self.words[slots] = make_words(current, base, before & (_FLAGS | _ROUND))
+        return self._changed_of(slots, before)
 
     def take_page(self, covered: U32, tracking: U32, words: U64, alive: Bools, now_ns: int) -> U32:
         """What another replica has handed over: of ``covered`` these slots are tracking there, with these words, the
@@ -463,8 +464,20 @@ class Slots:
         self.words[slots] = words
         return changed
 
+    def _forget_dead(self, slots: npt.NDArray[np.intp], alive: Bools) -> None:
+        """Dead backends have no live flows in these slots any more."""
+        if self.track is not None and self.track.earlier is not None:
+            rows = self.track.earlier[slots]
+            rows[~alive[rows]] = 0
+            self.track.earlier[slots] = rows
+
     def _changed(self, before: U64) -> U32:
         return np.flatnonzero(before != self.words).astype(np.uint32)
+
+    def _changed_of(self, slots: npt.NDArray[np.intp], before: U64) -> U32:
+        """Of these slots, which had these words before."""
+        changed: U32 = slots[before != self.words[slots]].astype(np.uint32)
+        return changed
 
     def check_invariants(self, alive: Bools) -> None:
         """Raise AssertionError where one does not hold. Cheap enough to be called after every step of a test."""
