@@ -30,13 +30,17 @@ class Clocks:
     def __init__(self) -> None:
         self._ahead_ns: dict[str, int] = {}
 
-    def heard(self, name: str, text: str | None, now_ns: int) -> None:
-        """An answer has come, with this header."""
-        shown_ns = read_clock(text)
+    def heard(self, name: str, shown_ns: int | None, now_ns: int) -> None:
+        """An answer has come, and with it what the clock there shows; None: it says nothing about that."""
         if shown_ns is not None:
             self._ahead_ns[name] = shown_ns - now_ns
 
-    def headers(self, name: str, now_ns: int) -> dict[str, str]:
-        """For the next question."""
+    def there_ns(self, name: str, now_ns: int) -> int | None:
+        """What the clock there shows by now, for the next question; None: there was no answer yet."""
         ahead_ns = self._ahead_ns.get(name)
-        return {} if ahead_ns is None else {HEADER_CLOCK: str(max(now_ns + ahead_ns, 0))}
+        return None if ahead_ns is None else max(now_ns + ahead_ns, 0)
+
+    def headers(self, name: str, now_ns: int) -> dict[str, str]:
+        """The same as a header."""
+        there_ns = self.there_ns(name, now_ns)
+        return {} if there_ns is None else {HEADER_CLOCK: str(there_ns)}

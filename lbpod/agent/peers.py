@@ -16,20 +16,20 @@ has to carry the name of the node that was meant: TLS checks that, before a byte
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
 
-from lbpod.agent.age import HEADER_CLOCK, Clocks
+from lbpod.agent.age import HEADER_CLOCK, Clocks, read_clock
+from lbpod.agent.beats import BeatLines
 from lbpod.agent.broken import raise_what_failed
 from lbpod.agent.clock import now_ns
 from lbpod.certs import server_name
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
 from lbpod.core.limits import (
-    BEAT_CONNECTIONS_MAX,
     BEATS_OPEN_MAX,
     BODY_BYTES_MAX,
     OUTSTANDING_MAX,
@@ -69,6 +69,7 @@ class _Lane:
     calls_max: int
     """To one node."""
     connections_max: int
+    """For requests. Beats see to theirs themselves (``beats``)."""
     timeout_ns: int
     session: aiohttp.ClientSession | None = None
     under_way: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
@@ -123,9 +124,10 @@ class Peers:
         self._tls = tls
         self._on_event = on_event
         self._calls = _Lane(OUTSTANDING_MAX, PEER_CONNECTIONS_MAX, PEER_TIMEOUT_NS)
-        self._beats = _Lane(BEATS_OPEN_MAX, BEAT_CONNECTIONS_MAX, PEER_TIMEOUT_NS)
+        self._beats = _Lane(BEATS_OPEN_MAX, 0, PEER_TIMEOUT_NS)
         self._nodes: Mapping[int, Node] = {}
         self._clocks = Clocks()
+        self._lines = BeatLines(self._clocks)
         self.asked: Counter[str] = Counter()
         """Questions and tellings, by kind of body."""
         self.failed: Counter[str] = Counter()
@@ -134,6 +136,7 @@ class Peers:
     def know(self, nodes: Mapping[int, Node]) -> None:
         """The nodes that may be called from now on, by id."""
         self._nodes = nodes
+        self._lines.keep({node.name for node in nodes.values()})
 
     def ask(self, token: int, number: int, body: PeerCall) -> None:
         """Calls a node's agent; Answered or AskFailed follows as an event."""
@@ -158,6 +161,7 @@ class Peers:
         """Cancels everything and closes the connections."""
         await self._calls.close()
         await self._beats.close()
+        await self._lines.close()
 
     # --- One call -------------------------------------------------------------------------------------------------
 
@@ -181,9 +185,10 @@ class Peers:
             self._on_event(event)
 
     async def _call(self, node: Node, body: PeerCall) -> PeerAnswer:
-        method, path = wire.ROUTES[type(body)]
         session = self._lane(body).opened(self._tls)
-        status, data = await self._exchange(session, node, method, path, wire.encode(body))
+        is_beat = isinstance(body, BeatCall)
+        asking = self._lines.ask(session, node, wire.encode(body)) if is_beat else self._request(session, node, body)
+        status, data = await self._answered(node, asking)
         if status != 200:
             sentence = data[:SENTENCE_BYTES_MAX].decode(errors="replace").strip()
             raise UnansweredError(f"{node.name} answered {status}: {sentence}", untaken=400 <= status < 500)
@@ -191,20 +196,26 @@ class Peers:
         assert isinstance(answer, PeerAnswer), "the answer to a peer's call is a peer's answer"
         return answer
 
-    async def _exchange(
-        self, session: aiohttp.ClientSession, node: Node, method: str, path: str, data: bytes
-    ) -> tuple[int, bytes]:
+    async def _request(self, session: aiohttp.ClientSession, node: Node, body: PeerCall) -> tuple[int, bytes]:
+        method, path = wire.ROUTES[type(body)]
+        async with session.request(
+            method,
+            f"https://{node.control}{path}",
+            data=wire.encode(body),
+            headers={"Content-Type": wire.CONTENT_TYPE, **self._clocks.headers(node.name, now_ns())},
+            server_hostname=server_name(node.name),
+            allow_redirects=False,
+        ) as response:
+            self._clocks.heard(node.name, read_clock(response.headers.get(HEADER_CLOCK)), now_ns())
+            return response.status, await _bounded(response.content, node.name)
+
+    @staticmethod
+    async def _answered(node: Node, asking: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes]:
+        """Status and body. Raises UnansweredError where there are none."""
         try:
-            async with session.request(
-                method,
-                f"https://{node.control}{path}",
-                data=data,
-                headers={"Content-Type": wire.CONTENT_TYPE, **self._clocks.headers(node.name, now_ns())},
-                server_hostname=server_name(node.name),
-                allow_redirects=False,
-            ) as response:
-                self._clocks.heard(node.name, response.headers.get(HEADER_CLOCK), now_ns())
-                return response.status, await _bounded(response.content, node.name)
+            return await asking
+        except aiohttp.WSServerHandshakeError as error:
+            return error.status, error.message.encode()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             sentence = f"{node.name} ({node.control}) cannot be reached: {error}"
             if not isinstance(error, aiohttp.ClientConnectorError):

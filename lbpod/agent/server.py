@@ -10,7 +10,7 @@ Left to others: what a call means (the Keeper), what may stand in a body (``core
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,12 +19,20 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from lbpod.agent.age import HEADER_CLOCK, read_clock
+from lbpod.agent.beats import Answer, BeatServer, beat_of
 from lbpod.agent.clock import now_ns
 from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
-from lbpod.core.limits import BEAT_DOWN_NS, BODY_BYTES_MAX, FAREWELL_NS, PEER_BODY_BYTES_MAX, QUESTION_AGE_NS_MAX
+from lbpod.core.limits import (
+    BEAT_DOWN_NS,
+    BODY_BYTES_MAX,
+    FAREWELL_NS,
+    PEER_BODY_BYTES_MAX,
+    QUESTION_AGE_NS_MAX,
+    SENTENCE_BYTES_MAX,
+)
 from lbpod.core.messages import (
     BeatCall,
     CommitCall,
@@ -37,6 +45,7 @@ from lbpod.core.messages import (
     PrepareCall,
     QuietCall,
     Refuse,
+    Reply,
     ResolveCall,
     RingDoneCall,
     RingPrepareCall,
@@ -82,7 +91,10 @@ _MAY: Final[dict[type[Call], frozenset[Role]]] = {
 def control_app(view: View) -> web.Application:
     """What is served behind mutual TLS."""
     app = web.Application(middlewares=[_counting(view), _plain_sentences], client_max_size=BODY_BYTES_MAX)
-    for kind in _MAY:
+    beats = BeatServer(partial(_beat, view))
+    app.router.add_get(wire.PATH_BEATS, _beats(beats))
+    app.on_shutdown.append(beats.close)
+    for kind in _MAY.keys() - {BeatCall}:
         method, path = wire.ROUTES[kind]
         app.router.add_route(method, path, _calls(view, kind))
     app.router.add_get(wire.PATH_STATE, _states(view))
@@ -201,14 +213,33 @@ def _calls(view: View, kind: type[Call]) -> Handler:
     return handle
 
 
+def _beats(beats: BeatServer) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        _admit(request, _MAY[BeatCall])
+        return await beats.serve(request)
+
+    return handle
+
+
+async def _beat(view: View, asked_ns: int | None, data: bytes) -> Answer:
+    """One beat. It says who is there until BEAT_DOWN_NS after it was asked."""
+    try:
+        call = beat_of(data)
+    except RemoteError as error:
+        answer: Reply | Refuse = Refuse(0, error.status, error.sentence)
+    else:
+        answer = await view.driver.call(call, None if asked_ns is None else asked_ns + BEAT_DOWN_NS)
+    if isinstance(answer, Reply):
+        return 200, wire.encode(answer.body)
+    view.refused[wire.PATH_BEATS, answer.status] += 1
+    return answer.status, answer.sentence.encode()[:SENTENCE_BYTES_MAX]
+
+
 def _until_ns(request: web.Request, body: Call) -> int | None:
-    """Until when this may be acted upon (a beat: until when it says who is there), on our clock; None: whenever it
-    arrives."""
+    """Until when this may be acted upon, on our clock; None: whenever it arrives."""
     acted_upon = isinstance(body, ForgetCall | MissedCall)
     acted_upon |= isinstance(body, SettleCall) and body.step is SettleStep.ASK
     asked_ns = read_clock(request.headers.get(HEADER_CLOCK))
-    if isinstance(body, BeatCall) and asked_ns is not None:
-        return asked_ns + BEAT_DOWN_NS
     if not acted_upon:
         return None
     if asked_ns is None:

@@ -268,6 +268,12 @@ PEER_CONNECTIONS_MAX: Final = 4
 BEAT_CONNECTIONS_MAX: Final = 2
 """The same for beats, apart from all other calls. Two: one may be stuck."""
 
+BEAT_LINE_NS: Final = 10_000_000_000
+"""A connection for beats on which nobody asks for so long is closed."""
+
+BEAT_BYTES_MAX: Final = 4 * 1024
+"""Largest beat: all members are found to be silent."""
+
 SENTENCE_BYTES_MAX: Final = 500
 """How much of a refusal's text is passed on."""
 

@@ -78,7 +78,8 @@ PATH_RING_SWITCH: Final = "/v1/ring/switch"
 PATH_RING_DONE: Final = "/v1/ring/done"
 PATH_SLOTS_STATE: Final = "/v1/slots/state"
 PATH_MISSED: Final = "/v1/flows/missed"
-PATH_BEAT: Final = "/v1/beat"
+PATH_BEATS: Final = "/v1/beats"
+"""A WebSocket (``agent.beats``)."""
 PATH_STATE: Final = "/v1/state"
 QUERY_SNAPSHOT: Final = "snapshot"
 """``GET /v1/state?snapshot=1``: with the newest snapshot."""
@@ -100,7 +101,7 @@ ROUTES: Final[dict[type[Body], tuple[str, str]]] = {
     RingDoneCall: ("POST", PATH_RING_DONE),
     StateCall: ("PUT", PATH_SLOTS_STATE),
     MissedCall: ("PUT", PATH_MISSED),
-    BeatCall: ("POST", PATH_BEAT),
+    BeatCall: ("GET", PATH_BEATS),
 }
 """Method and path of every call that has a body."""
 

@@ -121,14 +121,13 @@ async def test_a_beat_that_comes_late_is_answered_and_said_to_be_late(
         assert not heard[-1].late
         tls = client_context(files_in(folder / "tls", "n2"))
         tls.check_hostname = False
-        method, path = wire.ROUTES[BeatCall]
-        late = {HEADER_CLOCK: str(now_ns() - BEAT_DOWN_NS - 1)}
-        url, data = f"https://127.0.0.1:{one.control_port}{path}", wire.encode(BeatCall(1, 977, 1))
+        late = (now_ns() - BEAT_DOWN_NS - 1).to_bytes(8)
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as session,
-            session.request(method, url, data=data, headers=late) as response,
+            session.ws_connect(f"https://127.0.0.1:{one.control_port}{wire.PATH_BEATS}") as line,
         ):
-            assert 200 == response.status
+            await line.send_bytes(late + wire.encode(BeatCall(1, 977, 1)))
+            assert 200 == int.from_bytes((await line.receive_bytes())[8:10])
         assert [True] == [one.late for one in heard if isinstance(one.body, BeatCall) and one.body.generation == 977]
 
 
