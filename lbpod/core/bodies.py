@@ -238,14 +238,16 @@ class MissedAnswer(msgspec.Struct, frozen=True):
 
 
 class BeatCall(msgspec.Struct, frozen=True):
-    """POST /v1/beat: are you there? The caller's own state comes along, so that both learn from one call. down: members
-    that it has found to be silent itself. returning: it was cut off, and waits to be told what it has missed."""
+    """On /v1/beats: are you there? The caller's own state comes along, so that both learn from one call. down: members
+    that it has found to be silent itself. returning: it was cut off, and waits to be told what it has missed.
+    ask_back: it does not ask for both."""
 
     member: int
     generation: int
     ring_epoch: int
     down: tuple[int, ...] = ()
     returning: bool = False
+    ask_back: bool = False
 
 
 class BeatAnswer(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ class Watch:
     """When each was last heard; of one that is watched and was never heard: since when it is watched."""
     asked_ns: dict[int, int] = field(default_factory=dict)
     """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
+    spoke_ns: dict[int, int] = field(default_factory=dict)
+    """When each with a lower id last asked. Invariant: without an entry it is not counted upon to ask."""
     turned_ns: dict[int, int] = field(default_factory=dict)
     """When this LB last changed its mind about each."""
     agentless_ns: dict[int, int] = field(default_factory=dict)
@@ -25,6 +27,8 @@ class Watch:
     hearsay: set[int] = field(default_factory=set)
     """Those that are believed to be down, and that this agent has not found silent itself yet: others have, or an
     earlier agent."""
+    chosen: tuple[object, frozenset[int], tuple[int, ...]] | None = None
+    """Who is watched in a large ring, and what that was worked out from: the owners of all slots, the others."""
     open: dict[int, int] = field(default_factory=dict)
     """Beats to each that wait for an answer. Invariant: 1..BEATS_OPEN_MAX, BEATS_MAX in all."""
     said_down: dict[int, frozenset[int]] = field(default_factory=dict)

@@ -9,6 +9,12 @@ so all of this is as quick and as simple as it can be, and nothing here is ever 
 nobody goes unwatched) and those with which this LB shares most slots, which it asks and tells most. During a ring
 change the members of both rings are watched by both: a joiner watches before it serves, a leaver until it is out.
 
+**One of two asks, at rest.** Of two that watch each other the one with the lower member id asks, and the other hears it
+by that: half as many beats, which are most of what an agent does where nothing happens. That holds while no slot tracks
+at either, and all is well. Else both ask, for a belief that is wrong should not last: where a question is overdue (it
+counts as asked when that was due, so a loss shows no later) or has no answer, where either finds anybody silent, and
+where it wants to know more than that somebody is there: in doubt, or cut off before.
+
 **Belief.** A member is heard when it answers that it serves, or when it calls. It is down once it has not been heard
 for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
 not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
@@ -149,13 +155,16 @@ def tick(state: State, now_ns: int) -> Effects:
     _forget(state, others)
     effects = _fence(state, now_ns)
     _skip_gap(watch, now_ns)
+    always = _watched(state, others)
+    asked = _overdue(state, always, now_ns)
     if now_ns + TICK_NS // 2 >= watch.beat_at_ns:
         watch.beat_at_ns = now_ns + BEAT_NS
-        always = _watched(state, others)
         for member in always:
             watch.heard_ns.setdefault(member, now_ns)
-        for member in (*always, *_by_turns(state, always)):
-            effects += _ask(state, member, now_ns)
+        heard = watch.spoke_ns.keys() if _is_at_rest(state) else set()
+        asked = [member for member in always if member not in heard] + _by_turns(state, always)
+    for member in asked:
+        effects += _ask(state, member, now_ns)
     watch.hearsay -= silent_for(state, 2 * BEAT_NS, now_ns)
     silent = _silent(state, now_ns)
     effects += _believe(state, silent, now_ns, up=False)
@@ -221,10 +230,12 @@ def _give_up(state: State, now_ns: int) -> Effects:
 
 
 def asked(state: State, request: int, call: BeatCall, now_ns: int, *, late: bool) -> Effects:
-    """POST /v1/beat: answer, and learn from the question. late: who asked may be down since."""
+    """A beat: answer, and learn from the question. late: who asked may be down since."""
     if state.member == MEMBER_NONE:
         return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
     effects = _heard(state, call, True, now_ns, late=late)
+    if not late and not call.returning and call.member < state.member:
+        effects += _take_turns(state, call, now_ns)
     answer = BeatAnswer(
         member=state.member,
         generation=state.generation,
@@ -287,15 +298,19 @@ def _others(state: State) -> set[int]:
 
 def _watched(state: State, others: set[int]) -> tuple[int, ...]:
     """Those that are always asked."""
+    watch = state.watch
     if len(others) <= WATCH_MAX:
         return tuple(sorted(others))
+    if watch.chosen is not None and watch.chosen[0] is state.owner and watch.chosen[1] == others:
+        return watch.chosen[2]
     follower = min((member for member in others if member > state.member), default=min(others))
     shared = np.zeros(MEMBERS_MAX, dtype=np.int64)
     for mine, theirs in ((state.owner, state.backup), (state.backup, state.owner)):
         partners = theirs[mine == state.member]
         shared += np.bincount(partners[partners != MEMBER_NONE], minlength=MEMBERS_MAX)
     rest = sorted(others - {follower}, key=lambda member: (-int(shared[member]), member))
-    return tuple(sorted([follower, *rest[: WATCH_MAX - 1]]))
+    watch.chosen = (state.owner, frozenset(others), tuple(sorted([follower, *rest[: WATCH_MAX - 1]])))
+    return watch.chosen[2]
 
 
 def _by_turns(state: State, always: tuple[int, ...]) -> list[int]:
@@ -320,12 +335,40 @@ def _forget(state: State, others: set[int]) -> None:
     watch.hearsay &= others
     watch.owed_by &= others
     watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
-    for known in (watch.heard_ns, watch.asked_ns, watch.agentless_ns, watch.turned_ns, watch.missed):
+    for known in (watch.heard_ns, watch.asked_ns, watch.spoke_ns, watch.agentless_ns, watch.turned_ns, watch.missed):
         for member in known.keys() - others:
             del known[member]
 
 
 # --- Beats ------------------------------------------------------------------------------------------------------------
+def _is_at_rest(state: State) -> bool:
+    """A belief that is wrong would matter to no flow here, and nothing is to be found out."""
+    watch = state.watch
+    if state.down or watch.suspects or watch.doubt_ns or watch.owed_by:
+        return False
+    return all(vs.slots.track is None for vs in state.vips.values())
+
+
+def _take_turns(state: State, call: BeatCall, now_ns: int) -> Effects:
+    """One with a lower id asks, and for both, where it says so."""
+    spoke_ns = state.watch.spoke_ns
+    if not call.ask_back:
+        spoke_ns[call.member] = now_ns
+        return []
+    return _ask(state, call.member, now_ns) if spoke_ns.pop(call.member, 0) else []
+
+
+def _overdue(state: State, always: tuple[int, ...], now_ns: int) -> list[int]:
+    """Who has asked until now, and should have again. From then on counts how long it has been silent, as if it had
+    been asked itself."""
+    watch = state.watch
+    found = [member for member in always if watch.spoke_ns.get(member, now_ns) + BEAT_NS + TICK_NS // 2 <= now_ns]
+    for member in found:
+        due_ns = watch.spoke_ns.pop(member) + BEAT_NS
+        watch.asked_ns.setdefault(member, due_ns)
+    return found
+
+
 def _ask(state: State, member: int, now_ns: int) -> Effects:
     watch, node = state.watch, state.node_of_member.get(member, 0)
     count = watch.open.get(member, 0)
@@ -335,7 +378,8 @@ def _ask(state: State, member: int, now_ns: int) -> Effects:
     watch.open[member] = count + 1
     # Of no node: a node that is down has no room for one question more.
     is_returning = missed.is_returning(state)
-    call = BeatCall(state.member, state.generation, _ring_epoch(state), _found_down(state), is_returning)
+    ask_back = watch.asked_ns[member] < now_ns or not _is_at_rest(state)
+    call = BeatCall(state.member, state.generation, _ring_epoch(state), _found_down(state), is_returning, ask_back)
     return [Ask(state.open(_Beat(member, now_ns), now_ns), node, call)]
 
 
@@ -452,7 +496,7 @@ def _skip_gap(watch: Watch, now_ns: int) -> None:
     """Time in which this LB did not run is nobody's silence; and no stamp is ahead of a clock that was set back."""
     gap_ns = max(now_ns - watch.ticked_ns - BEAT_NS, 0) if watch.ticked_ns else 0
     if gap_ns or now_ns < watch.ticked_ns:
-        for stamps in (watch.heard_ns, watch.asked_ns, watch.agentless_ns):
+        for stamps in (watch.heard_ns, watch.asked_ns, watch.spoke_ns, watch.agentless_ns):
             for member in stamps:
                 stamps[member] = min(stamps[member] + gap_ns, now_ns)
         watch.beat_at_ns = min(watch.beat_at_ns, now_ns)
