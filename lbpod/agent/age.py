@@ -15,6 +15,8 @@ from typing import Final
 
 HEADER_CLOCK: Final = "Holdfast-Clock"
 _DIGITS_MAX: Final = 20
+_CLOCK_NS_MAX: Final = (1 << 63) - 1
+"""Three hundred years after a boot. What shows more is no clock."""
 
 
 def read_clock(text: str | None) -> int | None:
@@ -32,7 +34,7 @@ class Clocks:
 
     def heard(self, name: str, shown_ns: int | None, now_ns: int) -> None:
         """An answer has come, and with it what the clock there shows; None: it says nothing about that."""
-        if shown_ns is not None:
+        if shown_ns is not None and shown_ns <= _CLOCK_NS_MAX:
             self._ahead_ns[name] = shown_ns - now_ns
 
     def there_ns(self, name: str, now_ns: int) -> int | None:

@@ -17,8 +17,7 @@ Left to others: whom to ask and what (the Keeper), how many may be under way (``
 
 import asyncio
 import struct
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import aiohttp
@@ -40,10 +39,16 @@ _CLOSES: Final = aiohttp.ClientWSTimeout(ws_close=0)
 """Nobody waits for a farewell: a line is closed because nobody answers."""
 
 Line = aiohttp.ClientWebSocketResponse
+Place = tuple[str, str]
+"""A node's name, and where its agent listens."""
 Answer = tuple[int, bytes]
 """A status as HTTP has it, and a body or one sentence."""
 Asked = Callable[[int | None, bytes], Awaitable[Answer]]
 """What this side's clock showed when it was asked (None: the other side does not know), and the body."""
+
+
+def _place(node: Node) -> Place:
+    return node.name, node.control
 
 
 class BeatLines:
@@ -51,24 +56,32 @@ class BeatLines:
 
     def __init__(self, clocks: Clocks) -> None:
         self._clocks = clocks
-        self._idle: defaultdict[str, list[Line]] = defaultdict(list)
+        self._idle: dict[Place, list[Line]] = {}
+        """To all nodes that there are."""
         self._left: list[Line] = []
-        """Of nodes that there are no more."""
-        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(BEAT_CONNECTIONS_MAX))
+        """To nodes that are gone, or elsewhere now."""
+        self._places: dict[Place, asyncio.Semaphore] = {}
 
-    def keep(self, names: Collection[str]) -> None:
+    def keep(self, nodes: Iterable[Node]) -> None:
         """There are these nodes; lines to others are closed with the next beat."""
-        for name in self._idle.keys() - names:
-            self._left += self._idle.pop(name)
+        before, self._idle = self._idle, {}
+        for node in nodes:
+            place = _place(node)
+            self._idle[place] = before.pop(place, [])
+        self._left += [line for lines in before.values() for line in lines]
+        self._places = {place: gate for place, gate in self._places.items() if place in self._idle}
 
     async def ask(self, session: aiohttp.ClientSession, node: Node, body: bytes) -> Answer:
         """One beat. Raises TimeoutError, OSError, aiohttp.ClientError."""
-        async with asyncio.timeout(PEER_TIMEOUT_NS * _NS), self._places[node.name]:
+        place = _place(node)
+        gate = self._places.setdefault(place, asyncio.Semaphore(BEAT_CONNECTIONS_MAX))
+        async with asyncio.timeout(PEER_TIMEOUT_NS * _NS), gate:
             while self._left:
                 await self._left.pop().close()
             while True:
-                is_new = not self._idle[node.name]
-                line = await self._open(session, node) if is_new else self._idle[node.name].pop()
+                idle = self._idle.get(place)
+                is_new = not idle
+                line = idle.pop() if idle else await self._open(session, node)
                 answer = await self._exchange(line, node, body)
                 if answer is not None:
                     return answer
@@ -100,7 +113,7 @@ class BeatLines:
             raise
         clock_ns, status = _ANSWERED.unpack_from(message.data)
         self._clocks.heard(node.name, clock_ns, now_ns())
-        self._idle[node.name].append(line)
+        self._idle.get(_place(node), self._left).append(line)
         return status, message.data[_ANSWERED.size :]
 
     async def close(self) -> None:
@@ -137,7 +150,7 @@ class BeatServer:
             pass  # it is gone, or has nothing to say
         finally:
             self._lines.discard(line)
-            await line.close()
+            await line.close(drain=False)
         return line
 
     async def _answer_all(self, line: web.WebSocketResponse) -> None:
@@ -151,7 +164,7 @@ class BeatServer:
     async def close(self, _: web.Application) -> None:
         """The agent ends: aiohttp would wait for each line."""
         for line in tuple(self._lines):
-            await line.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+            await line.close(code=aiohttp.WSCloseCode.GOING_AWAY, drain=False)
 
 
 def beat_of(body: bytes) -> BeatCall:

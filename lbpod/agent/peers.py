@@ -136,7 +136,7 @@ class Peers:
     def know(self, nodes: Mapping[int, Node]) -> None:
         """The nodes that may be called from now on, by id."""
         self._nodes = nodes
-        self._lines.keep({node.name for node in nodes.values()})
+        self._lines.keep(nodes.values())
 
     def ask(self, token: int, number: int, body: PeerCall) -> None:
         """Calls a node's agent; Answered or AskFailed follows as an event."""

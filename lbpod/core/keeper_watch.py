@@ -17,7 +17,8 @@ class Watch:
     asked_ns: dict[int, int] = field(default_factory=dict)
     """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
     spoke_ns: dict[int, int] = field(default_factory=dict)
-    """When each with a lower id last asked. Invariant: without an entry it is not counted upon to ask."""
+    """When each with a lower id last asked. Invariant: without an entry it is not counted upon to ask; after a tick,
+    only of those that are watched."""
     turned_ns: dict[int, int] = field(default_factory=dict)
     """When this LB last changed its mind about each."""
     agentless_ns: dict[int, int] = field(default_factory=dict)
@@ -37,6 +38,8 @@ class Watch:
     """Those that another LB has found silent and that this one does not watch anyway. They are asked until heard."""
     turn: int = 0
     """Which of those that are not watched anyway come first with the next beats."""
+    beats: int = 0
+    """How often beats have been due."""
     beat_at_ns: int = 0
     """When the next beats are due."""
     ticked_ns: int = 0

@@ -209,6 +209,9 @@ BEAT_DOWN_NS: Final = 500_000_000
 those of both sides count. A client whose packet went to it sends again after 0.2, 0.6 and 1.4 s (RFC 6298's doubling,
 from Linux's smallest pause): the belief is there for the second of these, or soon after it."""
 
+BEATS_BOTH_ASK: Final = 16
+"""Of two that watch each other one asks for both where nothing happens, but for every so many beats."""
+
 AWAY_NS: Final = 4_000_000_000
 """So long after it was heard a member counts as heard whose machine refuses connections to its agent (and is down
 BEAT_DOWN_NS later): the fast path goes on without it, and a start takes a second or two."""
@@ -472,7 +475,7 @@ API_CALLS_MAX: Final = 8
 """Statuses that are written side by side."""
 
 OBSERVE_REST: Final = 3
-"""The operator rests that many times as long as its last look at the cluster took, before the next one."""
+"""The operator rests that many times as long as its last look at the cluster took, API_RETRY_NS at most."""
 
 STATUS_GATHER_NS: Final = 200_000_000
 """Statuses are looked at so long after something has changed: a change of the backends is in force by then, and one
@@ -579,6 +582,7 @@ def check() -> None:
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
     assert BEAT_DOWN_NS < OWED_NS < LOST_NS, "the others have found it silent, and it still is a member"
+    assert 2 * BEATS_BOTH_ASK * BEAT_NS < BEAT_LINE_NS, "a line for beats is there before it is needed"
     assert BEAT_DOWN_NS < AWAY_NS and AWAY_NS + BEAT_DOWN_NS < LOST_NS, (
         "an agent that starts is waited for, and no loss"
     )

@@ -13,7 +13,8 @@ change the members of both rings are watched by both: a joiner watches before it
 by that: half as many beats, which are most of what an agent does where nothing happens. That holds while no slot tracks
 at either, and all is well. Else both ask, for a belief that is wrong should not last: where a question is overdue (it
 counts as asked when that was due, so a loss shows no later) or has no answer, where either finds anybody silent, and
-where it wants to know more than that somebody is there: in doubt, or cut off before.
+where it wants to know more than that somebody is there: in doubt, or cut off before. And now and then (BEATS_BOTH_ASK),
+so that there is a connection when it is needed, and not a handshake to make at each LB at once.
 
 **Belief.** A member is heard when it answers that it serves, or when it calls. It is down once it has not been heard
 for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
@@ -79,6 +80,7 @@ from lbpod.core.limits import (
     AWAY_NS,
     BEAT_DOWN_NS,
     BEAT_NS,
+    BEATS_BOTH_ASK,
     BEATS_MAX,
     BEATS_OPEN_MAX,
     FENCE_NS,
@@ -156,12 +158,15 @@ def tick(state: State, now_ns: int) -> Effects:
     effects = _fence(state, now_ns)
     _skip_gap(watch, now_ns)
     always = _watched(state, others)
-    asked = _overdue(state, always, now_ns)
+    for member in watch.spoke_ns.keys() - set(always):
+        del watch.spoke_ns[member]
+    asked = _overdue(watch, now_ns)
     if now_ns + TICK_NS // 2 >= watch.beat_at_ns:
         watch.beat_at_ns = now_ns + BEAT_NS
         for member in always:
             watch.heard_ns.setdefault(member, now_ns)
-        heard = watch.spoke_ns.keys() if _is_at_rest(state) else set()
+        watch.beats += 1
+        heard = watch.spoke_ns.keys() if _is_at_rest(state) and watch.beats % BEATS_BOTH_ASK else set()
         asked = [member for member in always if member not in heard] + _by_turns(state, always)
     for member in asked:
         effects += _ask(state, member, now_ns)
@@ -358,11 +363,10 @@ def _take_turns(state: State, call: BeatCall, now_ns: int) -> Effects:
     return _ask(state, call.member, now_ns) if spoke_ns.pop(call.member, 0) else []
 
 
-def _overdue(state: State, always: tuple[int, ...], now_ns: int) -> list[int]:
+def _overdue(watch: Watch, now_ns: int) -> list[int]:
     """Who has asked until now, and should have again. From then on counts how long it has been silent, as if it had
     been asked itself."""
-    watch = state.watch
-    found = [member for member in always if watch.spoke_ns.get(member, now_ns) + BEAT_NS + TICK_NS // 2 <= now_ns]
+    found = sorted(member for member, at_ns in watch.spoke_ns.items() if at_ns + BEAT_NS + TICK_NS // 2 <= now_ns)
     for member in found:
         due_ns = watch.spoke_ns.pop(member) + BEAT_NS
         watch.asked_ns.setdefault(member, due_ns)

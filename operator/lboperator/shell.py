@@ -220,7 +220,8 @@ class Operator:
                 statuses.wanted = wanted
                 statuses.poke()
             services.poke()
-            await asyncio.sleep(OBSERVE_REST * (time.monotonic_ns() - began_ns) / _SECOND_NS)
+            rest_ns = min(OBSERVE_REST * (time.monotonic_ns() - began_ns), API_RETRY_NS)
+            await asyncio.sleep(rest_ns / _SECOND_NS)
             await self._wake()
 
     async def _wake(self) -> None:

@@ -112,6 +112,7 @@ class Other:
 
     def __init__(self, folder: Path) -> None:
         self.silent = False
+        self.clock_ns = now_ns
         self.lines: list[web.WebSocketResponse] = []
         self.beats = 0
         self._tls = Credentials(files_in(folder / "tls", "n2")).server
@@ -137,7 +138,9 @@ class Other:
         async for _ in line:
             self.beats += 1
             if not self.silent:
-                await line.send_bytes(ANSWERED.pack(now_ns(), 200) + wire.encode(BeatAnswer(1, 1, 1, serving=True)))
+                await line.send_bytes(
+                    ANSWERED.pack(self.clock_ns(), 200) + wire.encode(BeatAnswer(1, 1, 1, serving=True))
+                )
         return line
 
 
@@ -199,6 +202,27 @@ async def test_lines_to_nodes_that_are_gone_are_closed(folder: Path) -> None:
             while not other.lines[0].closed:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert [True, False] == [line.closed for line in other.lines]
+
+
+async def test_a_node_that_is_elsewhere_now_gets_a_new_line(folder: Path) -> None:
+    async with asking(folder) as (peers, other, events):
+        peers.ask(1, 2, BEAT)
+        await next_of(events)
+        elsewhere = Other(folder)
+        await elsewhere.start()
+        peers.know({2: Node(2, "n2", parse_address("10.0.0.2"), f"127.0.0.1:{elsewhere.port}", 1)})
+        peers.ask(2, 2, BEAT)
+        assert isinstance(await next_of(events), Answered)
+        assert (1, 1) == (other.beats, elsewhere.beats)
+        await elsewhere.stop()
+
+
+async def test_a_clock_beyond_all_bounds_is_not_believed(folder: Path) -> None:
+    async with asking(folder) as (peers, other, events):
+        other.clock_ns = lambda: 2**64 - 1
+        for token in (1, 2):
+            peers.ask(token, 2, BEAT)
+            assert isinstance(await next_of(events), Answered)
 
 
 async def test_a_stuck_line_holds_up_no_other_beat_and_is_given_up(folder: Path) -> None:

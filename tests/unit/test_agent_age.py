@@ -25,6 +25,7 @@ def test_the_last_answer_counts_and_each_name_has_its_own() -> None:
     clocks.heard("n3", 5, 10)
     clocks.heard("n2", 7, 20)
     clocks.heard("n2", None, 30)
+    clocks.heard("n2", 2**64 - 1, 30)
     assert {HEADER_CLOCK: "17"} == clocks.headers("n2", 30)
     assert {HEADER_CLOCK: "25"} == clocks.headers("n3", 30)
     assert {HEADER_CLOCK: "0"} == clocks.headers("n3", 1)

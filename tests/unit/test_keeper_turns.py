@@ -2,10 +2,24 @@
 
 import pytest
 
-from lbpod.core.limits import BEAT_DOWN_NS, BEAT_NS, TICK_NS
-from lbpod.core.messages import BeatCall, PeerCall
-from tests.keepers import SECOND_NS, vip
-from tests.unit.test_keeper_watch import TOLD_NS, UP_AGAIN_NS, believes, between, cluster_of
+from lbpod.core.limits import BEAT_DOWN_NS, BEAT_NS, BEATS_BOTH_ASK, LOST_NS, TICK_NS
+from lbpod.core.messages import BeatCall, Called, PeerCall, Tick
+from lbpod.core.model import Ring, Snapshot
+from tests.keepers import CLUSTER, SECOND_NS, START_NS, vip
+from tests.unit.test_keeper_watch import (
+    LARGE,
+    TOLD_NS,
+    UP_AGAIN_NS,
+    believes,
+    between,
+    cluster_of,
+    in_large_ring,
+    steps_of,
+    ticks,
+)
+
+TURNS = {("lb1", "lb2"), ("lb1", "lb3"), ("lb2", "lb3")}
+"""Who asks whom, at rest."""
 
 
 def test_one_of_two_asks_for_both_while_no_slot_tracks_and_all_is_well() -> None:
@@ -19,8 +33,11 @@ def test_one_of_two_asks_for_both_while_no_slot_tracks_and_all_is_well() -> None
     cluster = cluster_of()
     cluster.blocked = note
     cluster.run(60 * SECOND_NS)
-    assert {("lb1", "lb2"), ("lb1", "lb3"), ("lb2", "lb3")} == set(asked)
-    assert abs(len(asked) - 3 * 60 * SECOND_NS // BEAT_NS) <= 3
+    beats = 60 * SECOND_NS // BEAT_NS
+    assert TURNS | {(receiver, sender) for sender, receiver in TURNS} == set(asked)
+    for turn in TURNS:
+        assert abs(asked.count(turn) - beats) <= 1
+        assert abs(asked.count(turn[::-1]) - beats // BEATS_BOTH_ASK) <= 1, "now and then, so that there is a line"
     lb3_is_gone = True
     cluster.run(BEAT_DOWN_NS + 3 * TICK_NS)
     asked.clear()
@@ -29,8 +46,8 @@ def test_one_of_two_asks_for_both_while_no_slot_tracks_and_all_is_well() -> None
     lb3_is_gone = False
     cluster.run(TOLD_NS + UP_AGAIN_NS)
     asked.clear()
-    cluster.run(SECOND_NS)
-    assert {("lb1", "lb2"), ("lb1", "lb3"), ("lb2", "lb3")} == set(asked)
+    cluster.run(BEATS_BOTH_ASK * BEAT_NS)
+    assert all(asked.count(turn[::-1]) <= 1 for turn in TURNS)
     cluster.change(vip([1, 2, 3]))
     assert cluster["lb1"].status.tracking_slots
     asked.clear()
@@ -50,3 +67,22 @@ def test_a_loss_shows_as_soon_to_who_is_asked_as_to_who_asks(gone: str) -> None:
         assert believes(cluster, other, member)
         cluster.run(BEAT_NS + 3 * TICK_NS)
         assert not believes(cluster, other, member)
+
+
+def test_who_asked_long_ago_and_was_not_watched_has_the_time_to_answer() -> None:
+    """In a large ring one asks whom the other does not watch; much later the ring is small."""
+    last = LARGE - 1
+    keeper = in_large_ring(last)
+    stranger = min(set(range(last)) - set(keeper.beliefs().watched))
+    assert keeper._state.committed is not None
+    nodes = keeper._state.committed.snapshot.nodes
+    keeper.step(Tick(), START_NS)
+    keeper.step(Called(1, BeatCall(stranger, 1, 1)), START_NS)
+    for _ in ticks(keeper, set(), LOST_NS // TICK_NS + 20, START_NS + TICK_NS):
+        assert () == keeper.beliefs().down, "nobody asked, and nobody was to"
+    now_ns = START_NS + LOST_NS + 22 * TICK_NS
+    for body in steps_of(Snapshot(CLUSTER, 2, Ring(2, (stranger, last)), nodes)):
+        keeper.step(Called(2, body), now_ns)
+    keeper.step(Tick(), now_ns)
+    assert ((stranger,), (stranger,)) == (keeper.beliefs().others, keeper.beliefs().watched)
+    assert () == keeper.beliefs().down
