@@ -130,11 +130,6 @@ class BeatServer:
         self._asked = asked
         self._lines: set[web.WebSocketResponse] = set()
 
-    @property
-    def count(self) -> int:
-        """Lines that are open."""
-        return len(self._lines)
-
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """One line, until either side closes it. Raises RemoteError (400) where the request wants none."""
         line = web.WebSocketResponse(

@@ -49,7 +49,7 @@ NEEDED = {
     "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),
     "unrecorded-base": (1, MOVES),
-    "unrecorded-drop": (13, UNSURE),
+    "unrecorded-drop": (5, MOVES),
     "dead-base": (1, MOVES),
     "udp-rebase": (2, ENDLESS),
 }
