@@ -24,13 +24,14 @@ pytestmark = [
 
 END_S = 45
 
-# Whoever is started by nohup ignores SIGHUP, and so do its children.
+# Whoever is started by nohup ignores SIGHUP, in the background of a script SIGINT, and so do its children.
 HOLDER = """
 import signal
 import sys
 import time
 from lbpod.lab import Lab
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Lab(nodes=2) as lab:
     pod = lab.add_pod(lab.nodes[0])
     (lab.pin_dir(lab.nodes[0]) / "sub").mkdir()
