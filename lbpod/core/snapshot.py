@@ -482,7 +482,7 @@ def _unique(what: str, values: Iterable[object]) -> None:
 
 def _unique_endpoints(what: str, those: Sequence[WorldVip | Vip] | Sequence[WorldBackend | Backend]) -> None:
     """Compared as they are: ten thousand of them written out would take a fifth of a second, at each event."""
-    places = {(one.address, one.port, one.protocol if isinstance(one, WorldVip | Vip) else 0) for one in those}
+    places = {_key(one) if isinstance(one, WorldVip | Vip) else (one.address, one.port) for one in those}
     if len(places) < len(those):
         _unique(what, (endpoint(one) for one in those))
 

@@ -145,6 +145,13 @@ class Track:
     earlier: U32 | None = None
     """(SLOT_COUNT, EARLIER_MAX) backends that live flows may have besides base and current; None: no slot has one."""
 
+    def forget_dead(self, slots: npt.NDArray[np.integer], alive: Bools) -> None:
+        """Of the backends of before, those that are dead have no live flows in these slots."""
+        if self.earlier is not None:
+            rows = self.earlier[slots]
+            rows[~alive[rows]] = 0
+            self.earlier[slots] = rows
+
 
 @dataclass(frozen=True, slots=True)
 class _Folded:
@@ -282,7 +289,8 @@ class Slots:
         track.touched[slots] |= touched
         track.changed_at_ns[slots[touched]] = now_ns
         if begun is not None:
-            self._remember(slots[(begun[slots] != current) & (begun[slots] != 0)], begun, alive)
+            was = begun[slots]
+            self._remember(slots[was != current], was[was != current], alive)
         return self._changed_of(slots, before)
 
     def commit(self, table: U32 | None, alive: Bools, now_ns: int) -> U32:
@@ -300,13 +308,14 @@ class Slots:
         moved = tracking & (new != old)
         track = self.track
         if track is not None:
-            self._remember(slots[moved & (old != base)], current_of(words), alive)
+            lost = moved & (old != base)
+            self._remember(slots[lost], old[lost], alive)
             touched = track.touched[slots] | moved
             track.changed_at_ns[slots[touched]] = now_ns
             self.disagree(slots[touched].astype(np.uint32))
             track.touched[:] = False
             track.orphaned[slots] |= tracking & ~alive[base]
-            self._forget_dead(slots, alive)
+            track.forget_dead(slots, alive)
         base = np.where(tracking & alive[base], base, new)
         words[slots] = make_words(new, base, words[slots] & (_FLAGS | _ROUND))
         return self._changed_of(slots, before)
@@ -315,14 +324,13 @@ class Slots:
         """The change that is prepared here will not come; nobody has committed it. What tracks goes on tracking."""
         if self.track is None:
             return _no_slots()
-        slots = np.flatnonzero(self.tracking)
-        before = self.words[slots]
+        slots = np.flatnonzero(self.tracking).astype(np.uint32)
+        words = self.words[slots]
         self.track.touched[:] = False
-        self._forget_dead(slots, alive)
-        current, base = current_of(before), base_of(before)
+        self.track.forget_dead(slots, alive)
+        current, base = current_of(words), base_of(words)
         base = np.where(alive[base], base, current)
-        self.words[slots] = make_words(current, base, before & (_FLAGS | _ROUND))
-        return self._changed_of(slots, before)
+        return self._write(slots, make_words(current, base, words & (_FLAGS | _ROUND)))
 
     def take_page(self, covered: U32, tracking: U32, words: U64, alive: Bools, now_ns: int) -> U32:
         """What another replica has handed over: of ``covered`` these slots are tracking there, with these words, the
@@ -400,7 +408,7 @@ class Slots:
             return _no_slots()
         kept = is_tracking(self.words[slots])
         slots, bases = slots[kept], bases[kept]
-        self._remember(slots.astype(np.intp), base_of(self.words), alive)
+        self._remember(slots.astype(np.intp), base_of(self.words[slots]), alive)
         self.track.changed_at_ns[slots] = now_ns
         return self.take_over(slots, bases, alive)
 
@@ -438,14 +446,15 @@ class Slots:
         return self.track
 
     def _remember(self, slots: npt.NDArray[np.intp], backends: U32, alive: Bools) -> None:
-        """``backends[slots]`` become possible; dead ones make room, and what finds none makes the slot unknown."""
-        slots = slots[backends[slots] != 0]
+        """These slots' backends (n,), 0: none, become possible; dead ones make room, and what finds none makes the slot
+        unknown."""
+        slots, new = slots[backends != 0], backends[backends != 0]
         if not len(slots):
             return
         track = self._tracked()
         if track.earlier is None:
             track.earlier = np.zeros((SLOT_COUNT, EARLIER_MAX), dtype=np.uint32)
-        rows, new = track.earlier[slots], backends[slots]
+        rows = track.earlier[slots]
         rows[~alive[rows]] = 0
         missing = ~(rows == new[:, None]).any(axis=1)
         free = rows == 0
@@ -463,13 +472,6 @@ class Slots:
         changed: U32 = slots[self.words[slots] != words]
         self.words[slots] = words
         return changed
-
-    def _forget_dead(self, slots: npt.NDArray[np.intp], alive: Bools) -> None:
-        """Dead backends have no live flows in these slots any more."""
-        if self.track is not None and self.track.earlier is not None:
-            rows = self.track.earlier[slots]
-            rows[~alive[rows]] = 0
-            self.track.earlier[slots] = rows
 
     def _changed(self, before: U64) -> U32:
         return np.flatnonzero(before != self.words).astype(np.uint32)
