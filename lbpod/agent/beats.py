@@ -29,7 +29,6 @@ from lbpod.certs import server_name
 from lbpod.core import wire
 from lbpod.core.errors import RemoteError
 from lbpod.core.limits import BEAT_BYTES_MAX, BEAT_CONNECTIONS_MAX, BEAT_LINE_NS, PEER_TIMEOUT_NS
-from lbpod.core.messages import BeatCall
 from lbpod.core.model import Node
 
 _NS: Final = 1e-9
@@ -99,22 +98,22 @@ class BeatLines:
 
     async def _exchange(self, line: Line, node: Node, body: bytes) -> Answer | None:
         """None: the line has been closed by the other side. Only one that has just answered is idle again."""
+        answer = b""
         try:
             await line.send_bytes(_ASKED.pack(self._clocks.there_ns(node.name, now_ns()) or 0) + body)
             message = await line.receive()
-            if message.type is not aiohttp.WSMsgType.BINARY or len(message.data) < _ANSWERED.size:
-                await line.close()
-                return None
+            answer = message.data if message.type is aiohttp.WSMsgType.BINARY else b""
         except ConnectionError:
-            await line.close()
+            pass
+        finally:
+            if len(answer) < _ANSWERED.size:
+                await line.close()
+        if len(answer) < _ANSWERED.size:
             return None
-        except BaseException:
-            await line.close()
-            raise
-        clock_ns, status = _ANSWERED.unpack_from(message.data)
+        clock_ns, status = _ANSWERED.unpack_from(answer)
         self._clocks.heard(node.name, clock_ns, now_ns())
         self._idle.get(_place(node), self._left).append(line)
-        return status, message.data[_ANSWERED.size :]
+        return status, answer[_ANSWERED.size :]
 
     async def close(self) -> None:
         """When no beat is under way any more."""
@@ -160,8 +159,3 @@ class BeatServer:
         """The agent ends: aiohttp would wait for each line."""
         for line in tuple(self._lines):
             await line.close(code=aiohttp.WSCloseCode.GOING_AWAY, drain=False)
-
-
-def beat_of(body: bytes) -> BeatCall:
-    """The question. Raises RemoteError where it is none."""
-    return wire.decode(BeatCall, body)

@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from lbpod.agent.age import HEADER_CLOCK, read_clock
-from lbpod.agent.beats import Answer, BeatServer, beat_of
+from lbpod.agent.beats import Answer, BeatServer
 from lbpod.agent.clock import now_ns
 from lbpod.agent.view import View
 from lbpod.certs import Role, role_of
@@ -92,11 +92,10 @@ def control_app(view: View) -> web.Application:
     """What is served behind mutual TLS."""
     app = web.Application(middlewares=[_counting(view), _plain_sentences], client_max_size=BODY_BYTES_MAX)
     beats = BeatServer(partial(_beat, view))
-    app.router.add_get(wire.PATH_BEATS, _beats(beats))
     app.on_shutdown.append(beats.close)
-    for kind in _MAY.keys() - {BeatCall}:
+    for kind in _MAY:
         method, path = wire.ROUTES[kind]
-        app.router.add_route(method, path, _calls(view, kind))
+        app.router.add_route(method, path, _beats(beats) if kind is BeatCall else _calls(view, kind))
     app.router.add_get(wire.PATH_STATE, _states(view))
     app.router.add_get(PATH_TRACE, _traces(view))
     app.router.add_post(wire.PATH_FAREWELL, _farewells(view))
@@ -224,11 +223,10 @@ def _beats(beats: BeatServer) -> Handler:
 async def _beat(view: View, asked_ns: int | None, data: bytes) -> Answer:
     """One beat. It says who is there until BEAT_DOWN_NS after it was asked."""
     try:
-        call = beat_of(data)
+        call, until_ns = wire.decode(BeatCall, data), None if asked_ns is None else asked_ns + BEAT_DOWN_NS
+        answer = await view.driver.call(call, until_ns)
     except RemoteError as error:
-        answer: Reply | Refuse = Refuse(0, error.status, error.sentence)
-    else:
-        answer = await view.driver.call(call, None if asked_ns is None else asked_ns + BEAT_DOWN_NS)
+        answer = Refuse(0, error.status, error.sentence)
     if isinstance(answer, Reply):
         return 200, wire.encode(answer.body)
     view.refused[wire.PATH_BEATS, answer.status] += 1

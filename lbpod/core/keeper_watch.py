@@ -15,7 +15,8 @@ class Watch:
     heard_ns: dict[int, int] = field(default_factory=dict)
     """When each was last heard; of one that is watched and was never heard: since when it is watched."""
     asked_ns: dict[int, int] = field(default_factory=dict)
-    """When each was first asked since it was last heard. Invariant: without an entry it was not asked since."""
+    """When each was first asked since it was last heard, or should have asked itself. Invariant: without an entry
+    neither was the case since."""
     spoke_ns: dict[int, int] = field(default_factory=dict)
     """When each with a lower id last asked. Invariant: without an entry it is not counted upon to ask; after a tick,
     only of those that are watched."""

@@ -210,7 +210,7 @@ those of both sides count. A client whose packet went to it sends again after 0.
 from Linux's smallest pause): the belief is there for the second of these, or soon after it."""
 
 BEATS_BOTH_ASK: Final = 16
-"""Of two that watch each other one asks for both where nothing happens, but for every so many beats."""
+"""Of two that watch each other one asks for both at rest; the other asks, too, once in so many beats."""
 
 AWAY_NS: Final = 4_000_000_000
 """So long after it was heard a member counts as heard whose machine refuses connections to its agent (and is down

@@ -17,8 +17,8 @@ where it wants to know more than that somebody is there: in doubt, or cut off be
 so that there is a connection when it is needed, and not a handshake to make at each LB at once.
 
 **Belief.** A member is heard when it answers that it serves, or when it calls. It is down once it has not been heard
-for BEAT_DOWN_NS although it was asked more than twice; one word from it and it is up. Time in which this LB itself did
-not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
+for BEAT_DOWN_NS although it was asked, or due to ask, two beats ago or earlier; one word from it and it is up. Time in
+which this LB itself did not run (it was stopped, or its clock has jumped) is not counted as the others' silence.
 
 *An agent that is away is no LB that is down*: its fast path decides, records and passes on chains as before. Where
 the machine itself refuses the connection to it, it counts as heard for AWAY_NS. (Believed to be down, it would
@@ -160,16 +160,16 @@ def tick(state: State, now_ns: int) -> Effects:
     always = _watched(state, others)
     for member in watch.spoke_ns.keys() - set(always):
         del watch.spoke_ns[member]
-    asked = _overdue(watch, now_ns)
+    at_rest, due = _is_at_rest(state), _overdue(watch, now_ns)
     if now_ns + TICK_NS // 2 >= watch.beat_at_ns:
         watch.beat_at_ns = now_ns + BEAT_NS
         for member in always:
             watch.heard_ns.setdefault(member, now_ns)
         watch.beats += 1
-        heard = watch.spoke_ns.keys() if _is_at_rest(state) and watch.beats % BEATS_BOTH_ASK else set()
-        asked = [member for member in always if member not in heard] + _by_turns(state, always)
-    for member in asked:
-        effects += _ask(state, member, now_ns)
+        asking = watch.spoke_ns.keys() if at_rest and watch.beats % BEATS_BOTH_ASK else set()
+        due = [member for member in always if member not in asking] + _by_turns(state, always)
+    for member in due:
+        effects += _ask(state, member, now_ns, ask_back=not at_rest)
     watch.hearsay -= silent_for(state, 2 * BEAT_NS, now_ns)
     silent = _silent(state, now_ns)
     effects += _believe(state, silent, now_ns, up=False)
@@ -340,7 +340,7 @@ def _forget(state: State, others: set[int]) -> None:
     watch.hearsay &= others
     watch.owed_by &= others
     watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
-    for known in (watch.heard_ns, watch.asked_ns, watch.spoke_ns, watch.agentless_ns, watch.turned_ns, watch.missed):
+    for known in (watch.heard_ns, watch.asked_ns, watch.agentless_ns, watch.turned_ns, watch.missed):
         for member in known.keys() - others:
             del known[member]
 
@@ -373,7 +373,8 @@ def _overdue(watch: Watch, now_ns: int) -> list[int]:
     return found
 
 
-def _ask(state: State, member: int, now_ns: int) -> Effects:
+def _ask(state: State, member: int, now_ns: int, *, ask_back: bool = True) -> Effects:
+    """ask_back: it should ask, too. So it should where it was asked before, and was not heard since."""
     watch, node = state.watch, state.node_of_member.get(member, 0)
     count = watch.open.get(member, 0)
     if not node or count >= BEATS_OPEN_MAX or sum(watch.open.values()) >= BEATS_MAX:
@@ -382,7 +383,7 @@ def _ask(state: State, member: int, now_ns: int) -> Effects:
     watch.open[member] = count + 1
     # Of no node: a node that is down has no room for one question more.
     is_returning = missed.is_returning(state)
-    ask_back = watch.asked_ns[member] < now_ns or not _is_at_rest(state)
+    ask_back |= watch.asked_ns[member] < now_ns
     call = BeatCall(state.member, state.generation, _ring_epoch(state), _found_down(state), is_returning, ask_back)
     return [Ask(state.open(_Beat(member, now_ns), now_ns), node, call)]
 

@@ -4,7 +4,7 @@ stuck or silent. Agents on maps in memory, real TLS."""
 import asyncio
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -104,6 +104,16 @@ async def test_a_line_on_which_nobody_asks_is_closed(folder: Path, monkeypatch: 
     async with running(make_parts("n1", folder, MemoryDatapath())) as one, line_to(folder, one, "n2") as line:
         await say(line, wire.encode(BEAT))
         assert aiohttp.WSMsgType.CLOSE == (await line.receive(timeout=10)).type
+
+
+async def test_an_agent_that_ends_says_so_on_all_lines_and_waits_for_none(folder: Path) -> None:
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(running(make_parts("n1", folder, MemoryDatapath())))
+        line = await stack.enter_async_context(line_to(folder, one, "n2"))
+        await say(line, wire.encode(BEAT))
+        one.stop()
+        ended = await line.receive(timeout=10)
+        assert (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.GOING_AWAY) == (ended.type, ended.data)
 
 
 # --- The side that asks -----------------------------------------------------------------------------------------------
