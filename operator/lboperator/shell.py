@@ -7,7 +7,7 @@ state of VirtualServices that cannot be served right now. Only then the first Wo
 itself what is under way.
 
 After that: an event changes the cache, the cache is observed whole, a World that differs goes to the Driver, and the
-statuses follow what the Driver reports. A look at a thousand VirtualServices takes some ten milliseconds, and under a
+statuses follow what the Driver reports. A look at a thousand VirtualServices takes tens of milliseconds, and under a
 stream of changes one at each event left no time for anything else: the answers of the LBs waited, and a change took
 nine seconds. So after each look others have their turn, in proportion to how long it took (OBSERVE_REST).
 """
