@@ -132,6 +132,17 @@ async def busy(pids: Mapping[str, int], seconds: float) -> dict[str, float]:
     return {name: round(100 * (cpu_seconds(pid) - before[name]) / took, 2) for name, pid in pids.items()}
 
 
+async def watching(bench: ControlWorld, size: Size) -> Figures:
+    """What agents take where nothing happens, but that they watch each other."""
+
+    async def is_steady() -> bool:
+        return not bench.tracking_count()
+
+    await until("no slot to track", is_steady, 300)
+    cpu = list((await busy({name: program.pid for name, program in bench.lbs.items()}, size.watch_s)).values())
+    return {"watching": {"agents": len(cpu), "mean": round(sum(cpu) / len(cpu), 2), "most": max(cpu)}}
+
+
 async def agents(bench: ControlWorld, size: Size, found: Figures) -> None:
     """What an agent takes with so many VIPs."""
     await create_all(bench, range(1, size.vips), size.scale_backends, size.scale_at_once)
@@ -301,6 +312,7 @@ def report(found: Figures, size: Size, command: str) -> str:
             lines += [f"| {name} | {STEPS[name]} | {ms['p50']} | {ms['p99']} |" for name, ms in took["steps"].items()]
             lines += [f"| **total** | from the watch event to the last LB's commit | {took['p50']} | {took['p99']} |"]
     for key, title in (
+        ("watching", "Agents that do nothing but watch each other: % of a core"),
         ("scale", "At scale"),
         ("churn", "A stream of changes"),
         ("restart_steps_s", "A restarted operator: seconds since its process was started"),
@@ -327,6 +339,7 @@ async def small(size: Size, folder: Path, found: Figures) -> None:
     """Many LBs, one VIP."""
     async with world(folder / "small", size.lbs) as bench:
         found |= await latency(bench, size)
+        found |= await watching(bench, size)
 
 
 async def large(size: Size, folder: Path, found: Figures) -> None:

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.agent.settings import ENVIRONMENT_PREFIX
-from lbpod.core.layout import SLOT_CURRENT_MASK
 from lbpod.core.limits import SLOT_COUNT
+from lbpod.core.transition import current_of, is_tracking
 from lbpod.datapath import libbpf, mapped
 from lbpod.datapath.layout import U64
 from lbpod.lab import Lab, python
@@ -241,17 +241,23 @@ class ControlWorld:
         await until("nothing more to happen", said, wait_s)
 
     def currents(self) -> dict[tuple[str, str], npt.NDArray[np.uint32]]:
-        """`current` of every slot of each VIP at every LB, read from the kernel."""
-        found = {}
+        """`current` of every slot of each VIP at every LB."""
+        return {where: current_of(words) for where, words in self._words()}
+
+    def tracking_count(self) -> int:
+        """Slots that track, over all VIPs and LBs."""
+        return sum(int(np.count_nonzero(is_tracking(words))) for _, words in self._words())
+
+    def _words(self) -> Iterator[tuple[tuple[str, str], npt.NDArray[np.uint64]]]:
+        """Node and pin, and the words of a VIP there, read from the kernel. To be used before the next."""
         for node in self.lab.nodes:
             for pin in sorted((self.lab.pin_dir(node) / "slots").iterdir()):
                 fd = libbpf.pinned(str(pin))
                 assert fd is not None, f"{pin} was there a moment ago"
                 array = mapped.MappedArray("slots", fd, U64, SLOT_COUNT)
                 os.close(fd)
-                found[node.name, pin.name] = (array.words[:, 0] & np.uint64(SLOT_CURRENT_MASK)).astype(np.uint32)
+                yield (node.name, pin.name), array.words[:, 0]
                 array.close()
-        return found
 
 
 @contextmanager
