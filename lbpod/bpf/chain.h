@@ -185,7 +185,7 @@ HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chai
 }
 
 /* The word whose round a record gets that a chain brings. A sender that tracks a slot that is steady here has prepared a
- * change that this LB has not: it belongs to the round that begins with that. (A flow of UDP is recorded once, and
+ * change that this LB has not: it belongs to the round that begins with that. (A flow of UDP is recorded at its beginning, and
  * where base moves later it must be known to every replica.) */
 HF_INLINE __u64 hf_chain_word(const struct hf_chain *chain, __u64 word)
 {
@@ -213,7 +213,8 @@ HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_
 		return HF_DROP_NO_BACKEND;
 	if (known && !chain->full)
 		known->seen_ns = now;
-	else if (hf_record(flow, chain->backend, chain->full, hf_chain_word(chain, word), now))
+	else if (hf_record(flow, chain->backend, chain->full, hf_chain_word(chain, word),
+			   chain->full ? HF_CHAIN_AGAIN_MAX : 0, now))
 		hf_note_unrecorded(vip_id, now);
 	return verdict;
 }

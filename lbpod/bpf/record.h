@@ -11,7 +11,7 @@
  * to belong to. word: the slot's. */
 HF_INLINE struct hf_record *hf_live(struct hf_record *record, __u64 word)
 {
-	if (!record || record->round != (word & HF_SLOT_ROUND_MASK))
+	if (!record || (record->round ^ word) & HF_SLOT_ROUND_MASK)
 		return NULL;
 	if (word & HF_SLOT_AGREED && record->backend != (word & HF_SLOT_CURRENT_MASK))
 		return NULL;
@@ -19,10 +19,11 @@ HF_INLINE struct hf_record *hf_live(struct hf_record *record, __u64 word)
 }
 
 /* 0: recorded. A full record takes the place of an embryonic one; an embryonic one is made only where no live full
- * record is, and takes a dead one's place. */
-HF_INLINE int hf_record(const struct hf_flow *flow, __u32 backend, __u32 full, __u64 word, __u64 now)
+ * record is, and takes a dead one's place. chained: how often its packets are taken to have travelled the chain again. */
+HF_INLINE int hf_record(const struct hf_flow *flow, __u32 backend, __u32 full, __u64 word, __u32 chained, __u64 now)
 {
-	struct hf_record record = {.backend = backend, .round = word & HF_SLOT_ROUND_MASK, .seen_ns = now};
+	struct hf_record record = {
+		.backend = backend, .round = (word & HF_SLOT_ROUND_MASK) | chained, .seen_ns = now};
 
 	if (full) {
 		if (bpf_map_update_elem(&records, flow, &record, BPF_ANY))

@@ -52,10 +52,23 @@ HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int 
 	       record->seen_ns + wait_ns < now;
 }
 
+/* A packet of a flow that has no first one (UDP, ClientIP) met this record, one of the first few: whether the one that
+ * was recorded has come through the chain nobody can tell. */
+HF_INLINE int hf_chains_again(struct hf_record *record)
+{
+	__u32 round = *(volatile __u32 *)&record->round;
+
+	if ((round & ~HF_SLOT_ROUND_MASK) >= HF_CHAIN_AGAIN_MAX)
+		return 0;
+	*(volatile __u32 *)&record->round = round + 1;
+	return 1;
+}
+
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
- * chain again, or a replica would know nothing of a flow that the client believes open. */
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int first, int promotes, __u64 word,
-				 __u64 now)
+ * chain again, or a replica would know nothing of a flow that the client believes open. repeats: so do the first few of a
+ * flow that has no first packet. */
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int first, int promotes, int repeats,
+				 __u64 word, __u64 now)
 {
 	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	int full = !!record;
@@ -70,14 +83,16 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 		return 1;
 	}
 	choice->verdict = HF_RECORD_HIT;
-	choice->alone = first ? HF_RECORD_HIT : 0;
 	choice->backend = record->backend;
 	record->seen_ns = now;
+	if (full && repeats)
+		first |= hf_chains_again(record);
+	choice->alone = first ? HF_RECORD_HIT : 0;
 	if (full) {
 		choice->full = first ? HF_CHAIN_FULL : 0;
 		return 1;
 	}
-	if (promotes && !hf_record(flow, choice->backend, 1, word, now)) {
+	if (promotes && !hf_record(flow, choice->backend, 1, word, 0, now)) {
 		choice->verdict = choice->alone = HF_PROMOTED;
 		choice->full = HF_CHAIN_FULL;
 	}
@@ -124,7 +139,7 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 		return;
 	if (!heard)
 		hf_note_unrecorded(flow->vip, now);
-	if (!hf_record(flow, choice->backend, unannounced, word, now)) {
+	if (!hf_record(flow, choice->backend, unannounced, word, 0, now)) {
 		choice->verdict = HF_CHAIN_STARTED;
 		choice->alone = HF_FIRST_ALONE;
 		choice->full = unannounced ? HF_CHAIN_FULL : 0;
@@ -171,7 +186,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	syn = hf_is_syn(packet.tcp_flags);
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	unannounced = hf_is_unannounced(&packet, origin);
-	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, word, now)) {
+	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, unannounced && !icmp, word, now)) {
 		choice.alone = 0;
 		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
 			return HF_ASK_BACKUP;

@@ -81,7 +81,7 @@ struct hf_flow {
 
 struct hf_record {
 	__u32 backend;
-	__u32 round; /* of the slot, when it was made: HF_SLOT_ROUND_MASK */
+	__u32 round; /* of the slot, when it was made: HF_SLOT_ROUND_MASK; below it HF_CHAIN_AGAIN_MAX at most: see replica.h */
 	__u64 seen_ns; /* coarse monotonic clock */
 };
 

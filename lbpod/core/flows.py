@@ -142,9 +142,12 @@ class Facts:
         hashes = flow_hashes(addresses, ports, address, int(self.port[vip]), int(self.protocol[vip]), affine, self.seed)
         return hashes >> np.uint32(SLOT_SHIFT)
 
-    def leases_ms(self, vips: U32) -> U32:
-        """The lease of each VIP in milliseconds, rounded down."""
-        return (self.lease_ns[vips] // np.uint64(_MS_NS)).astype(np.uint32)
+    def leases_left_ms(self, vips: U32, since_ns: U64, now_ns: int) -> U32:
+        """What is left of leases that began then, each as long as its VIP's, in milliseconds, rounded down."""
+        ends_ns = since_ns.astype(np.uint64) + self.lease_ns[vips]
+        left_ns = ends_ns - np.minimum(ends_ns, np.uint64(now_ns))
+        left_ms: U32 = (np.minimum(left_ns, self.lease_ns[vips]) // np.uint64(_MS_NS)).astype(np.uint32)
+        return left_ms
 
 
 def _marks(addresses: U8, ports: U16, protocols: U8) -> U64:

@@ -113,7 +113,8 @@ NAT_FIN_IN: Final = 0x01
 NAT_FIN_OUT: Final = 0x02
 NAT_RST: Final = 0x04
 RECORD_MISSING: Final = 0xFFFF_FFFF
-"""``round`` of a looked-up record that does not exist."""
+"""``round`` of a looked-up record that does not exist. Of one that does, what lies below SLOT_ROUND_MASK counts the
+packets of a flow without a first one that have travelled the chain again (CHAIN_AGAIN_MAX)."""
 
 PROTOCOL_ICMP: Final = 1
 PROTOCOL_TCP: Final = 6

@@ -327,6 +327,11 @@ REUSE_EMBRYONIC: Final = 7
 """Times REUSE_NS: the same of an embryonic record. Longer than the pauses (1, 2, 4 s) between a client's tries to open
 one connection, all of which have to go where the first went."""
 
+CHAIN_AGAIN_MAX: Final = 3
+"""Packets of a flow without a first packet (UDP, ClientIP) that travel the chain after the one that was recorded. A SYN
+that is lost there is sent again; nobody can tell whether such a packet was, and a replica that has missed all of them
+takes the flow for new: once the slot is rebased, to the new backend."""
+
 READY_WAIT_NS: Final = 1_500_000_000
 """How long an agent in doubt holds its answer to /readyz back, so that other LBs can tell what is in force."""
 

@@ -110,6 +110,8 @@ class RecordsLooked(msgspec.Struct, frozen=True):
 
     token: int
     records: Rows
+    other_seen: U64 | None = None
+    """(n,): the stamps of their slots, where they were asked for."""
 
 
 class RecordsDumped(msgspec.Struct, frozen=True):
@@ -288,6 +290,8 @@ class LookRecords(msgspec.Struct, frozen=True):
 
     token: int
     flows: Rows
+    slots: U32 | None = None
+    """(n,): of each flow, where the stamp of its slot is wanted, too."""
 
 
 class DumpRecords(msgspec.Struct, frozen=True):

@@ -326,8 +326,7 @@ class _Passage:
         embryonic = self._live(self.maps.embryonic.get(self.key)) if full is None else None
         self._wait_for_settle(full, embryonic)
         if full is not None:
-            self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
-            return self._meet_record(full.backend, full=True)
+            return self._meet_full(full)
         if embryonic is not None:
             return self._meet_embryonic(embryonic)
         asked = None if self.first else self._backup_asked(relay)
@@ -351,15 +350,23 @@ class _Passage:
             table.put(self.key, record._replace(seen_ns=self.now_ns))
             raise _End(Verdict.UNRECORDED_DROP)
 
+    def _meet_full(self, record: Record) -> Outcome:
+        """The first few packets of a flow that has no first one travel the chain again, too: whether the one that was
+        recorded has come through nobody can tell."""
+        chained = record.round & ~layout.SLOT_ROUND_MASK
+        again = self.unannounced and not self.subject.icmp and chained < limits.CHAIN_AGAIN_MAX
+        self.maps.records.put(self.key, record._replace(round=record.round + again, seen_ns=self.now_ns))
+        return self._meet_record(record.backend, full=True, again=again)
+
     def _meet_embryonic(self, record: Record) -> Outcome:
         if not self.syn and not self.subject.icmp and self._record_full(record.backend):
             return self._start_chain(Verdict.PROMOTED, Verdict.PROMOTED, record.backend, full=True)
         self.maps.embryonic.put(self.key, record._replace(seen_ns=self.now_ns))
         return self._meet_record(record.backend, full=False)
 
-    def _meet_record(self, backend: int, full: bool) -> Outcome:
+    def _meet_record(self, backend: int, full: bool, again: bool = False) -> Outcome:
         """A first packet may be a second try, the one before lost in the chain: it travels the chain again."""
-        if self.first:
+        if self.first or again:
             return self._start_chain(Verdict.RECORD_HIT, Verdict.RECORD_HIT, backend, full=full)
         return self._to_backend(Verdict.RECORD_HIT, backend, stamp=True)
 
@@ -404,7 +411,7 @@ class _Passage:
             self.maps.records.put(self.key, known._replace(seen_ns=self.now_ns))
         else:
             self._look_ahead(chain.backend)
-            if not (self._record_full(chain.backend) if chain.full else self._record_embryonic(chain.backend)):
+            if not self._record_chained(chain):
                 self._note_unrecorded()
         chain = self._extend(chain)
         if conflict:
@@ -452,10 +459,13 @@ class _Passage:
 
     def _live(self, record: Record | None) -> Record | None:
         """Its backend is alive, and the slot has not been steady, nor agreed upon for another, since it was made."""
-        valid = record is not None and record.round == self.round and self._alive(record.backend)
+        valid = record is not None and self._is_of_round(record) and self._alive(record.backend)
         if record is not None and self.agreed:
             valid &= record.backend == self.current
         return record if valid else None
+
+    def _is_of_round(self, record: Record) -> bool:
+        return not (record.round ^ self.round) & layout.SLOT_ROUND_MASK
 
     def _holds(self, lease: Lease | None) -> bool:
         if lease is None or lease.round != self.round:
@@ -465,8 +475,14 @@ class _Passage:
     def _base_or_current(self) -> int:
         return self.base if self._alive(self.base) else self.current
 
-    def _record_full(self, backend: int) -> bool:
-        recorded = self.maps.records.put(self.key, Record(backend, self.round, self.now_ns))
+    def _record_chained(self, chain: Chain) -> bool:
+        """What a chain brings is not chained again: who has begun the flow does that."""
+        if chain.full:
+            return self._record_full(chain.backend, chained=limits.CHAIN_AGAIN_MAX)
+        return self._record_embryonic(chain.backend)
+
+    def _record_full(self, backend: int, chained: int = 0) -> bool:
+        recorded = self.maps.records.put(self.key, Record(backend, self.round | chained, self.now_ns))
         if recorded:
             self.maps.embryonic.delete(self.key)
         return recorded

@@ -7,7 +7,9 @@ do already, the flows are dropped here and the fast path notes them again.
 **The lease of an answer is counted from the packet that was relayed.** That one the owner has seen, and its window
 (idle + lease + margin) begins there: a flow that travels on a lease is unseen for ``lease`` and silent for ``idle`` at
 most. Counting from the question, or from the answer, would add however long the question took to be asked: with an
-agent that was stopped for three seconds, the owner settled slots whose flows lived, and they broke.
+agent that was stopped for three seconds, the owner settled slots whose flows lived, and they broke. And who answers
+counts from the stamp that it has, of the record or of the slot, for the packet may have been lost: a flow whose relayed
+packets were, three in a row, was forgotten while it lived on leases.
 
 **What an owner may promise.** With a record: its backend. Without one, TCP: base, where the owner itself sends the
 flow's packets; nothing, where it has asked the backup to settle the slot and has no answer (the backup decides then).
@@ -40,9 +42,10 @@ from lbpod.core.messages import (
     ResolveAnswer,
     ResolveCall,
 )
-from lbpod.core.transition import base_of, current_of, is_settling, is_tracking, means_something, round_of
+from lbpod.core.transition import base_of, current_of, is_of_round, is_settling, is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.void]
 
 BUSY = 503
@@ -66,7 +69,7 @@ def pending(state: State, event: PendingDrained, now_ns: int) -> Effects:
             if not state.has_room(node):
                 break
             batch = places[first : first + BATCH_MAX]
-            asked = _Asked(flows[batch], slots[batch], rounds[batch], relayed_ns[batch])
+            asked = _Asked(flows[batch], slots[batch], rounds[batch], relayed_ns[batch], now_ns)
             token = state.open(asked, now_ns, node)
             effects.append(Ask(token, node, ResolveCall(state.member, flows[batch].tobytes())))
     return effects
@@ -80,8 +83,9 @@ class _Asked(Question):
     slots: U32
     rounds: U32
     """Of the slots, when it was asked: what is answered holds no longer."""
-    relayed_ns: npt.NDArray[np.uint64]
+    relayed_ns: U64
     """When the owner was last sent a packet of each."""
+    asked_ns: int
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, ResolveAnswer):
@@ -105,8 +109,9 @@ class _Asked(Question):
             return []
         leases = np.zeros(len(places), dtype=LEASE)
         leases["backend"], leases["round"] = backends[places], self.rounds[places]
-        length_ns = np.minimum(leases_ms[places] * _MS_NS, state.facts.lease_ns[vips[places]])
-        leases["until_ns"] = self.relayed_ns[places] + length_ns
+        # What was left of it when it was answered, which was after the question.
+        left_ns, whole_ns = leases_ms[places] * _MS_NS, state.facts.lease_ns[vips[places]]
+        leases["until_ns"] = np.minimum(self.relayed_ns[places] + whole_ns, np.uint64(self.asked_ns) + left_ns)
         return [PutCache(self.flows[places], leases)]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
@@ -119,7 +124,9 @@ def asked(state: State, request: int, call: ResolveCall, now_ns: int) -> Effects
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     flows = flows_from(call.flows)
-    return [LookRecords(state.open(_Looked(request, flows), now_ns), flows)]
+    known = np.flatnonzero(state.facts.has(flows["vip"]))
+    token = state.open(_Looked(request, len(flows), known, flows[known]), now_ns)
+    return [LookRecords(token, flows[known], state.facts.slots(flows[known]))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,12 +134,19 @@ class _Looked(Question):
     """A peer waits for what is recorded about these flows."""
 
     request: int
+    count: int
+    """Of flows in the question."""
+    known: npt.NDArray[np.intp]
     flows: Rows
+    """Of them, those of VIPs that are served here: where in the question, and which."""
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
         if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows):
             return self.failed(state, "the records could not be read", now_ns)
-        backends, leases_ms = decide(state, self.flows, answer.records)
+        backends, leases_ms = np.zeros(self.count, dtype=np.uint32), np.zeros(self.count, dtype=np.uint32)
+        assert answer.other_seen is not None, "stamps were asked for"
+        found = decide(state, self.flows, answer.records, answer.other_seen, now_ns)
+        backends[self.known], leases_ms[self.known] = found
         body = ResolveAnswer(backends.astype("<u4").tobytes(), leases_ms.astype("<u4").tobytes())
         return [Reply(self.request, body)]
 
@@ -140,8 +154,9 @@ class _Looked(Question):
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
 
 
-def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
+def decide(state: State, flows: Rows, records: Rows, other_seen: U64, now_ns: int) -> tuple[U32, U32]:
     """Backend (0: cannot tell) and lease in ms (0: do not keep) of each flow (layout.FLOW, RECORD), as a replica says.
+    other_seen: the stamp of each one's slot.
 
     It is the fast path's own rule (lbpod/bpf/README.md, step 6) without the side effects.
     """
@@ -149,7 +164,7 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     known = np.flatnonzero(state.facts.has(flows["vip"]))
     answer = np.zeros(len(flows), dtype=np.uint32)
     leases_ms = np.zeros(len(flows), dtype=np.uint32)
-    flows, records = flows[known], records[known]
+    flows, records, other_seen = flows[known], records[known], other_seen[known]
     vips = flows["vip"]
     slots = state.facts.slots(flows)
     words, held = state.words(vips, slots)
@@ -160,8 +175,12 @@ def decide(state: State, flows: Rows, records: Rows) -> tuple[U32, U32]:
     # The backup has been asked to settle and has not answered: its base counts, and it may be another by now.
     open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)
     sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
-    ended = (base == current) | state.orphaned(vips, slots) | (records["round"] == round_of(words))
+    ended = (base == current) | state.orphaned(vips, slots) | is_of_round(round_of(words), records)
     leased = sure & ~(tracking & ~recorded & (ended | state.facts.unannounced[vips]))
     answer[known[sure]] = backend[sure]
-    leases_ms[known[leased]] = state.facts.leases_ms(vips[leased])
+    # Counted from when its record, or its slot, was last stamped: a packet that was lost on its way here counts not.
+    stamps = np.where(
+        tracking & (recorded | (backend != current)), np.where(recorded, records["seen_ns"], other_seen), now_ns
+    )
+    leases_ms[known[leased]] = state.facts.leases_left_ms(vips[leased], stamps[leased], now_ns)
     return answer, leases_ms

@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.layout import (
+    RECORD_MISSING,
     SLOT_AGREED,
     SLOT_BASE_SHIFT,
     SLOT_CURRENT_MASK,
@@ -94,8 +95,15 @@ def is_agreed(words: U64) -> Bools:
 def means_something(words: U64, records: npt.NDArray[np.void]) -> Bools:
     """(n,): which records (layout.RECORD) say anything in slots of these words: those of the slot's round; where it has
     been agreed that all live flows belong to current, those of current."""
-    found: Bools = records["round"] == round_of(words)
+    found = is_of_round(round_of(words), records)
     found &= ~is_agreed(words) | (records["backend"] == current_of(words))
+    return found
+
+
+def is_of_round(rounds: U32, records: npt.NDArray[np.void]) -> Bools:
+    """(n,): which records (layout.RECORD) there are, and are of these rounds (or of those of these records)."""
+    found: Bools = (records["round"] ^ rounds) & np.uint32(SLOT_ROUND_MASK) == 0
+    found &= records["round"] != RECORD_MISSING
     return found
 
 

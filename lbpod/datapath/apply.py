@@ -47,6 +47,7 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
+from lbpod.core.transition import is_of_round
 from lbpod.datapath import rows
 from lbpod.datapath.port import U32, U64, ArrayName, Datapath, DatapathError, FlowMap
 from lbpod.datapath.rows import Rows, Scene, Uplink
@@ -183,7 +184,7 @@ class Applier:
             case PutRecords():
                 return RecordsPut(effect.token, self._put_records(effect))
             case LookRecords():
-                return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
+                return self._look_records(effect)
             case DumpRecords():
                 return self._list_records(effect)
             case LookNat():
@@ -193,6 +194,17 @@ class Applier:
             case LookSeen():
                 stamps = self._datapath.read_other_seen(effect.vip)
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
+
+    def _look_records(self, effect: LookRecords) -> RecordsLooked:
+        # Stamps first: what is seen between the two is newer than what is said of it.
+        stamps = None
+        if effect.slots is not None:
+            vips = effect.flows["vip"]
+            stamps = np.zeros(len(vips), dtype=np.uint64)
+            for vip in np.unique(vips).tolist():
+                places = np.flatnonzero(vips == vip)
+                stamps[places] = self._datapath.read_other_seen(vip, effect.slots[places])
+        return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows), stamps)
 
     def _list_records(self, effect: DumpRecords) -> RecordsDumped:
         """A slice: of the embryonic records first, for they become full ones; of those where the others are through."""
@@ -221,7 +233,7 @@ class Applier:
         than all of them has failed."""
         found = self._datapath.records_lookup(effect.flows)
         # Also what there is of another round, which is as nothing.
-        missing = found["round"] != effect.records["round"]
+        missing = ~is_of_round(effect.records["round"], found)
         same = found["backend"] == effect.records["backend"]
         wanted = missing
         if effect.seen_ns is not None:

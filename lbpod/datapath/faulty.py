@@ -90,10 +90,10 @@ class FaultyDatapath:
         self._reads(f"the slots of VIP {vip}")
         return self.behind.read_slots(vip)
 
-    def read_other_seen(self, vip: int) -> U64:
+    def read_other_seen(self, vip: int, slots: U32 | None = None) -> U64:
         """May fail."""
         self._reads(f"the stamps of VIP {vip}")
-        return self.behind.read_other_seen(vip)
+        return self.behind.read_other_seen(vip, slots)
 
     def flows_put(self, name: FlowMap, keys: Rows, values: Rows) -> int:
         """May put only the first flows, and say so by an error or by the count, as a full map does."""

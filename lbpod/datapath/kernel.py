@@ -266,9 +266,14 @@ class KernelDatapath:
         """A copy of all words of a VIP."""
         return self._of_vip("slots", vip).words[:, 0].copy()
 
-    def read_other_seen(self, vip: int) -> U64:
-        """A copy of all stamps of a VIP."""
-        return self._of_vip("other_seen", vip).words[:, 0].copy()
+    def read_other_seen(self, vip: int, slots: U32 | None = None) -> U64:
+        """A copy of all stamps of a VIP, or of those of some slots."""
+        array = self._of_vip("other_seen", vip)
+        if slots is None:
+            return array.words[:, 0].copy()
+        array.check(slots)
+        found: U64 = array.words[slots, 0]
+        return found
 
     # --- Hash maps ------------------------------------------------------------------------------------------------
 

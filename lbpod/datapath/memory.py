@@ -130,8 +130,9 @@ class MemoryDatapath:
     def read_slots(self, vip: int) -> U64:
         return self._of_vip(self.maps.slots, vip).copy()
 
-    def read_other_seen(self, vip: int) -> U64:
-        return self._of_vip(self.maps.other_seen, vip).copy()
+    def read_other_seen(self, vip: int, slots: U32 | None = None) -> U64:
+        stamps = self._of_vip(self.maps.other_seen, vip)
+        return stamps.copy() if slots is None else stamps[slots]
 
     # --- Flows ---
     def flows_put(self, name: FlowMap, keys: Rows, values: Rows) -> int:

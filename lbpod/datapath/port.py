@@ -72,8 +72,8 @@ class Datapath(Protocol):
     def read_slots(self, vip: int) -> U64:
         """A copy of all SLOT_COUNT words of a VIP."""
 
-    def read_other_seen(self, vip: int) -> U64:
-        """A copy of all SLOT_COUNT stamps (ns of the coarse monotonic clock; 0: never)."""
+    def read_other_seen(self, vip: int, slots: U32 | None = None) -> U64:
+        """A copy of all SLOT_COUNT stamps (ns of the coarse monotonic clock; 0: never), or of those of some slots."""
 
     def flows_put(self, name: FlowMap, keys: Rows, values: Rows) -> int:
         """Inserts or replaces; returns how many found room (the first so many of keys)."""

@@ -283,7 +283,8 @@ def _draw_flows(dice: random.Random, world: World) -> None:
     maps.records.count_max = RECORDS_SMALL_COUNT
     for flow in world.flows:
         if dice.random() < 0.25:
-            maps.records.put(flow.key, Record(_draw_backend(dice, world), _draw_round(dice, world, flow), OLD_NS))
+            round_ = _draw_round(dice, world, flow) | dice.randint(0, limits.CHAIN_AGAIN_MAX)
+            maps.records.put(flow.key, Record(_draw_backend(dice, world), round_, OLD_NS))
         if dice.random() < 0.25:
             maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), _draw_round(dice, world, flow), OLD_NS))
         if dice.random() < 0.4:

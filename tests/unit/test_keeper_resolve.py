@@ -82,6 +82,11 @@ def asks_of(node: Node, flows: Rows, now_ns: int, waited_ns: int = 0) -> list[As
     return [effect for effect in effects if isinstance(effect, Ask)]
 
 
+def pass_through(node: Node, flows: Rows, now_ns: int) -> None:
+    """A packet of each has come through here, and went elsewhere than to `current`."""
+    node.datapath.maps.other_seen[int(flows["vip"][0])][slots_of(flows)] = now_ns
+
+
 def resolved(node: Node, flows: Rows, now_ns: int) -> tuple[U32, U32]:
     """(backends, leases in ms) that a node answers."""
     answer = node.call(ResolveCall(2, flows.tobytes()), now_ns)
@@ -151,6 +156,7 @@ def test_an_owner_answers_base_in_tracking_slots_and_current_in_steady_ones() ->
     cluster.change(vip([1, 2]))
     cluster.change(vip([1, 2, 3]))
     node, flows = cluster["lb1"], flows_of(2_000)
+    pass_through(node, flows, cluster.now_ns)
     slots = slots_of(flows)
     backends, leases_ms = resolved(node, flows, cluster.now_ns)
     ours = (node.owned() | node.backed())[slots]
@@ -188,11 +194,13 @@ def test_a_dead_base_is_answered_with_current_and_no_lease_for_those_that_died_w
     assert not leases_ms.any(), "the next connection with this five-tuple would meet it"
     records = np.zeros(len(flows), RECORD)
     records["backend"], records["round"] = 2, node.rounds(slots_of(flows))
+    records["seen_ns"] = cluster.now_ns
     node.datapath.flows_put(FlowMap.RECORDS, flows, records)
     assert resolved(node, flows, cluster.now_ns)[1].all(), "whose flow has begun since"
     cluster.run(20 * SECOND_NS)
     assert not node.tracking().any()
     cluster.change(vip([2, 3]))
+    pass_through(node, flows, cluster.now_ns)
     _, leases_ms = resolved(node, flows, cluster.now_ns)
     assert leases_ms[node.tracking()[slots_of(flows)]].all(), "in its next round the slot has a base that lives"
 
@@ -218,6 +226,7 @@ def test_a_udp_flow_without_a_record_gets_no_lease_so_that_the_owner_sees_it() -
     assert not leases_ms.any()
     records = np.zeros(len(flows), RECORD)
     records["backend"], records["round"] = 1, node.rounds(slots_of(flows, protocol=17))
+    records["seen_ns"] = cluster.now_ns
     node.datapath.flows_put(FlowMap.RECORDS, flows, records)
     assert resolved(node, flows, cluster.now_ns)[1].all()
 
@@ -241,8 +250,26 @@ def test_long_idle_times_do_not_make_long_leases() -> None:
     cluster = Cluster()
     cluster.change(vip([1, 2], idle_s=3_600))
     cluster.change(vip([3], [1, 2], idle_s=3_600))
+    pass_through(cluster["lb1"], flows_of(500), cluster.now_ns)
     _, leases_ms = resolved(cluster["lb1"], flows_of(500), cluster.now_ns)
     assert LEASE_NS_MAX // 1_000_000 == int(leases_ms.max())
+
+
+def test_a_lease_counts_from_the_stamp_for_the_packet_that_was_relayed_may_be_lost() -> None:
+    """A flow whose relayed packets are lost, one after the other, is not kept alive by questions about it: its owner
+    would forget it, or settle its slot, while it lives on leases."""
+    cluster = tracking_cluster()
+    node, flows = cluster["lb1"], flows_of(400)
+    flows = flows[node.owned()[slots_of(flows)]]
+    assert not resolved(node, flows, cluster.now_ns)[1].any(), "nothing of these slots has come here"
+    pass_through(node, flows, cluster.now_ns - SECOND_NS // 2)
+    assert {1_500} == set(resolved(node, flows, cluster.now_ns)[1].tolist())
+    records = np.zeros(len(flows), RECORD)
+    records["backend"], records["round"] = 3, node.rounds(slots_of(flows))
+    records["seen_ns"] = cluster.now_ns - SECOND_NS
+    node.datapath.flows_put(FlowMap.RECORDS, flows, records)
+    assert {1_000} == set(resolved(node, flows, cluster.now_ns)[1].tolist()), "its record's, where it has one"
+    assert not resolved(node, flows, cluster.now_ns + SECOND_NS)[1].any()
 
 
 # --- Believing --------------------------------------------------------------------------------------------------------
@@ -273,6 +300,14 @@ def test_a_lease_counts_from_the_packet_that_the_owner_saw() -> None:
         assert put.flows.tobytes() == flows.tobytes()
         assert {cluster.now_ns - waited_ns + 2 * SECOND_NS} == set(put.leases["until_ns"].tolist())
         assert {1} == set(put.leases["backend"].tolist())
+
+
+def test_a_lease_that_had_begun_before_ends_no_later_for_the_question() -> None:
+    cluster = tracking_cluster()
+    flows = one_owned_elsewhere(cluster)
+    [put] = answered(cluster["lb1"], flows, make_answer(len(flows), 1, 700), cluster.now_ns)
+    assert isinstance(put, PutCache)
+    assert {cluster.now_ns + 700_000_000} == set(put.leases["until_ns"].tolist()), "however late the answer comes"
 
 
 def test_no_lease_is_longer_than_this_lb_would_give() -> None:
@@ -332,6 +367,7 @@ def test_what_has_become_steady_meanwhile_is_not_kept() -> None:
 def test_a_lease_ends_in_the_fast_path() -> None:
     cluster = tracking_cluster()
     node, flows = cluster["lb1"], one_owned_elsewhere(cluster)
+    pass_through(cluster["lb2"], flows, cluster.now_ns)
     cluster.feed("lb1", drained(node, flows, cluster.now_ns))
     cluster.run(SECOND_NS // 5)
     leases = node.datapath.maps.cache.rows.values()
