@@ -12,8 +12,9 @@ the two share since it last heard it (PUT /v1/flows/missed); an agent that has j
 anybody's silence, sends everybody what was seen in the last LOST_NS: who was silent for longer is out of the ring.
 During a ring change, too, with what two LBs share in either ring: it lasts for as long as the controller is dead. A
 call that fails is made again. Where the receiver has another record of the flow, the one that was seen last counts:
-the other is of an earlier connection with this five-tuple, or of a SYN that got no farther. (Ages travel, not times:
-every machine has its own clock.)
+the other is of an earlier connection with this five-tuple, or of a SYN that got no farther. But for one that began
+alone, and has been answered: that one counts (``_began_alone``). (Ages travel, not times: every machine has its own
+clock.)
 
 **Until then the member does not serve.** An LB that has heard nobody for a while, and hears somebody again, says of
 itself that it is not serving, in its beats (so the others go on using the other replicas) and on /readyz, until each of
@@ -36,7 +37,7 @@ from lbpod.core import forget
 from lbpod.core.flows import flows_from, groups, ids_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD
-from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, RETRY_NS
+from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, MARGIN_NS, RETRY_NS
 from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     Ask,
@@ -51,9 +52,10 @@ from lbpod.core.messages import (
     Trace,
 )
 from lbpod.core.ownership import backups, owners
-from lbpod.core.transition import current_of, is_tracking, means_something, round_of
+from lbpod.core.transition import base_of, current_of, is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
 BUSY = 503
@@ -256,9 +258,20 @@ def received(state: State, request: int, call: MissedCall, now_ns: int) -> Effec
     ages_ns = ids_from(call.ages_ms)[fits].astype(np.uint64) * np.uint64(_MS_NS)
     seen_ns = np.uint64(now_ns) - np.minimum(ages_ns, np.uint64(now_ns))
     full = int(fits[: call.full_count].sum())
+    alone = _began_alone(words[fits], backends[fits]) & ~state.facts.unannounced[flows["vip"][fits]]
+    alone[full:] = False
+    seen_ns[alone] = now_ns + MARGIN_NS + 1  # later than anything that is here
     effects = _disagree(state, flows["vip"][fits], slots[fits], backends[fits])
     token = state.open(_Put(request), now_ns)
     return [*effects, PutRecords(token, flows[fits], records, full, seen_ns)]
+
+
+def _began_alone(words: U64, backends: U32) -> Bools:
+    """(n,): which full records are of base, where that is not current. Such a flow began at a replica that knew that it
+    was alone: its SYN went straight to base, and the client has answered. What this LB has of it at current is of a SYN
+    that was lost with its chain, though a packet of the flow may have met that here since, and have promoted it."""
+    alone: Bools = (backends == base_of(words)) & (base_of(words) != current_of(words))
+    return alone
 
 
 def _disagree(state: State, vips: U32, slots: U32, backends: U32) -> Effects:

@@ -117,8 +117,8 @@ class Roster:
         _keep(self.at_generation, peer.name, peer.role.new and step is Step.COMMITTED)
 
     def has_unheard_hosts(self) -> bool:
-        """Some have neither answered nor failed yet."""
-        return any(not peer.is_lb and not peer.heard and peer.failures == 0 for peer in self.peers.values())
+        """Some have not said yet what they know: one call that failed proves nothing."""
+        return any(not peer.is_lb and not peer.heard and not peer.refused for peer in self.peers.values())
 
     def owes_snapshot(self) -> bool:
         """One that was asked for all that it knows has not said it yet."""

@@ -126,6 +126,8 @@ class Promises(Watch):
         self.pushed: Snapshot | None = None
         """The newest snapshot that a controller has written down."""
         self._alive: dict[int, frozenset[bytes]] = {}
+        self._left_ns: dict[tuple[int, bytes], int] = {}
+        """(port of the VIP, address) -> when it was last in no snapshot any more."""
         self._snapshots: dict[tuple[int, bytes], Snapshot] = {}
         self._prepared: set[tuple[str, int, bytes]] = set()
         self._committed: dict[int, bytes] = {}
@@ -145,18 +147,26 @@ class Promises(Watch):
 
     def bind(self, bond: Bond, pod: Pod) -> None:
         """A pod has a flow from now on; unless its own time is over already."""
-        bond.pod = pod if self._lives(bond.service.port, pod) else None
+        bond.pod = pod if self._has_lived(bond.service.port, pod, bond.seen_ns) else None
         if self._holders.is_orphan(bond.slot) and self._tracks(bond):
             self._excuse(bond, "both replicas lost")
 
     def _lives(self, port: int, pod: Pod) -> bool:
         return pod.state is not None and pod.address in self._alive.get(port, frozenset())
 
+    def _has_lived(self, port: int, pod: Pod, since_ns: int) -> bool:
+        """It lives, and has all the time since then: one that comes back is another backend, without its old flows."""
+        return self._lives(port, pod) and self._left_ns.get((port, pod.address), -1) < since_ns
+
     def push(self, snapshot: Snapshot) -> None:
         """A controller has written a snapshot down: what is not in it has drained for long enough, or is gone."""
         self.pushed = snapshot
         self._snapshots[snapshot.generation, digest_of(snapshot)] = snapshot
+        before = self._alive
         self._alive = {vip.port: frozenset(one.address for one in vip.backends) for vip in snapshot.vips}
+        for port, addresses in before.items():
+            for address in addresses - self._alive.get(port, frozenset()):
+                self._left_ns[port, address] = self._timeline.now_ns
         for bond, _ in self._bonds():
             if bond.pod is not None and not self._lives(bond.service.port, bond.pod):
                 bond.pod = None  # also where the same pod comes back: its flows had their time
@@ -176,7 +186,8 @@ class Promises(Watch):
             if not flow.is_tcp or bond.service.odds.affinity is Affinity.CLIENT_IP:
                 self.bind(bond, pod)
             return
-        if bond.excuse or not (self._lives(bond.service.port, trip.owed) and self._lives(bond.service.port, pod)):
+        port = bond.service.port
+        if bond.excuse or not (self._has_lived(port, trip.owed, trip.sent_ns) and self._lives(port, pod)):
             return  # either one's time is over, and what reaches it reaches nobody
         if any(verdict is Verdict.DECIDED_ALONE for _, verdict in trip.steps):
             self._excuse(bond, "decided alone")

@@ -310,6 +310,20 @@ def test_of_two_records_of_one_five_tuple_the_one_that_was_seen_last_counts(kept
     assert ([len(flows), 0] if is_full else [0, len(flows)]) == held
 
 
+@pytest.mark.parametrize("is_full", [True, False], ids=["full", "embryonic"])
+def test_a_flow_that_began_alone_and_was_answered_overrules_a_syn_that_was_lost_with_its_chain(is_full: bool) -> None:
+    """Though the client's next packet met that here a moment ago, and promoted it."""
+    cluster = tracking_cluster()
+    node, flows = cluster["lb2"], of_lb1_and_lb2(cluster)[:2]
+    flows = flows[node.base()[slots_of(flows)] != node.current()[slots_of(flows)]][:1]
+    base = int(node.base()[slots_of(flows)][0])
+    record(node, flows, cluster.now_ns)
+    [was] = recorded(node, flows)
+    node.call(missed(flows, base, age_ms=700, full_count=int(is_full)), cluster.now_ns)
+    assert [base if is_full else was] == recorded(node, flows), "a SYN alone proves nothing"
+    assert was != base
+
+
 def test_nothing_is_sent_where_nobody_was_silent() -> None:
     cluster = tracking_cluster()
     sent: list[PeerCall] = []

@@ -265,6 +265,30 @@ def test_a_former_life_is_learned_from_hosts_where_no_lb_knows_anything(scene: S
     assert (2, 2) == (scene.nodes["lb1"].committed, scene.nodes["host1"].committed)
 
 
+@pytest.mark.parametrize("with_snapshot", [False, True], ids=["what it has", "all that it knows"])
+def test_one_call_to_a_host_that_fails_does_not_make_a_former_life_forgotten(scene: Scene, with_snapshot: bool) -> None:
+    scene.see(world(1, 2, hosts=1))
+    for name in ("lb1", "lb2"):
+        scene.empty(name)
+    scene.restart()
+    answer = scene._answer
+    failures: list[PlannerEffect] = []
+
+    def first_fails(effect: PlannerEffect, done: list[str]) -> PlannerEvent | None:
+        wanted = isinstance(effect, AskStatus) and effect.node == "host1" and effect.with_snapshot == with_snapshot
+        if wanted and not failures:
+            failures.append(effect)
+            return LbFailed("host1", 0, refused=False, reason="connection reset")
+        return answer(effect, done)
+
+    scene._answer = first_fails  # type: ignore[method-assign]
+    scene.see(world(3, hosts=1))
+    scene.later(5 * SECOND_NS)
+    assert failures
+    assert [1, 2] == scene.persisted, "no generation is made twice"
+    assert [3] == [one.id for one in scene.in_force["lb1"].vips[0].backends], "nor is an id"
+
+
 def test_a_ring_of_a_former_life_is_asked_though_the_world_lists_no_lb(scene: Scene) -> None:
     scene.see(world(1, hosts=1))
     scene.restart()
