@@ -107,6 +107,9 @@ class Controller:
             effects = self._planner.step(todo.pop(0), self._clock.now_ns())
             if self._dies_soon:
                 effects = effects[: self._dice.randrange(len(effects) + 1)]
+            judgement = self._planner._roster.judgement
+            if judgement.revived:
+                self._stage.watch.revives(judgement.lost)
             for effect in effects:
                 answer = self._carry_out(effect)
                 todo += [answer] if answer is not None else []
@@ -149,9 +152,12 @@ class Controller:
                 self._feed(event)
 
         def answered(status: Any) -> None:
+            self._stage.watch.reached(name)
             feed(LbAnswered(name, generation, status))
 
         def failed(refused: bool, reason: str) -> None:
+            if refused:
+                self._stage.watch.reached(name)
             feed(LbFailed(name, generation, refused, reason))
 
         receiver = effect.control.partition(":")[0]

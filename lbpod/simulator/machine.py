@@ -134,6 +134,12 @@ class Watch:
     def wrote(self, machine: "Machine", effect: WriteSlots) -> None:
         """A machine's Keeper wants slots written."""
 
+    def reached(self, name: str) -> None:
+        """A controller has an answer of this machine, or a refusal."""
+
+    def revives(self, lost: frozenset[str]) -> None:
+        """A controller has nobody left, without these, and gives what is in force to those that know nothing."""
+
 
 class Machine:
     """A node. `up` and `agent_up` say what of it there is."""

@@ -14,7 +14,7 @@
 - flows of a slot that tracked when the *last of its replicas* was lost: both were gone before what they knew had been
   handed over (``Holders``), and flows that begin before the next ring is in force; all flows, where all LBs of the ring
   were lost together; the same, where the controller has had to give up all of them, because it has reached none for
-  LOST_NS;
+  LOST_NS, from when it revives those that know nothing;
 - a flow that nobody can tell the first packet of (UDP, ClientIP), where a replica's map of records was full when it
   came: it follows base, and replicas may differ about base for as long as an answer to a settle is outstanding;
 - a packet that an LB had to decide alone because it could reach, or believed up, no replica of the slot (two wrong
@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from lbpod.core.layout import SLOT_TRACKING
-from lbpod.core.limits import SLOT_COUNT
+from lbpod.core.limits import LOST_NS, SLOT_COUNT
 from lbpod.core.maps import mapped
 from lbpod.core.messages import LbStatus, WriteSlots
 from lbpod.core.model import Affinity, Protocol, Snapshot, format_address
@@ -106,6 +106,13 @@ class Holders:
             names.discard(name)
         return lost if self.is_anybody_left else list(range(SLOT_COUNT))
 
+    def give_up(self, is_lost: Callable[[str], bool]) -> list[int]:
+        """Those that know nothing are to go on without anybody who is lost; slots of which nobody knows anything now."""
+        lost = [slot for slot, names in enumerate(self._of_slot) if names and all(map(is_lost, names))]
+        for slot in lost:
+            self._of_slot[slot].clear()
+        return lost
+
     def is_orphan(self, slot: int) -> bool:
         """Its replicas are lost, and no ring without them is in force yet: who still tracks it, and who does not, may
         differ, and nobody can say who is right."""
@@ -133,6 +140,8 @@ class Promises(Watch):
         self._committed: dict[int, bytes] = {}
         self._in_force: Snapshot | None = None
         self._holders = Holders()
+        self._reached_ns: dict[str, int] = {}
+        """When a controller has last heard of each machine."""
         self.machines: dict[str, Machine] = {}
         self.excused: Counter[str] = Counter()
         self.delivered = 0
@@ -213,6 +222,15 @@ class Promises(Watch):
         """A machine is about to be gone, its maps with it."""
         slots = self._holders.lose(machine.name)
         self._lose(slots, "both replicas lost" if self._holders.is_anybody_left else "all LBs lost")
+
+    def reached(self, name: str) -> None:
+        self._reached_ns[name] = self._timeline.now_ns
+
+    def revives(self, lost: frozenset[str]) -> None:
+        """Now, and not only when a ring without the lost is in force: those that are revived decide before."""
+        silent_ns = self._timeline.now_ns - LOST_NS + LOST_NS // 100  # a controller's clock drifts
+        silent = {name for name in lost if self._reached_ns.get(name, 0) <= silent_ns}
+        self._lose(self._holders.give_up(silent.__contains__), "given up by the controller")
 
     def _lose(self, slots: list[int], reason: str) -> None:
         """Nobody knows anything of these slots any more."""
