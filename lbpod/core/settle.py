@@ -8,10 +8,10 @@
    too old, or never sent), the flag stays: the backup may have agreed, and then its base is the newer one. So while the
    flag stands the backup decides about what the owner has no record of (``lbpod/bpf/replica.h``). How that ends, see
    ``owed``.
-2. *The backup looks at its own clock and stamps* (it may have served the slot while the owner seemed down, or have
-   committed later), sets ``base := current``, **keeps tracking**, and agrees. It must not turn steady: the owner may
-   have records that it has not, and would be bypassed. Its own records of other backends are void in the same moment,
-   and agreeing twice is agreeing once (both: ``layout.SLOT_AGREED``).
+2. *The backup flags them, too, looks at its own clock and stamps* (it may have served the slot while the owner seemed
+   down, or have committed later), sets ``base := current``, takes its flag off, **keeps tracking**, and agrees. It must
+   not turn steady: the owner may have records that it has not, and would be bypassed. Its own records of other backends
+   are void in the same moment, and agreeing twice is agreeing once (both: ``layout.SLOT_AGREED``).
 3. *The owner sets its base to the agreed backend in any case*, because the backup has. If nothing newer was prepared
    or committed in between it turns steady, drops its records and tells everyone. Whoever hears it turns steady only
    if it has committed exactly that generation and has prepared nothing newer: then its ``current`` is the one that
@@ -415,7 +415,10 @@ def called(state: State, request: int, call: SettleCall, now_ns: int) -> Effects
     if not state.has_room():
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     slots = slots[state.backup[slots] == state.member]
-    return [LookSeen(state.open(_BackupSeen(vs, request, call, slots, now_ns), now_ns), vs.id)]
+    # Flagged before the look, as at the owner: until its word is written a first packet with the five-tuple of a flow
+    # that is over must not begin here where that one was.
+    effects = state.write(vs, vs.slots.flag(slots))
+    return [*effects, LookSeen(state.open(_BackupSeen(vs, request, call, slots, now_ns), now_ns), vs.id)]
 
 
 def _agreed(slots: U32, bases: U32) -> SettleAnswer:
@@ -437,9 +440,12 @@ class _BackupSeen(Question):
             return self.failed(state, "the stamps could not be read", now_ns)
         vs, call = self.vs, self.call
         if state.vips.get(vs.id) is not vs or not state.is_calm or call.epoch != state.generation:
-            return [Reply(self.request, _NONE_AGREED)]
-        steady = ~is_tracking(vs.slots.at(self.slots))
-        tracking = self.slots[~steady]
+            return [*self._unflag(state), Reply(self.request, _NONE_AGREED)]
+        words = vs.slots.at(self.slots)
+        steady = ~is_tracking(words)
+        tracking = self.slots[
+            is_settling(words)
+        ]  # a call that came twice: where the flag is gone this look says nothing
         agreed = tracking[self._may_settle(state, tracking, answer, now_ns)]
         if call.kind is SettleKind.SETTLE:
             changed = vs.slots.agree(agreed)
@@ -450,11 +456,22 @@ class _BackupSeen(Question):
             changed = vs.slots.rebase(apart, current_of(vs.slots.at(apart)), state.alive, now_ns)
         # A slot that is steady here has settled before: its owner may be, too.
         agreed = np.union1d(agreed, self.slots[steady]).astype(np.uint32)
+        changed = np.union1d(changed, vs.slots.unflag(self._mine(state))).astype(np.uint32)
         effects = state.write(vs, changed)
         return [*effects, Reply(self.request, _agreed(agreed, current_of(vs.slots.at(agreed))))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
-        return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
+        return [*self._unflag(state), Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
+
+    def _mine(self, state: State) -> U32:
+        """Whose flag is this look's. What this LB owns by now may have another's, and is asked about (``owed``)."""
+        mine: U32 = self.slots[state.owner[self.slots] != state.member]
+        return mine
+
+    def _unflag(self, state: State) -> Effects:
+        if state.vips.get(self.vs.id) is not self.vs:
+            return []
+        return state.write(self.vs, self.vs.slots.unflag(self._mine(state)))
 
     def _may_settle(self, state: State, slots: U32, seen: SeenRead, now_ns: int) -> Bools:
         """Which of these tracking slots the backup finds quiet, too."""

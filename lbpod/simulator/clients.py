@@ -82,6 +82,8 @@ class Flow:
     turn: int = 0
     """Grows with everything that the client does: what was to be done before is not done."""
     closing: bool = False
+    said: Word | None = None
+    """Its last word."""
     history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY_MAX))
 
     def story(self) -> list[str]:
@@ -185,6 +187,7 @@ class Clients:
         else:
             word, retry_ns = self._word(flow), RETRY_NS
             flow.state = State.WAITING
+        flow.said = word
         flow.turn += 1
         turn = flow.turn
         self._timeline.later(retry_ns, lambda: self._again(flow, turn))
@@ -234,6 +237,8 @@ class Clients:
                 self.bind(flow.bond, pod)
         elif flow.state is not State.WAITING and flow.is_tcp:
             return
+        elif word is Word.ACK and flow.said is Word.FIN:
+            return  # to a word before, which was repeated or late: its FIN is still to be answered
         if word is Word.FIN or (flow.closing and not flow.is_tcp):
             self._end(flow)
             return

@@ -107,7 +107,7 @@ class Holders:
         return lost if self.is_anybody_left else list(range(SLOT_COUNT))
 
     def give_up(self, is_lost: Callable[[str], bool]) -> list[int]:
-        """Those that know nothing are to go on without anybody who is lost; slots of which nobody knows anything now."""
+        """Those that know nothing are to go on without the lost: slots of which nobody knows anything now."""
         lost = [slot for slot, names in enumerate(self._of_slot) if names and all(map(is_lost, names))]
         for slot in lost:
             self._of_slot[slot].clear()

@@ -13,6 +13,7 @@ from lbpod.core.messages import (
     MemberSeen,
     PeerCall,
     QuietCall,
+    Refuse,
     Reply,
     SettleAnswer,
     SettleCall,
@@ -403,7 +404,20 @@ def test_the_backup_looks_at_its_stamps_before_it_agrees() -> None:
     backup.effects.clear()
     assert set(slots[1:].tolist()) == agreed(backup, ask(cluster["lb1"], slots), late_ns)
     kinds = [type(effect) for effect in backup.effects]
-    assert [LookSeen, WriteSlots, Reply] == kinds, "what is acknowledged has been written"
+    assert [WriteSlots, LookSeen, WriteSlots, Reply] == kinds, "what is acknowledged has been written"
+    flagged, written = (effect for effect in backup.effects if isinstance(effect, WriteSlots))
+    assert slots.tolist() == flagged.slots.tolist(), "a five-tuple that is used again waits for its word"
+    assert is_settling(flagged.words).all()
+    assert not is_settling(written.words).any()
+
+
+def test_a_backup_whose_look_fails_takes_its_flag_off() -> None:
+    cluster = changed()
+    backup, slots = cluster["lb2"], owned_and_backed(cluster)
+    backup.fails = lambda effect: isinstance(effect, LookSeen)
+    answer = backup.call(ask(cluster["lb1"], slots), cluster.now_ns)
+    assert isinstance(answer, Refuse)
+    assert not is_settling(backup.words()[slots]).any()
 
 
 @pytest.mark.parametrize("why", ["epoch", "sender", "prepared"])
