@@ -35,7 +35,7 @@ NEEDED = {
     "prepare": (1, UNSURE),
     "relay": (1, MOVES),
     "chain": (1, MOVES),
-    "chain-extension": (8, MOVES),
+    "chain-extension": (19, MOVES),
     "prev": (3, MOVES),
     "repeated-handover": (3, MOVES),
     "lease": (1, UNSURE),
@@ -49,7 +49,7 @@ NEEDED = {
     "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),
     "unrecorded-base": (1, MOVES),
-    "unrecorded-drop": (5, MOVES),
+    "unrecorded-drop": (7, UNSURE),
     "dead-base": (1, MOVES),
     "udp-rebase": (2, ENDLESS),
 }
