@@ -652,8 +652,7 @@ class State:
         beats = self.watch.open.values()
         assert all(0 < count <= BEATS_OPEN_MAX for count in beats) and sum(beats) <= BEATS_MAX, "beats are bounded"
         assert len(self._open) <= QUEUE_MAX + BEATS_MAX, "questions are bounded"
-        waiting = [node for node in self._outstanding.values() if not 0 < node <= OUTSTANDING_MAX]
-        assert not waiting, "questions to one node are bounded"
+        assert all(0 < count <= OUTSTANDING_MAX for count in self._outstanding.values()), "questions are bounded"
         listed = sorted({one.id for plan in self.plans() for vip in plan.snapshot.vips for one in vip.backends})
         assert listed == np.flatnonzero(self.alive).tolist(), "alive: the backends of committed and prepared"
         assert not self.alive[sorted(self.resting)].any(), "a resting id names nobody"

@@ -75,7 +75,7 @@ class Run:
         self._reach("all that is wanted is in force everywhere", CONVERGE_NS_MAX, self._is_converged)
         cluster.clients.calm()
         self._reach("no slot is tracking any more", STEADY_NS_MAX, self._is_steady)
-        for machine in cluster.machines.values():
+        for machine in self._listed():  # who is not may never have been told how the change that took it out ended
             machine.keeper.check_invariants()
 
     def _has_seen_enough(self) -> bool:

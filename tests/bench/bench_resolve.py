@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.core.layout import RECORD
+from lbpod.core.layout import RECORD, SLOT_ROUND_ONE
 from lbpod.core.limits import BATCH_MAX
 from lbpod.core.model import Affinity, BackendState, Protocol, World, WorldBackend, WorldNode, WorldVip, parse_address
 from lbpod.core.transition import base_of
@@ -106,13 +106,18 @@ async def own(folder: Path, maps: KernelDatapath) -> None:
     """Serves until standard input ends."""
     parts = make_parts(NODE_NAMES[OWNER], folder, maps, address=address_of(OWNER))
     async with running(parts) as agent:
-        flows, _ = relayed_flows(FLOW_COUNT, ASKER, OWNER)
+        flows, values = relayed_flows(FLOW_COUNT, ASKER, OWNER)
         records = np.zeros(FLOW_COUNT // 2, RECORD)
-        records["backend"] = 1
+        records["backend"], records["round"] = 1, SLOT_ROUND_ONE
         # Seen after the slots have begun to track: what is older then says nothing any more, and goes.
-        records["seen_ns"] = time.monotonic_ns() + WAIT_SECONDS_MAX * 10**9
+        seen_ns = time.monotonic_ns() + WAIT_SECONDS_MAX * 10**9
+        records["seen_ns"] = seen_ns
         maps.flows_put(FlowMap.RECORDS, flows[::2], records)
         print(agent.control_port, flush=True)
+        while 1 not in maps.vip_ids():  # noqa: ASYNC110  (maps tell nobody)
+            await asyncio.sleep(0.01)
+        # And of the others the slots: for what has not come through here nobody gets a lease.
+        maps._of_vip("other_seen", 1).words[values["slot"], 0] = seen_ns
         await asyncio.to_thread(sys.stdin.read)
 
 

@@ -96,6 +96,7 @@ async def test_flows_that_one_relays_are_resolved_by_the_other(pair: Pair) -> No
     tracking = is_tracking(pair.maps_one.read_slots(1)[values["slot"]])
     expected = int(tracking.sum())
     assert 0 < expected < 300
+    pair.maps_two.maps.other_seen[1][values["slot"]] = time.monotonic_ns()  # one of each has just come through there
     pair.maps_one.flows_put(FlowMap.PENDING, keys, values)
     async with asyncio.timeout(10):
         while len(pair.maps_one.maps.cache) < expected:  # noqa: ASYNC110  (maps in memory tell nobody)
@@ -269,6 +270,7 @@ async def test_a_member_that_is_silent_is_believed_down_and_its_backup_is_asked(
         await roll_out(controller, [pair.one, pair.two], pair.snapshot(4, first))
     async with asyncio.timeout(20):
         while len(pair.maps_one.maps.cache) == 0:
+            pair.maps_two.maps.other_seen[1][values["slot"]] = time.monotonic_ns()
             pair.maps_one.flows_put(FlowMap.PENDING, keys, values)
             await asyncio.sleep(0.05)
     assert 3 <= pair.one.peers.failed["BeatCall"]

@@ -121,6 +121,7 @@ async def test_what_happened_can_be_read_after_the_fact(folder: Path) -> None:
         async with pair_at(folder, server.target()) as pair:
             await pair.change(3)
             second = await pair.change(4)
+            pair.maps[1].maps.other_seen[1][values["slot"]] = time.monotonic_ns()  # one of each has come through there
             pair.maps[0].flows_put(FlowMap.PENDING, keys, values)
             await _until(lambda: entries(client, "n1", "decisions") and entries(client, "n2", "decisions"))
             await _until(lambda: client.exists("holdfast:n1:state"))

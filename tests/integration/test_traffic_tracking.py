@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import pytest
 
+from lbpod.core.limits import CHAIN_AGAIN_MAX
 from lbpod.core.packets import Chain, Forward, Relay
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath.port import FlowMap
@@ -287,7 +288,7 @@ def test_with_client_ip_affinity_all_connections_of_a_client_stay_together(ring:
             assert "old" == third.server, "rebased: the client's record decides, whatever its port"
         assert b"first" == first.echo(b"first")
     assert {Verdict.CHAIN_STARTED, Verdict.RECORD_HIT} == set(counted["node2"])
-    assert {Verdict.CHAIN_LAST: 1} == counted["node3"]
+    assert {Verdict.CHAIN_LAST: 1 + CHAIN_AGAIN_MAX} == counted["node3"]
 
 
 def test_an_unknown_udp_flow_goes_to_base_and_is_recorded_through_the_chain(ring: Ring) -> None:
@@ -304,7 +305,7 @@ def test_an_unknown_udp_flow_goes_to_base_and_is_recorded_through_the_chain(ring
     for found, backend in ((counted, "node4"), (quic, "node5")):
         assert {Verdict.RELAYED: 2} == found["node1"]
         assert {Verdict.CHAIN_STARTED: 1, Verdict.RECORD_HIT: 1} == found["node2"]
-        assert {Verdict.CHAIN_LAST: 1} == found["node3"]
+        assert {Verdict.CHAIN_LAST: 2} == found["node3"], "its first few packets all travel the chain"
         assert {Verdict.DELIVERED: 2, Verdict.REPLY: 2} == found[backend]
 
 
