@@ -125,8 +125,9 @@ def asked(state: State, request: int, call: ResolveCall, now_ns: int) -> Effects
         return [Refuse(request, BUSY, f"{state.node_name} has too many questions open; ask again later")]
     flows = flows_from(call.flows)
     known = np.flatnonzero(state.facts.has(flows["vip"]))
-    token = state.open(_Looked(request, len(flows), known, flows[known]), now_ns)
-    return [LookRecords(token, flows[known], state.facts.slots(flows[known]))]
+    flows, count = flows[known], len(flows)
+    looked = _Looked(request, count, known, flows, state.facts.slots(flows))
+    return [LookRecords(state.open(looked, now_ns), flows, looked.slots)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,36 +138,30 @@ class _Looked(Question):
     count: int
     """Of flows in the question."""
     known: npt.NDArray[np.intp]
+    """Which of them are of VIPs that are served here; the others get no answer."""
     flows: Rows
-    """Of them, those of VIPs that are served here: where in the question, and which."""
+    slots: U32
 
     def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
-        if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows):
+        if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows) or answer.other_seen is None:
             return self.failed(state, "the records could not be read", now_ns)
-        backends, leases_ms = np.zeros(self.count, dtype=np.uint32), np.zeros(self.count, dtype=np.uint32)
-        assert answer.other_seen is not None, "stamps were asked for"
-        found = decide(state, self.flows, answer.records, answer.other_seen, now_ns)
+        backends, leases_ms = np.zeros((2, self.count), dtype="<u4")
+        found = decide(state, self.flows, self.slots, answer.records, answer.other_seen, now_ns)
         backends[self.known], leases_ms[self.known] = found
-        body = ResolveAnswer(backends.astype("<u4").tobytes(), leases_ms.astype("<u4").tobytes())
-        return [Reply(self.request, body)]
+        return [Reply(self.request, ResolveAnswer(backends.tobytes(), leases_ms.tobytes()))]
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
 
 
-def decide(state: State, flows: Rows, records: Rows, other_seen: U64, now_ns: int) -> tuple[U32, U32]:
+def decide(state: State, flows: Rows, slots: U32, records: Rows, other_seen: U64, now_ns: int) -> tuple[U32, U32]:
     """Backend (0: cannot tell) and lease in ms (0: do not keep) of each flow (layout.FLOW, RECORD), as a replica says.
     other_seen: the stamp of each one's slot.
 
     It is the fast path's own rule (lbpod/bpf/README.md, step 6) without the side effects.
     """
     assert flows.dtype == FLOW, "flows come in the layout of the maps"
-    known = np.flatnonzero(state.facts.has(flows["vip"]))
-    answer = np.zeros(len(flows), dtype=np.uint32)
-    leases_ms = np.zeros(len(flows), dtype=np.uint32)
-    flows, records, other_seen = flows[known], records[known], other_seen[known]
     vips = flows["vip"]
-    slots = state.facts.slots(flows)
     words, held = state.words(vips, slots)
     tracking, current, base = is_tracking(words), current_of(words), base_of(words)
     noted = records["backend"]
@@ -177,10 +172,8 @@ def decide(state: State, flows: Rows, records: Rows, other_seen: U64, now_ns: in
     sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
     ended = (base == current) | state.orphaned(vips, slots) | is_of_round(round_of(words), records)
     leased = sure & ~(tracking & ~recorded & (ended | state.facts.unannounced[vips]))
-    answer[known[sure]] = backend[sure]
     # Counted from when its record, or its slot, was last stamped: a packet that was lost on its way here counts not.
-    stamps = np.where(
-        tracking & (recorded | (backend != current)), np.where(recorded, records["seen_ns"], other_seen), now_ns
-    )
-    leases_ms[known[leased]] = state.facts.leases_left_ms(vips[leased], stamps[leased], now_ns)
-    return answer, leases_ms
+    stamps = np.where(recorded, records["seen_ns"], other_seen)
+    stamps = np.where(tracking & (recorded | (backend != current)), stamps, now_ns)
+    left_ms = state.facts.leases_left_ms(vips, stamps, now_ns)
+    return np.where(sure, backend, 0).astype(np.uint32), np.where(leased, left_ms, 0).astype(np.uint32)

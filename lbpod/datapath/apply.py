@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lbpod.core.flows import groups
 from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, VIP_STAT
 from lbpod.core.limits import MARGIN_NS, NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
@@ -196,13 +197,12 @@ class Applier:
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
 
     def _look_records(self, effect: LookRecords) -> RecordsLooked:
-        # Stamps first: what is seen between the two is newer than what is said of it.
-        stamps = None
-        if effect.slots is not None:
-            vips = effect.flows["vip"]
-            stamps = np.zeros(len(vips), dtype=np.uint64)
-            for vip in np.unique(vips).tolist():
-                places = np.flatnonzero(vips == vip)
+        if effect.slots is None:
+            return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
+        vips, served = effect.flows["vip"], self._datapath.vip_ids()
+        stamps = np.zeros(len(vips), dtype=np.uint64)  # 0: never, also of a VIP that has no slots here
+        for vip, places in groups(vips):
+            if vip in served:
                 stamps[places] = self._datapath.read_other_seen(vip, effect.slots[places])
         return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows), stamps)
 

@@ -388,7 +388,13 @@ def test_questions_are_answered_with_their_token() -> None:
     datapath.flows_put(FlowMap.EMBRYONIC, flows(3)[2:], records[:1])
     looked = agent.apply(LookRecords(4, flows(4)))
     assert isinstance(looked, RecordsLooked)
-    assert [10, 10, 10, 0] == looked.records["backend"].tolist()
+    assert ([10, 10, 10, 0], None) == (looked.records["backend"].tolist(), looked.other_seen)
+    of_two = flows(3)
+    of_two["vip"] = (5, 6, 5)  # 6 has no slots here: an LB that has left the ring may be asked about any
+    stamped = agent.apply(LookRecords(4, of_two, np.array([7, 7, 8], np.uint32)))
+    assert isinstance(stamped, RecordsLooked)
+    assert stamped.other_seen is not None
+    assert [99, 0, 0] == stamped.other_seen.tolist()
     dumped = agent.apply(DumpRecords(5))
     assert isinstance(dumped, RecordsDumped)
     assert 3 == len(dumped.flows) == len(dumped.records)
