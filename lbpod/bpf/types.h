@@ -131,7 +131,7 @@ struct hf_config {
 	__u16 mss_max;	   /* MSS that a SYN-ACK may offer, 0: leave it */
 	__u32 version;	   /* layout of the maps */
 };
-#define HF_LAYOUT_VERSION 3
+#define HF_LAYOUT_VERSION 4
 
 struct hf_counter {
 	__u64 packets;

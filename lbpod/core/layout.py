@@ -87,8 +87,9 @@ CONFIG: Final = np.dtype(
 COUNTER: Final = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VIP_STAT: Final = np.dtype([("unrecorded_ns", "<u8"), ("pad", "<u8")])
 
-LAYOUT_VERSION: Final = 3
-"""Version of all of the above; written to ``config.version``, checked when pinned maps are taken over."""
+LAYOUT_VERSION: Final = 4
+"""Version of all of the above; written to ``config.version``, checked when pinned maps are taken over. (4: records
+count below their round. A program of 3 would take those for void.)"""
 
 # --- Bits -------------------------------------------------------------------------------------------------------------
 SLOT_CURRENT_MASK: Final = 0x00FF_FFFF

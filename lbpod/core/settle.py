@@ -443,9 +443,8 @@ class _BackupSeen(Question):
             return [*self._unflag(state), Reply(self.request, _NONE_AGREED)]
         words = vs.slots.at(self.slots)
         steady = ~is_tracking(words)
-        tracking = self.slots[
-            is_settling(words)
-        ]  # a call that came twice: where the flag is gone this look says nothing
+        # Where the flag is gone (a call that came twice) this look says nothing.
+        tracking = self.slots[is_settling(words)]
         agreed = tracking[self._may_settle(state, tracking, answer, now_ns)]
         if call.kind is SettleKind.SETTLE:
             changed = vs.slots.agree(agreed)

@@ -584,16 +584,14 @@ def test_a_chain_is_recorded_extended_and_ends_at_the_backend(node: Node) -> Non
     assert ([FLOW.key], []) == (list(node.maps.records), list(node.maps.embryonic))
 
 
-@pytest.mark.parametrize(("backend", "rounds_ahead"), [(CURRENT, 1), (BASE, 0)])
-def test_what_a_chain_brings_to_a_steady_slot_counts_once_that_tracks(
-    node: Node, backend: int, rounds_ahead: int
-) -> None:
+@pytest.mark.parametrize(("backend", "round_"), [(CURRENT, layout.SLOT_ROUND_ONE), (BASE, 0)])
+def test_what_a_chain_brings_to_a_steady_slot_counts_once_that_tracks(node: Node, backend: int, round_: int) -> None:
     """Its sender has prepared a change already: `current` here will be base. Another backend is one of before."""
     node.own(PEER, SELF)
     node.slots(tracking=False)
     outcome = node.from_peer(Chain(backend, 9, True, (PEER,), (SELF,)), frames.tcp_to(FLOW, ACK))
     assert Verdict.CHAIN_LAST == outcome.verdict
-    assert Record(backend, rounds_ahead << 26 | limits.CHAIN_AGAIN_MAX, NOW_NS) == node.maps.records.get(FLOW.key)
+    assert Record(backend, round_ | limits.CHAIN_AGAIN_MAX, NOW_NS) == node.maps.records.get(FLOW.key)
 
 
 @pytest.mark.parametrize("full", [False, True])
