@@ -39,6 +39,8 @@ NEEDED = {
     "prev": (3, MOVES),
     "repeated-handover": (3, MOVES),
     "lease": (1, UNSURE),
+    "owners-stamp": (5, UNSURE),
+    "chain-again": (1, MOVES),
     "quiet-time": (1, UNSURE),
     "ask-settle": (1, UNSURE),
     "ask-forget": (1, MOVES),

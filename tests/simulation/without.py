@@ -24,7 +24,8 @@ SLOTS: Final = 64
 scale.shrink(SLOTS)
 
 # Bounds are lowered before anybody reads them.
-from lbpod.core import forget, handover, settle, watch  # noqa: E402
+from lbpod.core import forget, handover, limits, settle, watch  # noqa: E402
+from lbpod.core.flows import Facts  # noqa: E402
 from lbpod.core.keeper import Keeper  # noqa: E402
 from lbpod.core.keeper_state import State  # noqa: E402
 from lbpod.core.limits import MARGIN_NS, MEMBER_NONE  # noqa: E402
@@ -83,6 +84,16 @@ def _lease() -> None:
         return decide(self, relay)
 
     swap(_Passage, "_decide_as_another", for_ever)
+
+
+def _owners_stamp() -> None:
+    """A lease counts from the packet that was relayed, whether or not the owner has seen it."""
+    swap(Facts, "leases_left_ms", lambda self, vips, since_ns, now_ns: (self.lease_ns[vips] // 10**6).astype(np.uint32))
+
+
+def _chain_again() -> None:
+    """Of a flow without a first packet one packet travels the chain."""
+    swap(limits, "CHAIN_AGAIN_MAX", 0)
 
 
 def _open_settle() -> None:
@@ -231,6 +242,8 @@ RULES: Final[dict[str, Callable[[], None]]] = {
     "prev": _prev,
     "repeated-handover": _repeated_handover,
     "lease": _lease,
+    "owners-stamp": _owners_stamp,
+    "chain-again": _chain_again,
     "quiet-time": _quiet_time,
     "ask-settle": _ask_settle,
     "ask-forget": _ask_forget,

@@ -239,6 +239,15 @@ WORLDS: Final[dict[str, World]] = {
     "lease": World(
         "Flows stay with one LB, which has no reason to ask again.", LONG | {"spray_chance": 0.0, "silent_chance": 0.0}
     ),
+    "owners-stamp": World(
+        "Flows stay with one LB, and a third of all packets is lost.",
+        LONG | {"spray_chance": 0.0, "packet_loss": 0.35, "silent_chance": 0.5},
+    ),
+    "chain-again": World(
+        "Nobody can tell first packets, of which some are lost, and flows enter at one replica, and then at another.",
+        LONG | {"vips": (UDP,), "spray_chance": 0.0, "packet_loss": 0.2},
+        _turns,
+    ),
     "quiet-time": World("Flows outlive the margin.", LONG),
     "ask-settle": CUT_OFF,
     "ask-forget": World("Flows enter at their backup for long, and then do not.", LONG | {"spray_chance": 0.0}, _turns),
