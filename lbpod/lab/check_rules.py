@@ -129,8 +129,8 @@ class Judge:
 
     def leaves(self, name: str, now_ns: int) -> None:
         """It has drained, the config is written without it, and it serves until ``left``. Whoever it serves loses it.
-        Of those that nobody has answered yet, only those may be its doing that are reset meanwhile: it answers, but
-        for the few that reach it just before the config without it comes into force."""
+        Of those that nobody has answered yet, only those may be its doing that were begun before it was gone, and are
+        reset: it answers, but for the few that reach it just before the config without it comes into force."""
         self._gone[name] = now_ns
         self._leaving.add(name)
 
@@ -165,15 +165,16 @@ class Judge:
             return Verdict.BACKEND_GONE if failure.backend in self._gone else Verdict.BROKEN
         if self._haunting:
             return Verdict.UNATTRIBUTED
-        if failure.reason in (Reason.RESET, Reason.CLOSED) and self._may_have_left(failure.at_ns):
+        if failure.reason in (Reason.RESET, Reason.CLOSED) and self._may_have_left(failure):
             return Verdict.UNATTRIBUTED
         if self._last_gone_ns is not None and failure.at_ns - self._last_gone_ns <= self._blame_window_ns:
             return Verdict.UNATTRIBUTED
         return Verdict.BROKEN
 
-    def _may_have_left(self, at_ns: int) -> bool:
+    def _may_have_left(self, failure: Failure) -> bool:
+        """Judged by when the flow was begun, for a client that has no time learns of a reset seconds after it came."""
         last_ns = self._last_left_ns
-        return bool(self._leaving) or (last_ns is not None and at_ns - last_ns <= CHECK_GRACE_NS)
+        return bool(self._leaving) or (last_ns is not None and failure.opened_ns - last_ns <= CHECK_GRACE_NS)
 
 
 class Histogram:

@@ -109,10 +109,21 @@ def test_a_backend_that_has_left_excuses_only_its_own_flows() -> None:
     judge = Judge(blame_window_ns=10 * SECOND_NS)
     judge.leaves("web1", 0)
     judge.left("web1", SECOND_NS)
-    judge.failed(_failure(SECOND_NS + CHECK_GRACE_NS, None))
-    judge.failed(_failure(SECOND_NS + CHECK_GRACE_NS + 1, None))
+    over_ns = SECOND_NS + CHECK_GRACE_NS
+    judge.failed(replace(_failure(over_ns, None), opened_ns=over_ns))
+    judge.failed(replace(_failure(over_ns + 1, None), opened_ns=over_ns + 1))
     judge.failed(_failure(2 * SECOND_NS, "web1"))
     assert [Verdict.UNATTRIBUTED, Verdict.BROKEN, Verdict.BACKEND_GONE] == _verdicts(judge, 3 * SECOND_NS)
+
+
+def test_a_client_that_stood_still_learns_late_that_the_backend_has_left() -> None:
+    judge = Judge(blame_window_ns=10 * SECOND_NS)
+    judge.leaves("web1", 0)
+    judge.left("web1", SECOND_NS)
+    judge.failed(replace(_failure(5 * SECOND_NS, None), opened_ns=SECOND_NS - 1))
+    judge.failed(replace(_failure(5 * SECOND_NS, None), opened_ns=2 * SECOND_NS))
+    judge.failed(replace(_failure(5 * SECOND_NS, None), opened_ns=0, reason=Reason.TIMEOUT))
+    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN, Verdict.BROKEN] == _verdicts(judge, 6 * SECOND_NS)
 
 
 def test_while_new_flows_go_to_a_dead_backend_nobody_can_tell_of_those_without_one() -> None:
