@@ -136,7 +136,10 @@ class BeatServer:
         )
         if not line.can_prepare(request):
             raise RemoteError(f"{wire.PATH_BEATS} is a WebSocket; ask for one (RFC 6455)")
-        await line.prepare(request)
+        try:
+            await line.prepare(request)
+        except ConnectionError:  # it has hung up before anybody here had time for it
+            return web.Response()
         self._lines.add(line)
         try:
             await self._answer_all(line)

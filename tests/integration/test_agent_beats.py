@@ -116,6 +116,22 @@ async def test_an_agent_that_ends_says_so_on_all_lines_and_waits_for_none(folder
         assert (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.GOING_AWAY) == (ended.type, ended.data)
 
 
+async def test_who_has_hung_up_before_the_line_began_is_no_error(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = client_context(files_in(folder / "tls", "n2"))
+    tls.check_hostname = False
+    async with running(make_parts("n1", folder, MemoryDatapath())) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.control_port, ssl=tls)
+        wish = f"GET {wire.PATH_BEATS} HTTP/1.1\r\nHost: n1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write(f"{wish}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
+        writer.close()
+        assert b"" == await reader.read()
+        async with line_to(folder, one, "n2") as line:
+            await say(line, wire.encode(BEAT))
+    assert [] == [one for one in caplog.records if one.name == "aiohttp.server"]
+
+
 # --- The side that asks -----------------------------------------------------------------------------------------------
 class Other:
     """A server in the place of n2's agent. silent: it takes beats and does not answer."""
