@@ -65,7 +65,8 @@ class NextHops(Protocol):
     """Where the frames to each node go: what is needed of ``datapath.neighbours.Neighbours``. The driver owns it."""
 
     def set_nodes(self, nodes: Mapping[int, bytes]) -> Sequence[int]:
-        """The nodes of interest from now on: id -> address (16 bytes); ids whose row is new or has changed."""
+        """The nodes of interest from now on: id -> address (16 bytes); ids whose row is new or has changed. Where it
+        raises, the nodes are those from before, and `rows` has them."""
 
     def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
         """Indices and rows (layout.NODE) of these nodes."""

@@ -6,8 +6,13 @@ NEIGHBOUR_REFRESH_NS all is asked again, for a path's MTU changes without an eve
 not REACHABLE: its packets are dropped and counted, its LB does not count as a replica.
 
 XDP never shows the kernel that a neighbour is in use, so entries would grow stale and be collected. We ask the kernel
-to look after them itself (``misses.keep_neighbour``). What this file leaves to others: writing the rows (``port``),
-when to call (the agent), and IPv6.
+to look after them itself (``misses.keep_neighbour``).
+
+Where the kernel does not answer, what was known stays known, whole: tables, routes and nodes are read and looked up
+aside, and take the place of the old ones together, once nothing can fail any more. (Tables that were emptied first, and
+then not read, made every node unreachable; nodes that were forgotten first were still asked for by whoever had been
+told that they were not.) What this file leaves to others: writing the rows (``port``), when to call (the agent), and
+IPv6.
 """
 
 import errno
@@ -94,6 +99,34 @@ class _Neighbour:
     state: int
 
 
+class _Tables:
+    """The kernel's links that are up, and its neighbours that have a MAC, as of the last dump and the events since."""
+
+    def __init__(self) -> None:
+        self.links: Final[dict[int, _Link]] = {}
+        self.neighbours: Final[dict[tuple[int, str], _Neighbour]] = {}
+
+    def take_link(self, message: Message, *, gone: bool) -> None:
+        mac, is_up = _mac(message.raw(netlink.IFLA_ADDRESS)), bool(message["flags"] & 1)
+        if gone or not is_up or not any(mac):
+            self.links.pop(message["index"], None)
+        else:
+            self.links[message["index"]] = _Link(mac, message.number(netlink.IFLA_MTU) or 0)
+
+    def take_neighbour(self, message: Message, *, gone: bool) -> None:
+        if message["family"] != _IPV4:
+            return
+        address = message.address(netlink.NDA_DST)
+        if address is None:
+            return
+        key = message["ifindex"], address
+        mac = _mac(message.raw(netlink.NDA_LLADDR))
+        if gone or not message["state"] & _VALID or not mac:
+            self.neighbours.pop(key, None)
+        else:
+            self.neighbours[key] = _Neighbour(mac, message["state"])
+
+
 def _mac(raw: bytes) -> bytes:
     return raw if len(raw) == 6 else b""
 
@@ -101,8 +134,9 @@ def _mac(raw: bytes) -> bytes:
 class Neighbours:
     """Watches routes, links and neighbours for the nodes that it is told, in the network namespace of its maker.
 
-    Invariants: `_rows` and `_hops` have exactly the nodes of `_nodes`, and each row says what the hop says; `_kept`
-    names the neighbours that the kernel was asked to look after, all of them in use by a route of `_routes`.
+    Invariants: `_rows` and `_hops` have exactly the nodes of `_nodes`, also after a method that has raised, and each
+    row says what the hop says; `_kept` names the neighbours that the kernel was asked to look after, all of them in use
+    by a route of `_routes`, unless the kernel did not answer when that was said last.
     """
 
     def __init__(self, source: bytes) -> None:
@@ -116,8 +150,7 @@ class Neighbours:
         self._rows: dict[int, npt.NDArray[np.void]] = {}
         self._hops: dict[int, NextHop | None] = {}
         self._routes: dict[int, _Route] = {}
-        self._links: dict[int, _Link] = {}
-        self._neighbours: dict[tuple[int, str], _Neighbour] = {}
+        self._tables = _Tables()
         self._kept: set[tuple[int, str]] = set()
         self.misses: frozenset[misses.Miss] = frozenset()
         """What this kernel lacks for it."""
@@ -132,13 +165,11 @@ class Neighbours:
         return self._events.fileno()
 
     def set_nodes(self, nodes: Mapping[int, bytes]) -> tuple[int, ...]:
-        """The nodes to watch from now on: id -> address (16 bytes). Resolves all; ids whose row is new or changed."""
-        for node in sorted(self._nodes):
-            if nodes.get(node) != self._nodes[node]:
-                del self._rows[node], self._hops[node]
-                self._routes.pop(node, None)
-        self._nodes = dict(nodes)
-        return self.resolve_all()
+        """The nodes to watch from now on: id -> address (16 bytes). Resolves all; ids whose row is new or changed.
+
+        Raises DatapathError where the kernel does not answer; the nodes, and all that is known of them, are as before.
+        """
+        return self._resolve(dict(nodes))
 
     def rows(self, ids: Collection[int]) -> tuple[U32, Rows]:
         """Indices and NODE rows of these nodes, to be written to ``nodes``."""
@@ -153,10 +184,7 @@ class Neighbours:
 
         To be called every NEIGHBOUR_REFRESH_NS as well. Neighbours that are not known yet come as events.
         """
-        self._read_tables()
-        self._route(self._nodes)
-        self._keep(again=True)
-        return self._changed(self._nodes)
+        return self._resolve(self._nodes)
 
     def handle_events(self) -> tuple[int, ...]:
         """Takes what the kernel has to tell; ids of nodes whose row has changed, ascending. Never waits."""
@@ -166,57 +194,43 @@ class Neighbours:
         reroute = False
         for kind, message in events:
             if kind in (netlink.RTM_NEWNEIGH, netlink.RTM_DELNEIGH):
-                self._take_neighbour(message, gone=kind == netlink.RTM_DELNEIGH)
+                self._tables.take_neighbour(message, gone=kind == netlink.RTM_DELNEIGH)
             elif kind in (netlink.RTM_NEWLINK, netlink.RTM_DELLINK):
-                self._take_link(message, gone=kind == netlink.RTM_DELLINK)
+                self._tables.take_link(message, gone=kind == netlink.RTM_DELLINK)
                 reroute = True
             else:
                 reroute = True
         if reroute:
-            self._route(self._nodes)
-            self._keep(again=False)
-        return self._changed(self._nodes) if events else ()
+            routes = self._routes_to(self._nodes)
+            self._keep(self._tables, routes, again=False)
+            self._routes = routes
+        return self._changed() if events else ()
 
-    # --- Tables ---------------------------------------------------------------------------------------------------
+    # --- Questions: nothing that is known changes before all are answered ------------------------------------------
 
-    def _read_tables(self) -> None:
-        self._links.clear()
-        self._neighbours.clear()
+    def _resolve(self, nodes: dict[int, bytes]) -> tuple[int, ...]:
+        tables, routes = self._read_tables(), self._routes_to(nodes)
+        self._keep(tables, routes, again=True)
+        for node in sorted(self._nodes):
+            if nodes.get(node) != self._nodes[node]:
+                del self._rows[node], self._hops[node]
+        self._nodes, self._tables, self._routes = nodes, tables, routes
+        return self._changed()
+
+    def _read_tables(self) -> _Tables:
+        tables = _Tables()
         try:
             for message in self._netlink.dump(netlink.RTM_GETLINK, LinkMessage()):
-                self._take_link(message, gone=False)
+                tables.take_link(message, gone=False)
             for message in self._netlink.dump(netlink.RTM_GETNEIGH, NeighbourMessage(family=_IPV4)):
-                self._take_neighbour(message, gone=False)
+                tables.take_neighbour(message, gone=False)
         except OSError as error:
             raise DatapathError(f"cannot read the kernel's link and neighbour tables: {error.strerror}") from error
+        return tables
 
-    def _take_link(self, message: Message, *, gone: bool) -> None:
-        mac, is_up = _mac(message.raw(netlink.IFLA_ADDRESS)), bool(message["flags"] & 1)
-        if gone or not is_up or not any(mac):
-            self._links.pop(message["index"], None)
-        else:
-            self._links[message["index"]] = _Link(mac, message.number(netlink.IFLA_MTU) or 0)
-
-    def _take_neighbour(self, message: Message, *, gone: bool) -> None:
-        if message["family"] != _IPV4:
-            return
-        address = message.address(netlink.NDA_DST)
-        if address is None:
-            return
-        key = message["ifindex"], address
-        mac = _mac(message.raw(netlink.NDA_LLADDR))
-        if gone or not message["state"] & _VALID or not mac:
-            self._neighbours.pop(key, None)
-        else:
-            self._neighbours[key] = _Neighbour(mac, message["state"])
-
-    def _route(self, nodes: Collection[int]) -> None:
-        for node in sorted(nodes):
-            route = self._look_up(self._nodes[node])
-            if route is None:
-                self._routes.pop(node, None)
-            else:
-                self._routes[node] = route
+    def _routes_to(self, nodes: Mapping[int, bytes]) -> dict[int, _Route]:
+        found = ((node, self._look_up(nodes[node])) for node in sorted(nodes))
+        return {node: route for node, route in found if route is not None}
 
     def _look_up(self, address: bytes) -> _Route | None:
         if address[:12] != _MAPPED:
@@ -238,13 +252,11 @@ class Neighbours:
         via = answer.address(netlink.RTA_GATEWAY) or text
         return _Route(ifindex, via, int.from_bytes(mtu, sys.byteorder))
 
-    # --- Conclusions ----------------------------------------------------------------------------------------------
-
-    def _keep(self, *, again: bool) -> None:
+    def _keep(self, tables: _Tables, routes: Mapping[int, _Route], *, again: bool) -> None:
         """Has the kernel look after the neighbours in use (again: even those that it does), and no longer others."""
-        wanted = {(route.ifindex, route.via) for route in self._routes.values() if route.ifindex in self._links}
+        wanted = {(route.ifindex, route.via) for route in routes.values() if route.ifindex in tables.links}
         for key in sorted(wanted):
-            there = self._neighbours.get(key)
+            there = tables.neighbours.get(key)
             is_fixed = there is not None and bool(there.state & _FIXED)
             if is_fixed or (key in self._kept and there is not None and not again):
                 continue
@@ -255,17 +267,20 @@ class Neighbours:
             misses.release_neighbour(self._netlink, *key)
             self._kept.discard(key)
 
+    # --- Conclusions ----------------------------------------------------------------------------------------------
+
     def _hop(self, node: int) -> NextHop | None:
         route = self._routes.get(node)
-        link = self._links.get(route.ifindex) if route else None
-        neighbour = self._neighbours.get((route.ifindex, route.via)) if route else None
+        link = self._tables.links.get(route.ifindex) if route else None
+        neighbour = self._tables.neighbours.get((route.ifindex, route.via)) if route else None
         if route is None or link is None or neighbour is None:
             return None
         return NextHop(route.ifindex, link.mac, neighbour.mac, min(route.mtu or link.mtu, link.mtu))
 
-    def _changed(self, nodes: Collection[int]) -> tuple[int, ...]:
+    def _changed(self) -> tuple[int, ...]:
+        """Makes the rows say what is known; the nodes whose row that has changed."""
         changed = []
-        for node in sorted(nodes):
+        for node in sorted(self._nodes):
             hop = self._hop(node)
             if node not in self._rows or self._hops[node] != hop:
                 self._rows[node] = node_row(self._nodes[node], self._source, hop)

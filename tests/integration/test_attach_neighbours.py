@@ -6,15 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from lbpod.core.layout import NODE_REACHABLE
+from lbpod.core.messages import Configure
 from lbpod.core.packets import ipv4_header, node_checksum
-from lbpod.datapath import misses
+from lbpod.datapath import misses, netlink
+from lbpod.datapath.apply import Applier
+from lbpod.datapath.memory import MemoryDatapath
 from lbpod.datapath.neighbours import Neighbours, NextHop, node_row
-from lbpod.datapath.port import Rows
+from lbpod.datapath.port import DatapathError, Rows
+from tests.agents import UPLINK, snapshot
 from tests.integration.attach_spaces import Space, need_namespaces, wire
+from tests.integration.netlink_between import Between
 
 MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 SELF, ON_LINK, ROUTED, NOBODY, ELSEWHERE, IPV6 = range(6)
@@ -168,3 +174,67 @@ def test_a_node_that_leaves_is_forgotten_and_its_neighbour_released(
     with pytest.raises(KeyError):
         neighbours.rows([NOBODY])
     assert 0 == len(neighbours.rows(np.zeros(0, np.uint32).tolist())[1])
+
+
+MOVED = address("10.77.9.9")
+QUESTIONS = {
+    "links": netlink.RTM_GETLINK,
+    "neighbours": netlink.RTM_GETNEIGH,
+    "routes": netlink.RTM_GETROUTE,
+    "keep": netlink.RTM_NEWNEIGH,
+}
+
+
+def events_of(watcher: Neighbours, space: Space, line: str) -> None:
+    """Has somebody else change something, and the watcher hear of it."""
+    watcher.handle_events()
+    space.ip(line)
+    assert select.select([watcher], [], [], 5)[0]
+    watcher.handle_events()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize(
+    "ask", [Neighbours.resolve_all, lambda watcher: watcher.set_nodes({ROUTED: MOVED})], ids=["refresh", "nodes"]
+)
+def test_a_kernel_that_does_not_answer_takes_nothing_away(
+    ask: Callable[[Neighbours], object], question: str, neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    """Whichever question it leaves unanswered: not a row, not a node, not a neighbour that it looks after."""
+    here, _ = spaces
+    neighbours.set_nodes(NODES)
+    wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK) and is_reachable(neighbours, ROUTED))
+    before = neighbours.rows(NODES)[1].tobytes()
+    with Between(neighbours) as kernel:
+        kernel.silent = QUESTIONS[question]
+        with pytest.raises(DatapathError, match="does not answer"):
+            ask(neighbours)
+    events_of(neighbours, here, "neigh replace 10.99.0.55 lladdr 02:00:00:00:00:55 dev hfa0")
+    assert before == neighbours.rows(NODES)[1].tobytes()
+    events_of(neighbours, here, "link set lo txqueuelen 999")
+    assert before == neighbours.rows(NODES)[1].tobytes()
+    assert "managed" in here.ip("-d neigh show 10.99.0.2") or neighbours.misses
+    assert (ROUTED,) == neighbours.set_nodes({ROUTED: MOVED})
+    assert is_reachable(neighbours, ROUTED)
+
+
+def test_nodes_that_could_not_be_told_are_those_from_before_for_whoever_writes_them(
+    neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    """A node leaves, the kernel does not answer, and something changes before it is told again."""
+    both = snapshot(1)
+    alone = msgspec.structs.replace(snapshot(2, backends=1, ring=(0,)), nodes=both.nodes[:1])
+    datapath = MemoryDatapath()
+    applier = Applier(datapath, "n1", UPLINK, neighbours)
+    applier.apply(Configure(both, None, frozenset({10}), frozenset({0, 1})))
+    nodes = datapath.maps.nodes.copy()
+    left = Configure(alone, None, frozenset({10}), frozenset({0}))
+    with Between(neighbours) as kernel:
+        kernel.silent = netlink.RTM_GETLINK
+        with pytest.raises(DatapathError):
+            applier.apply(left)
+        spaces[0].ip("neigh replace 10.99.0.55 lladdr 02:00:00:00:00:55 dev hfa0")
+        applier.take_hop_events()
+    assert nodes.tobytes() == datapath.maps.nodes.tobytes()
+    applier.apply(left)
+    assert [True, False] == [bool(row["addr"].any()) for row in datapath.maps.nodes[1:3]]
