@@ -2,11 +2,12 @@
 
 Why: a version check here and a fallback there end as behaviour that nobody can list. What we cannot do without is in
 ``features`` and stops the agent; what we can is a ``Miss`` here, done another way and reported, so that status and
-metrics can name it. Kernel 5.15 is the floor; on a kernel of today nothing of this is used.
+metrics can name it. Kernel 5.15 is the floor; on a kernel of today, with room in its tables, nothing of this is used.
 """
 
 import errno
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Final
 
@@ -14,7 +15,6 @@ import numpy as np
 
 from lbpod.datapath import libbpf, netlink
 from lbpod.datapath.netlink import NeighbourMessage, Netlink
-from lbpod.datapath.port import DatapathError
 
 
 class Miss(Enum):
@@ -24,6 +24,10 @@ class Miss(Enum):
     MANAGED_NEIGHBOURS = (
         "this kernel does not look after neighbours by itself (that takes 5.16): they are confirmed by us"
         " every ten seconds, so a changed MAC is noticed that much later"
+    )
+    NEIGHBOUR_REFUSED = (
+        "this kernel refuses some neighbours (mostly for want of room, which is net.ipv4.neigh.default.gc_thresh3):"
+        " the nodes behind them are not reachable from here, and it is asked again every ten seconds"
     )
     MAP_OF_MAPS_BATCH = (
         "this kernel cannot publish VIPs in batches (that takes 6.0): each new VIP waits for all CPUs by itself"
@@ -36,6 +40,8 @@ _IPV4: Final = 2
 _NUD_NONE: Final = 0
 _NTF_USE: Final = 0x01
 _NTF_EXT_MANAGED: Final = 0x01
+_GONE: Final = (errno.ENODEV, errno.ENETDOWN, errno.EINVAL, errno.ENOENT)
+"""The interface went away or down meanwhile, and its neighbours with it: an event will say so."""
 
 
 def publish(fd: int, name: str, indices: Sequence[int], inner_fds: Sequence[int]) -> Miss | None:
@@ -53,38 +59,31 @@ def publish(fd: int, name: str, indices: Sequence[int], inner_fds: Sequence[int]
 
 
 def keep_neighbour(kernel: Netlink, ifindex: int, address: str) -> Miss | None:
-    """Has the kernel resolve a neighbour now and keep it current by itself.
+    """Has the kernel resolve a neighbour now and keep it current by itself. Raises DatapathError only where the kernel
+    does not answer: what it refuses is one neighbour's, and a Miss.
 
     A kernel without managed entries ignores that attribute and takes the rest: NTF_USE, which resolves or confirms
     once. (A datagram to the discard port would do the same, and reach somebody's host.)
     """
-    message = NeighbourMessage(family=_IPV4, ifindex=ifindex, state=_NUD_NONE, flags=_NTF_USE)
-    message.put_address(netlink.NDA_DST, address)
+    message = _neighbour(ifindex, address, _NUD_NONE, _NTF_USE)
     message.put_number(netlink.NDA_FLAGS_EXT, _NTF_EXT_MANAGED)
-    _ask(kernel, message, f"keep the neighbour {address}")
-    question = NeighbourMessage(family=_IPV4, ifindex=ifindex)
-    question.put_address(netlink.NDA_DST, address)
     try:
-        entry = kernel.get(netlink.RTM_GETNEIGH, question)
+        kernel.do(netlink.RTM_NEWNEIGH, message, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
+        entry = kernel.get(netlink.RTM_GETNEIGH, _neighbour(ifindex, address))
     except OSError as error:
-        if error.errno in (errno.ENODEV, errno.ENOENT):
-            return None  # gone with its interface: an event will say so
-        raise DatapathError(f"cannot look at the neighbour {address}: {error.strerror}") from error
+        return None if error.errno in _GONE else Miss.NEIGHBOUR_REFUSED
     is_managed = (entry.number(netlink.NDA_FLAGS_EXT) or 0) & _NTF_EXT_MANAGED
     return None if is_managed else Miss.MANAGED_NEIGHBOURS
 
 
 def release_neighbour(kernel: Netlink, ifindex: int, address: str) -> None:
-    """Has the kernel treat a neighbour like any other again. One that has gone with its interface is no error."""
-    message = NeighbourMessage(family=_IPV4, ifindex=ifindex, state=_NUD_NONE, flags=_NTF_USE)
+    """Has the kernel treat a neighbour like any other again. One that has gone is no error, and is not made anew; one
+    that the kernel keeps all the same costs it a question now and then. Raises DatapathError as `keep_neighbour`."""
+    with suppress(OSError):
+        kernel.do(netlink.RTM_NEWNEIGH, _neighbour(ifindex, address, _NUD_NONE, _NTF_USE), netlink.NLM_F_REPLACE)
+
+
+def _neighbour(ifindex: int, address: str, state: int = 0, flags: int = 0) -> NeighbourMessage:
+    message = NeighbourMessage(family=_IPV4, ifindex=ifindex, state=state, flags=flags)
     message.put_address(netlink.NDA_DST, address)
-    _ask(kernel, message, f"release the neighbour {address}")
-
-
-def _ask(kernel: Netlink, message: NeighbourMessage, what: str) -> None:
-    try:
-        kernel.do(netlink.RTM_NEWNEIGH, message, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
-    except OSError as error:
-        # The interface went away or down meanwhile: an event will say so.
-        if error.errno not in (errno.ENODEV, errno.ENETDOWN, errno.EINVAL):
-            raise DatapathError(f"cannot {what}: {error.strerror}") from error
+    return message

@@ -6,7 +6,8 @@ NEIGHBOUR_REFRESH_NS all is asked again, for a path's MTU changes without an eve
 not REACHABLE: its packets are dropped and counted, its LB does not count as a replica.
 
 XDP never shows the kernel that a neighbour is in use, so entries would grow stale and be collected. We ask the kernel
-to look after them itself (``misses.keep_neighbour``).
+to look after them itself (``misses.keep_neighbour``). One that it refuses (its table is full) costs the nodes behind it
+their row, and nobody else anything.
 
 Where the kernel does not answer, what was known stays known, whole: tables, routes and nodes are read and looked up
 aside, and take the place of the old ones together, once nothing can fail any more. (Tables that were emptied first, and
@@ -135,8 +136,8 @@ class Neighbours:
     """Watches routes, links and neighbours for the nodes that it is told, in the network namespace of its maker.
 
     Invariants: `_rows` and `_hops` have exactly the nodes of `_nodes`, also after a method that has raised, and each
-    row says what the hop says; `_kept` names the neighbours that the kernel was asked to look after, all of them in use
-    by a route of `_routes`, unless the kernel did not answer when that was said last.
+    row says what the hop says; `_kept` names the neighbours that the kernel was asked to look after and did not refuse,
+    all of them in use by a route of `_routes`, unless the kernel did not answer when that was said last.
     """
 
     def __init__(self, source: bytes) -> None:
@@ -153,7 +154,7 @@ class Neighbours:
         self._tables = _Tables()
         self._kept: set[tuple[int, str]] = set()
         self.misses: frozenset[misses.Miss] = frozenset()
-        """What this kernel lacks for it."""
+        """What this kernel lacks for it, or has refused in the last look at all that is in use."""
 
     def close(self) -> None:
         """Closes the sockets. The kernel goes on looking after the neighbours."""
@@ -253,19 +254,28 @@ class Neighbours:
         return _Route(ifindex, via, int.from_bytes(mtu, sys.byteorder))
 
     def _keep(self, tables: _Tables, routes: Mapping[int, _Route], *, again: bool) -> None:
-        """Has the kernel look after the neighbours in use (again: even those that it does), and no longer others."""
+        """Has the kernel look after the neighbours in use (again: even those that it does), and no longer others. One
+        that it refuses is asked for again the next time; the others do not wait for it."""
         wanted = {(route.ifindex, route.via) for route in routes.values() if route.ifindex in tables.links}
+        is_refused = False
         for key in sorted(wanted):
             there = tables.neighbours.get(key)
             is_fixed = there is not None and bool(there.state & _FIXED)
             if is_fixed or (key in self._kept and there is not None and not again):
                 continue
-            if miss := misses.keep_neighbour(self._netlink, *key):
+            miss = misses.keep_neighbour(self._netlink, *key)
+            if miss is misses.Miss.NEIGHBOUR_REFUSED:
+                is_refused = True
+                self._kept.discard(key)
+                continue
+            if miss is not None:
                 self.misses |= {miss}
             self._kept.add(key)
         for key in sorted(self._kept - wanted):
             misses.release_neighbour(self._netlink, *key)
             self._kept.discard(key)
+        refused = {misses.Miss.NEIGHBOUR_REFUSED}
+        self.misses = self.misses | refused if is_refused else self.misses - refused
 
     # --- Conclusions ----------------------------------------------------------------------------------------------
 

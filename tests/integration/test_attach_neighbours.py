@@ -238,3 +238,38 @@ def test_nodes_that_could_not_be_told_are_those_from_before_for_whoever_writes_t
     assert nodes.tobytes() == datapath.maps.nodes.tobytes()
     applier.apply(left)
     assert [True, False] == [bool(row["addr"].any()) for row in datapath.maps.nodes[1:3]]
+
+
+def test_a_neighbour_that_finds_no_room_costs_its_own_node_and_no_other(
+    neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    spaces[1].ip("addr add 10.99.0.9/24 dev hfb0")
+    late = max(NODES) + 1  # asked for after the one that is refused
+    with Between(neighbours) as kernel:
+        kernel.no_room_for = frozenset({"10.99.0.2"})
+        neighbours.set_nodes({**NODES, late: address("10.99.0.9")})
+        wait_until(neighbours, lambda: is_reachable(neighbours, late))
+        assert not is_reachable(neighbours, ON_LINK)
+        assert misses.Miss.NEIGHBOUR_REFUSED in neighbours.misses
+        kernel.no_room_for = frozenset({"10.99.0.77"})
+        neighbours.resolve_all()
+        wait_until(neighbours, lambda: is_reachable(neighbours, ON_LINK) and is_reachable(neighbours, ROUTED))
+        assert misses.Miss.NEIGHBOUR_REFUSED in neighbours.misses
+        kernel.no_room_for = frozenset()
+        neighbours.resolve_all()
+    assert misses.Miss.NEIGHBOUR_REFUSED not in neighbours.misses
+    with Between(neighbours) as kernel:
+        kernel.no_room_for = frozenset({"10.99.0.77"})
+        neighbours.set_nodes({ON_LINK: NODES[ON_LINK]})  # nor does one that is to be released
+    assert is_reachable(neighbours, ON_LINK)
+
+
+def test_a_neighbour_that_has_gone_is_not_made_anew_to_be_released(
+    neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    here, _ = spaces
+    neighbours.set_nodes({ON_LINK: NODES[ON_LINK], NOBODY: NODES[NOBODY]})
+    assert "10.99.0.77" in here.ip("neigh show nud all dev hfa0")
+    here.ip("neigh del 10.99.0.77 dev hfa0")
+    neighbours.set_nodes({ON_LINK: NODES[ON_LINK]})
+    assert "10.99.0.77" not in here.ip("neigh show nud all dev hfa0")
