@@ -23,6 +23,13 @@ Where an effect on the datapath fails, the rest of its list is not carried out: 
 remembering fails (a full disk), what was remembered before is forgotten and the change goes on: a restart without a
 memory is safe (the controller pushes everything again), one with an old memory is not.
 
+What has failed is a reason to be sent no traffic until the same thing succeeds, and nothing else clears it. (With one
+flag for all, a single timeout of netlink took an idle LB out of the router until the next effect, up to half a minute,
+and next hops that failed for good were forgotten with any slot written.) So it has to be tried again soon: effects are
+by the Keeper, the drain by its clock, next hops after RETRY_NS, and then less and less often, for where the kernel does
+not answer each try holds up the loop. Remembering is no such reason: a full disk harms no packet, and the next try may
+be hours away.
+
 Left to others: every decision (the Keeper), every write (``datapath.apply``), sockets (``server``, ``peers``).
 """
 
@@ -32,6 +39,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Final, Protocol, get_args
 
 import msgspec
@@ -113,6 +121,16 @@ class Brain(Protocol):
         """Whether this call takes milliseconds."""
 
 
+class Doing(Enum):
+    """What has to work, and is tried again by itself where it fails."""
+
+    EFFECTS = "effects"
+    """Of the Keeper, any of them: those that must not stay undone it writes again, and its status says so till then."""
+    DRAIN = "drain"
+    NEXT_HOPS = "next hops"
+    """Made good by a refresh of all: an event that is taken well proves nothing about one that was lost."""
+
+
 class Observer(Protocol):
     """Who looks on. It may neither wait nor touch what it sees."""
 
@@ -154,6 +172,12 @@ class Driver:
         self._last_beat: BeatAnswer | None = None
         self._broken: BaseException | None = None
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
+        self._resolve_ns = 0
+        """When all next hops are asked for again."""
+        self._hops_pause_ns = RETRY_NS
+        """The next failure of next hops brings that forward to so long from then."""
+        self._failing: dict[Doing, str] = {}
+        """What has failed and not succeeded since, and why."""
         self.trace: Final[deque[TraceLine]] = deque(maxlen=TRACE_LINES_MAX)
         self.status: LbStatus = brain.status()
         """As of the last tick or change."""
@@ -178,8 +202,6 @@ class Driver:
         self.farewell_until_ns = 0
         """If it ends before, all that it has put on this node goes with it: Holdfast is being removed."""
         self.drains = 0
-        self.failure = ""
-        """Why the last datapath effect failed; empty since one succeeded."""
 
     # --- From outside, all from the loop's thread -----------------------------------------------------------------
 
@@ -262,6 +284,11 @@ class Driver:
         return self._applier.swept_flows
 
     @property
+    def failure(self) -> str:
+        """Why that fails which has to work; empty where nothing does, or all of it has succeeded since."""
+        return "; ".join(self._failing[doing] for doing in Doing if doing in self._failing)
+
+    @property
     def queue_count(self) -> int:
         """Events that wait."""
         return len(self._queue)
@@ -279,11 +306,12 @@ class Driver:
             raise self._broken
 
     async def _loop(self, restored: Restored | None) -> None:
+        self._resolve_ns = now_ns() + NEIGHBOUR_REFRESH_NS
         if restored is not None:
             await self._feed_slowly(restored)
         self._look()
         next_tick_ns = next_drain_ns = now_ns()
-        next_resolve_ns = next_tick_ns + NEXT_HOP_GRACE_NS
+        next_doubt_ns = next_tick_ns + NEXT_HOP_GRACE_NS
         ran_ns = now_ns()
         while not self._stopping:
             waited = await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
@@ -296,10 +324,11 @@ class Driver:
                 self._feed(Tick())
                 self._look()
                 next_tick_ns = now_ns() + TICK_NS
-            if now_ns() >= next_resolve_ns:
-                self._write_hops(self._applier.resolve_hops)
+            if now_ns() >= self._resolve_ns:
+                self._refresh_hops()
+            if now_ns() >= next_doubt_ns:
                 self._write_hops(self._applier.stop_believing)
-                next_resolve_ns = now_ns() + NEIGHBOUR_REFRESH_NS
+                next_doubt_ns = now_ns() + NEIGHBOUR_REFRESH_NS
             if now_ns() >= next_drain_ns:
                 pause_ns = self._drain()
                 rests = pause_ns == DRAIN_PAUSE_NS_MAX and not self.status.tracking_slots
@@ -409,6 +438,7 @@ class Driver:
                 event = self._perform(effect)
             except (DatapathError, OSError) as error:
                 self._note_failure(type(effect).__name__, str(error))
+                self._failing[Doing.EFFECTS] = str(error)
                 return [*following, EffectsFailed(effect, tuple(effects[place + 1 :]), str(error))]
             if isinstance(effect, LookNat) and event is not None:
                 self.post(event)
@@ -422,7 +452,7 @@ class Driver:
             self._act(effect)
             return None
         event = self._applier.apply(effect)
-        self.failure = ""
+        self._failing.pop(Doing.EFFECTS, None)
         match effect:
             case Configure():
                 self._learn_nodes(effect)
@@ -475,7 +505,6 @@ class Driver:
 
     def _note_failure(self, kind: str, reason: str) -> None:
         self.failures[kind] += 1
-        self.failure = reason
         _LOG.warning("effect failed", effect=kind, reason=reason)
 
     # --- By the clock ---------------------------------------------------------------------------------------------
@@ -488,7 +517,9 @@ class Driver:
             flows, values = self._datapath.pending_drain(BATCH_MAX)
         except DatapathError as error:
             self._note_failure("pending_drain", str(error))
+            self._failing[Doing.DRAIN] = str(error)
             return RETRY_NS
+        self._failing.pop(Doing.DRAIN, None)
         self.drains += 1
         is_few = len(flows) < DRAIN_WORTH
         self._drain_pause_ns = min(self._drain_pause_ns * 2, DRAIN_PAUSE_NS_MAX) if is_few else DRAIN_PAUSE_NS_MIN
@@ -497,9 +528,22 @@ class Driver:
             self._feed(PendingDrained(flows, values))
         return 0 if len(flows) == BATCH_MAX else self._drain_pause_ns
 
-    def _write_hops(self, how: Callable[[], None]) -> None:
-        """A failure is written again with the next event or refresh: the mirror knows that it is not in the map."""
+    def _refresh_hops(self) -> None:
+        """Makes good whatever has failed of them."""
+        self._resolve_ns = now_ns() + NEIGHBOUR_REFRESH_NS
+        if self._write_hops(self._applier.resolve_hops):
+            self._hops_pause_ns = RETRY_NS
+            self._failing.pop(Doing.NEXT_HOPS, None)
+
+    def _write_hops(self, how: Callable[[], None]) -> bool:
+        """A failure brings the next refresh forward, which writes it again: the mirror knows that it is not in the
+        map."""
         try:
             how()
         except DatapathError as error:
             self._note_failure("nodes", str(error))
+            self._failing[Doing.NEXT_HOPS] = str(error)
+            self._resolve_ns = min(self._resolve_ns, now_ns() + self._hops_pause_ns)
+            self._hops_pause_ns = min(2 * self._hops_pause_ns, NEIGHBOUR_REFRESH_NS)
+            return False
+        return True

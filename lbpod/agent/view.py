@@ -92,7 +92,7 @@ class View:
         if status.problem and not self.driver.beliefs.fenced_why:
             return status.problem
         if self.driver.failure:
-            return f"the last change of the maps failed: {self.driver.failure}"
+            return f"what has failed has not succeeded since: {self.driver.failure}"
         listed = self.driver.listed_address()
         if listed is not None and format_address(listed) != self.facts.address:
             return (

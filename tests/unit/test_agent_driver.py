@@ -14,13 +14,14 @@ from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.remembered import Memory
 from lbpod.core.layout import FLOW, PENDING, RECORD
-from lbpod.core.limits import BATCH_MAX, MARGIN_NS, MEMBER_NONE, QUEUE_MAX
+from lbpod.core.limits import BATCH_MAX, MARGIN_NS, MEMBER_NONE, NEIGHBOUR_REFRESH_NS, QUEUE_MAX, RETRY_NS
 from lbpod.core.messages import (
     Answered,
     BeatAnswer,
     BeatCall,
     Called,
     CommitCall,
+    Configure,
     ControlCall,
     CreateVip,
     DeleteVip,
@@ -89,8 +90,9 @@ class Script:
         return not isinstance(body, Snapshot | PrepareCall | CommitCall)
 
 
-def driver_of(script: Script, datapath: MemoryDatapath, folder: Path) -> Driver:
-    return Driver(script, datapath, Applier(datapath, "n1", UPLINK, MemoryHops()), Memory(folder))
+def driver_of(script: Script, datapath: MemoryDatapath, folder: Path, hops: MemoryHops | None = None) -> Driver:
+    applier = Applier(datapath, "n1", UPLINK, MemoryHops() if hops is None else hops)
+    return Driver(script, datapath, applier, Memory(folder))
 
 
 async def finish(driver: Driver, running: asyncio.Task[None]) -> None:
@@ -302,7 +304,8 @@ async def test_a_disk_that_refuses_does_not_stop_a_change(tmp_path: Path) -> Non
     driver = driver_of(Script(reply), MemoryDatapath(), tmp_path / "file")
     running = asyncio.create_task(driver.run(None))
     assert isinstance(await asyncio.wait_for(driver.call(QUIET), 5), Reply)
-    assert "remember" in driver.failure
+    assert {"Remember": 1} == dict(driver.failures)
+    assert "" == driver.failure, "and nobody is sent elsewhere because of it"
     assert ["committed"] == [line.trace.what for line in driver.trace]
     await finish(driver, running)
 
@@ -399,4 +402,106 @@ async def test_somebody_else_has_a_turn_between_two_slices_of_the_translated_flo
     await asyncio.wait_for(asyncio.gather(*asked), 5)
     await asyncio.wait_for(driver.look(), 5)
     assert [Called, Called, Called, NatLooked, NatLooked] == [type(event) for event in script.seen]
+    await finish(driver, running)
+
+
+class SilentHops(MemoryHops):
+    """Next hops of a kernel that does not answer while it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent = False
+        self.asked_ns: list[int] = []
+
+    def resolve_all(self) -> Sequence[int]:
+        self.asked_ns.append(now_ns())
+        return self.handle_events()
+
+    def handle_events(self) -> Sequence[int]:
+        if self.silent:
+            raise DatapathError("netlink: the kernel does not answer")
+        return []
+
+
+class Refusing(MemoryDatapath):
+    """Maps that refuse to be drained, or VIPs, while they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.no_drain = self.no_vips = False
+
+    def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
+        if self.no_drain:
+            raise DatapathError("pending cannot be read")
+        return super().pending_drain(count_max)
+
+    def vip_create(self, vip: int) -> None:
+        if self.no_vips:
+            raise DatapathError("no room for VIPs")
+        super().vip_create(vip)
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    """Looks again and again, for ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not seen():  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(0.01)
+
+
+def _one_vip_a_call(event: KeeperEvent) -> Sequence[KeeperEffect]:
+    if not isinstance(event, Called):
+        return [event.rest[-1]] if isinstance(event, EffectsFailed) else []
+    configure = Configure(snapshot(1), None, frozenset({10}), frozenset({0}))
+    return [configure, CreateVip(event.request), Reply(event.request, ANSWER)]
+
+
+async def test_next_hops_that_failed_are_asked_for_again_soon_and_nothing_else_makes_them_good(tmp_path: Path) -> None:
+    hops = SilentHops()
+    driver = driver_of(Script(_one_vip_a_call), MemoryDatapath(), tmp_path, hops)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    hops.silent = True
+    driver.take_hop_events()
+    assert "netlink" in driver.failure
+    hops.silent, failed_ns = False, now_ns()
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    driver.take_hop_events()
+    assert ("netlink" in driver.failure) is not bool(hops.asked_ns), "neither effects nor events find what was lost"
+    await until(lambda: driver.failure == "")
+    assert 1 == len(hops.asked_ns)
+    assert now_ns() - failed_ns < NEIGHBOUR_REFRESH_NS // 2
+    await finish(driver, running)
+
+
+async def test_a_kernel_that_never_answers_is_asked_less_and_less_often(tmp_path: Path) -> None:
+    hops = SilentHops()
+    driver = driver_of(Script(_one_vip_a_call), MemoryDatapath(), tmp_path, hops)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    hops.silent, told_ns = True, now_ns()
+    driver.take_hop_events()
+    await until(lambda: len(hops.asked_ns) == 3)
+    pauses_ns = [after - before for before, after in itertools.pairwise([told_ns, *hops.asked_ns])]
+    assert [True] * 3 == [pause_ns >= RETRY_NS << place for place, pause_ns in enumerate(pauses_ns)]
+    await finish(driver, running)
+
+
+async def test_each_thing_that_fails_is_made_good_by_itself_alone(tmp_path: Path) -> None:
+    datapath = Refusing()
+    driver = driver_of(Script(_one_vip_a_call), datapath, tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    datapath.no_drain = True
+    await until(lambda: driver.failure != "")
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    assert "pending cannot be read" == driver.failure, "VIPs are written, and nothing is drained all the same"
+    datapath.no_vips = True
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    assert "no room for VIPs; pending cannot be read" == driver.failure
+    datapath.no_drain = False
+    await until(lambda: "pending" not in driver.failure)
+    assert "no room for VIPs" == driver.failure
+    datapath.no_vips = False
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    assert "" == driver.failure
     await finish(driver, running)
