@@ -323,6 +323,7 @@ class Driver:
             if now_ns() >= next_tick_ns:
                 self._feed(Tick())
                 self._look()
+                self._write_hops(self._applier.take_due_hops)
                 next_tick_ns = now_ns() + TICK_NS
             if now_ns() >= self._resolve_ns:
                 self._refresh_hops()

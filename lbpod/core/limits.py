@@ -406,6 +406,12 @@ NETLINK_DATAGRAMS_MAX: Final = 256
 NEIGHBOUR_REFRESH_NS: Final = 10_000_000_000
 """Routes are looked up again, and neighbours confirmed where the kernel does not do it by itself, this often."""
 
+REROUTE_PAUSE_NS: Final = 100_000_000
+"""Pause between two look-ups of all routes because of events, at least: each pod that starts has some to tell."""
+
+REROUTE_REST: Final = 3
+"""That pause is so many times as long as the look-up took, where this is more: a quarter of the loop's time at most."""
+
 PUBLISH_BATCH_MAX: Final = 256
 """VIPs that are made visible to the fast path in one system call; each takes a file descriptor meanwhile."""
 
@@ -604,6 +610,7 @@ def check() -> None:
     )
     assert 2 * PROBE_NS < FOREIGN_WAIT_NS < HOST_PROBE_NS, "every member is asked twice, and a host only once"
     assert RETRY_NS <= RETRY_NS_MAX <= REFUSED_RETRY_NS
+    assert REROUTE_PAUSE_NS < RETRY_NS < NEIGHBOUR_REFRESH_NS, "what events and failures bring forward comes sooner"
     assert RETRY_NS <= SETTLE_PAUSE_NS_MAX and EARLY_ASK_NS <= SETTLE_PAUSE_NS_MAX
 
 

@@ -74,6 +74,9 @@ class NextHops(Protocol):
     def handle_events(self) -> Sequence[int]:
         """Takes what is new, and never waits; ids whose row has changed."""
 
+    def is_due(self) -> bool:
+        """Whether `handle_events` has something to do although there is nothing to read: it has put that off."""
+
     def resolve_all(self) -> Sequence[int]:
         """Asks for everything again; ids whose row has changed."""
 
@@ -317,6 +320,11 @@ class Applier:
         self._hops.handle_events()
         if self._nodes is not None:
             self._write_nodes()
+
+    def take_due_hops(self) -> None:
+        """The same for what the neighbours have put off, once it is due."""
+        if self._hops.is_due():
+            self.take_hop_events()
 
     def resolve_hops(self) -> None:
         """Asks for all next hops again, since a path's MTU changes without an event."""

@@ -59,6 +59,9 @@ class MemoryHops:
     def handle_events(self) -> Sequence[int]:
         return []
 
+    def is_due(self) -> bool:
+        return False
+
     def resolve_all(self) -> Sequence[int]:
         return []
 

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import threading
+from collections import Counter
 from types import TracebackType
 from typing import Final, Self
 
@@ -34,6 +35,8 @@ class Between:
         """Questions of this type are lost."""
         self.no_room_for: frozenset[str] = frozenset()
         """Addresses of neighbours that are refused."""
+        self.asked: Final[Counter[int]] = Counter()
+        """Questions, by type."""
         self._socket: Final = watcher._netlink._socket
         self._patience = self._socket.gettimeout()
         self._kernel: Final = socket.socket(fileno=os.dup(self._socket.fileno()))
@@ -67,6 +70,7 @@ class Between:
 
     def _take(self, question: bytes) -> None:
         _, kind, _, sequence, _ = _HEADER.unpack_from(question)
+        self.asked[kind] += 1
         if kind == self.silent:
             return
         if kind == netlink.RTM_NEWNEIGH:

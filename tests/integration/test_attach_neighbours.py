@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lbpod.core.layout import NODE_REACHABLE
+from lbpod.core.limits import REROUTE_PAUSE_NS
 from lbpod.core.messages import Configure
 from lbpod.core.packets import ipv4_header, node_checksum
 from lbpod.datapath import misses, netlink
@@ -69,7 +70,7 @@ def wait_until(watcher: Neighbours, seen: Callable[[], bool]) -> set[int]:
     end = time.monotonic() + 10
     while not seen():
         assert time.monotonic() < end, "what was waited for did not happen"
-        if select.select([watcher], [], [], 0.2)[0]:
+        if select.select([watcher], [], [], 0.05)[0] or watcher.is_due():
             changed.update(watcher.handle_events())
     return changed
 
@@ -273,3 +274,47 @@ def test_a_neighbour_that_has_gone_is_not_made_anew_to_be_released(
     here.ip("neigh del 10.99.0.77 dev hfa0")
     neighbours.set_nodes({ON_LINK: NODES[ON_LINK]})
     assert "10.99.0.77" not in here.ip("neigh show nud all dev hfa0")
+
+
+def is_asked_because_of(watcher: Neighbours, space: Space, line: str, seconds: float) -> bool:
+    """Whether routes are looked up again within this time."""
+    with Between(watcher) as kernel:
+        events_of(watcher, space, line)
+        end = time.monotonic() + seconds
+        while not kernel.asked[netlink.RTM_GETROUTE] and time.monotonic() < end:
+            time.sleep(0.01)
+            watcher.handle_events()
+        return kernel.asked[netlink.RTM_GETROUTE] > 0
+
+
+def test_only_a_route_that_leads_to_a_node_has_the_routes_looked_up_again(
+    neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    here, _ = spaces
+    neighbours.set_nodes(NODES)
+    wait_until(neighbours, lambda: is_reachable(neighbours, ROUTED))
+    for prefix in ("10.77.3.3/32", "10.77.3.5/32", "10.77.2.0/24", "203.0.113.0/24"):
+        assert not is_asked_because_of(neighbours, here, f"route add {prefix} via 10.99.0.2", 0.3)
+    for prefix in ("10.77.3.4/32", "10.77.3.0/24", "0.0.0.0/0"):
+        assert is_asked_because_of(neighbours, here, f"route add {prefix} via 10.99.0.2", 5)
+        assert is_asked_because_of(neighbours, here, f"route del {prefix} via 10.99.0.2", 5)
+    assert not is_reachable(neighbours, ELSEWHERE)
+    assert is_asked_because_of(neighbours, here, "route add 192.0.2.1 via 10.99.0.2", 5)
+    assert is_reachable(neighbours, ELSEWHERE)
+
+
+def test_a_storm_of_links_has_the_routes_looked_up_now_and_then(
+    neighbours: Neighbours, spaces: tuple[Space, Space]
+) -> None:
+    here, _ = spaces
+    neighbours.set_nodes(NODES)
+    wait_until(neighbours, lambda: is_reachable(neighbours, ROUTED))
+    began = time.monotonic()
+    with Between(neighbours) as kernel:
+        for length in range(60):
+            events_of(neighbours, here, f"link set lo txqueuelen {900 + length}")
+        here.ip("route add 192.0.2.0/24 via 10.99.0.2")
+        wait_until(neighbours, lambda: is_reachable(neighbours, ELSEWHERE))
+        look_ups = kernel.asked[netlink.RTM_GETROUTE] / (len(NODES) - 1)  # one node has no IPv4 address
+    assert look_ups <= 2 + (time.monotonic() - began) * 1e9 / REROUTE_PAUSE_NS
+    assert not neighbours.is_due()

@@ -505,3 +505,28 @@ async def test_each_thing_that_fails_is_made_good_by_itself_alone(tmp_path: Path
     await asyncio.wait_for(driver.call(QUIET), 5)
     assert "" == driver.failure
     await finish(driver, running)
+
+
+class LateHops(MemoryHops):
+    """Next hops that have put something off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due = False
+
+    def is_due(self) -> bool:
+        return self.due
+
+    def handle_events(self) -> Sequence[int]:
+        self.due = False
+        return []
+
+
+async def test_what_next_hops_have_put_off_is_taken_when_it_is_due_although_nothing_comes(tmp_path: Path) -> None:
+    hops = LateHops()
+    driver = driver_of(Script(_one_vip_a_call), MemoryDatapath(), tmp_path, hops)
+    running = asyncio.create_task(driver.run(None))
+    await asyncio.wait_for(driver.call(QUIET), 5)
+    hops.due = True
+    await until(lambda: not hops.due)
+    await finish(driver, running)
