@@ -24,6 +24,8 @@ class Watch:
     """When this LB last changed its mind about each."""
     agentless_ns: dict[int, int] = field(default_factory=dict)
     """When the machine of each last said that nobody listens there. Without an entry: not since it was heard."""
+    late_ns: dict[int, int] = field(default_factory=dict)
+    """When the first answer came, of each that is believed down, that had been long on its way."""
     met: set[int] = field(default_factory=set)
     """Those that have been heard at all since this agent started."""
     hearsay: set[int] = field(default_factory=set)
@@ -69,6 +71,8 @@ class Watch:
     """Member -> questions and calls under way that end in its having been sent that. Invariant: 1 or more."""
     returning: dict[int, int] = field(default_factory=dict)
     """Member that waits for that -> when it last said so."""
+    held_ns: dict[int, int] = field(default_factory=dict)
+    """Member whose list waits for what it has made base (``owed``) -> since when."""
     owed_by: set[int] = field(default_factory=set)
     """Members that have not said that they have sent all that this LB has missed, since it heard nobody."""
     long_silent: set[int] = field(default_factory=set)

@@ -241,6 +241,11 @@ OWED_NS: Final = 3_000_000_000
 """A backup that nobody has heard for so long decides no more about slots whose settling it owes an answer to: long
 enough for an agent to restart, short enough for a client that sends again."""
 
+OWED_HOLD_NS: Final = 3_000_000_000
+"""How long a member that was cut off waits for what it has missed because an answer to a settle was lost between two:
+until the question has failed, the margin after it, and an answer. What an LB that has fallen behind cannot answer must
+not keep it from serving for longer."""
+
 JOIN_RETRY_NS: Final = 30_000_000_000
 """An LB that refuses to join the ring is not asked to again before this. Where a member refuses a change of it, nobody
 joins or leaves for so long but the lost."""
@@ -592,6 +597,7 @@ def check() -> None:
         "two beats each way have to be lost, and the backup serves within a second"
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
+    assert PEER_TIMEOUT_NS + MARGIN_NS <= OWED_HOLD_NS < LOST_NS, "the question has failed, and has been asked anew"
     assert BEAT_DOWN_NS < OWED_NS < LOST_NS, "the others have found it silent, and it still is a member"
     assert 2 * BEATS_BOTH_ASK * BEAT_NS < BEAT_LINE_NS, "a line for beats is there before it is needed"
     assert BEAT_DOWN_NS < AWAY_NS and AWAY_NS + BEAT_DOWN_NS < LOST_NS, (

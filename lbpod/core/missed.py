@@ -25,6 +25,10 @@ broke.) Who had been silent for a while when the LB heard the last of the others
 waited for as long as an answer takes: one LB destroyed and the agent of another killed is all that it takes to hear
 nobody, and the one that is left refused to serve for LOST_NS then. An LB that only some of the others could not hear
 goes on serving: agents restart all the time, and nobody would be left.
+
+**What a lost answer to a settle has left open is asked first** (``owed``), for OWED_HOLD_NS at most. What begins after
+the list, and before the member is used again, is in no list, and need not be, for it goes to base; but a backup that
+has agreed, and could not say so, has another base than the owner.
 """
 
 from collections import Counter
@@ -37,7 +41,7 @@ from lbpod.core import forget
 from lbpod.core.flows import flows_from, groups, ids_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.layout import RECORD
-from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, MARGIN_NS, RETRY_NS
+from lbpod.core.limits import BATCH_MAX, BEAT_DOWN_NS, LOST_NS, MARGIN_NS, OWED_HOLD_NS, RETRY_NS
 from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     Ask,
@@ -52,7 +56,7 @@ from lbpod.core.messages import (
     Trace,
 )
 from lbpod.core.ownership import backups, owners
-from lbpod.core.transition import base_of, current_of, is_tracking, means_something, round_of
+from lbpod.core.transition import base_of, current_of, is_settling, is_tracking, means_something, round_of
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -86,6 +90,7 @@ def tick(state: State, now_ns: int) -> Effects:
     _catch_up(state, now_ns)
     watch.returning = {member: at_ns for member, at_ns in watch.returning.items() if at_ns + BEAT_DOWN_NS > now_ns}
     here = {member for member in watch.missed if member not in state.down or member in watch.returning}
+    here -= _held(state, here & watch.returning.keys(), now_ns)
     members = here - watch.telling.keys()  # one list at a time: what has failed of it comes with the next
     due = members and now_ns >= state.watch.missed_at_ns and state.has_room() and state.own is not None
     if not due:
@@ -94,6 +99,24 @@ def tick(state: State, now_ns: int) -> Effects:
     since_ns = {member: watch.missed.pop(member) for member in sorted(members)}
     watch.telling.update(since_ns.keys())
     return [DumpRecords(state.open(_Dumped(since_ns), now_ns))]
+
+
+def _held(state: State, members: set[int], now_ns: int) -> set[int]:
+    """Those that this LB does not list yet: it can ask them first what is base of slots that it owns (``owed``)."""
+    held_ns = state.watch.held_ns
+    unknown = {member for member in members if state.is_calm and _is_base_unknown(state, member)}
+    for member in held_ns.keys() - unknown:
+        del held_ns[member]
+    return {member for member in unknown if held_ns.setdefault(member, now_ns) + OWED_HOLD_NS > now_ns}
+
+
+def _is_base_unknown(state: State, backup: int) -> bool:
+    """An answer to a settle was lost between the two."""
+    if state.own is None:
+        return False
+    shared = (state.owner == state.member) & (state.backup == backup)
+    tracking = [vs for vs in state.vips.values() if vs.slots.track is not None]
+    return any((is_settling(vs.slots.words) & shared).any() or shared[vs.lifted].any() for vs in tracking)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,6 +12,11 @@ nothing is asked anew before the answer has come: slots that are flagged take no
 **A backup that nobody has heard for OWED_NS** is dead, or as good as, and old flows would wait for it until the ring
 has changed. The owner lifts the flag then, and puts it back when the backup speaks again: it may have agreed.
 
+**One that was cut off and is back** is asked before it serves, and is sent what it has missed after that only
+(``missed``). In between the owner, which does not use it yet, begins flows alone, at its own base; and what those were
+begun at before the answer is in the list, after it they begin where the backup looks. The base that the owner makes its
+own says nothing about flows that it has begun at the former one: they may have any backend (``doubt``).
+
 Tried and dropped: flagged slots that are asked about again like any other, until the backup agrees. While hosts saw
 live flows that took as long as they lived, and a backup that died meanwhile took their packets with it for OWED_NS.
 """
@@ -24,9 +29,9 @@ import numpy.typing as npt
 from lbpod.core import watch
 from lbpod.core.flows import groups, ids_from, slots_bytes, slots_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State, VipState
-from lbpod.core.limits import MARGIN_NS, MEMBER_NONE
+from lbpod.core.limits import MARGIN_NS, MEMBER_NONE, RETRY_NS
 from lbpod.core.messages import Ask, SettleAnswer, SettleCall, SettleKind, SettleStep
-from lbpod.core.transition import base_of, current_of, is_settling
+from lbpod.core.transition import base_of, is_settling
 
 U32 = npt.NDArray[np.uint32]
 
@@ -45,8 +50,9 @@ def ask(state: State, vs: VipState, now_ns: int) -> Effects:
     owed = is_settling(vs.slots.words) & (state.owner == state.member)
     alone = np.flatnonzero(owed & (state.backup == MEMBER_NONE)).astype(np.uint32)
     effects = state.write(vs, vs.slots.unflag(alone))
-    slots = np.flatnonzero(owed & (state.backup != MEMBER_NONE) & state.is_up(state.backup)).astype(np.uint32)
-    wait(vs, now_ns)
+    here = state.is_up(state.backup) | np.isin(state.backup, sorted(state.watch.returning))
+    slots = np.flatnonzero(owed & (state.backup != MEMBER_NONE) & here).astype(np.uint32)
+    vs.owed_at_ns = now_ns + (RETRY_NS if state.watch.returning else MARGIN_NS)
     for backup, places in groups(state.backup[slots]):
         node = state.node_of_member.get(backup, 0)
         if not node or not state.has_room(node):
@@ -83,7 +89,7 @@ class _OwedAsked(Question):
             vs.slots.rebase(slots[moved], bases[moved], state.alive, now_ns)
         else:
             vs.slots.take_over(slots[moved], bases[moved], state.alive)
-        vs.slots.doubt(slots[moved & (bases != current_of(before))])  # a change has overtaken what was agreed
+        vs.slots.doubt(slots[moved])
         vs.slots.unflag(slots)
         return state.write(vs, slots[before != vs.slots.at(slots)])
 

@@ -27,7 +27,8 @@ refused connection says: who is believed to be down already stays so.
 
 *What was asked long ago says nothing about now.* When a cable is plugged in again, the kernel first delivers what it
 has kept: beats of a second ago, of an LB that did not know then that it was cut off. They are answered, and bring
-nobody up.
+nobody up. Nor do answers that are as late, and were kept likewise; but what is asked once such a one has come is
+answered by an LB that can be reached, however long that takes on a machine without time.
 
 *Doubted first, given up later.* A wrong belief about one member is harmless, because the backup knows what the owner
 knows. To believe both replicas of a slot down is not, if an LB that has nobody to relay to decides alone. Whoever finds
@@ -340,7 +341,7 @@ def _forget(state: State, others: set[int]) -> None:
     watch.hearsay &= others
     watch.owed_by &= others
     watch.said_down = {member: down for member, down in watch.said_down.items() if member in others}
-    for known in (watch.heard_ns, watch.asked_ns, watch.agentless_ns, watch.turned_ns, watch.missed):
+    for known in (watch.heard_ns, watch.asked_ns, watch.agentless_ns, watch.turned_ns, watch.missed, watch.late_ns):
         for member in known.keys() - others:
             del known[member]
 
@@ -411,7 +412,14 @@ class _Beat(Question):
         watch = state.watch
         watch.answered_ns = max(watch.answered_ns, self.asked_ns)
         missed.said(state, self.member, self.asked_ns, answer.owes, now_ns)
-        return _heard(state, answer, answer.serving, now_ns)
+        return _heard(state, answer, answer.serving, now_ns, late=self._is_late(state, now_ns))
+
+    def _is_late(self, state: State, now_ns: int) -> bool:
+        """It may have been given before the member was cut off."""
+        late_ns = state.watch.late_ns
+        if self.member not in state.down or now_ns - self.asked_ns <= BEAT_DOWN_NS:
+            return False
+        return self.asked_ns < late_ns.setdefault(self.member, now_ns)
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         # Time tells: one lost beat says nothing.
@@ -474,6 +482,7 @@ def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
 
 def _note_heard(watch: Watch, member: int, now_ns: int) -> None:
     watch.heard_ns[member] = now_ns
+    watch.late_ns.pop(member, None)
     watch.agentless_ns.pop(member, None)
     watch.met.add(member)
     watch.hearsay.discard(member)

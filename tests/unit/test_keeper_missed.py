@@ -6,14 +6,24 @@ import pytest
 
 from lbpod.core import missed as missing
 from lbpod.core.layout import RECORD, RECORD_MISSING
-from lbpod.core.limits import ALONE_NS, BEAT_DOWN_NS, BEAT_NS, LOST_NS, PEER_TIMEOUT_NS, RETRY_NS, TICK_NS
-from lbpod.core.messages import BeatCall, Called, ControllerSeen, MissedCall, PeerCall
-from lbpod.core.transition import is_agreed
+from lbpod.core.limits import (
+    ALONE_NS,
+    BEAT_DOWN_NS,
+    BEAT_NS,
+    LOST_NS,
+    OWED_HOLD_NS,
+    PEER_TIMEOUT_NS,
+    RETRY_NS,
+    TICK_NS,
+)
+from lbpod.core.messages import BeatCall, Called, ControllerSeen, DumpRecords, KeeperEffect, MissedCall, PeerCall
+from lbpod.core.transition import is_agreed, is_settling
 from lbpod.datapath.port import FlowMap
 from tests.keepers import SECOND_NS, SLICE_MAX, Cluster, Node, Rows, vip
 from tests.unit.test_keeper_forget import no_settling, of_lb1_and_lb2, record
 from tests.unit.test_keeper_listing import open_lists
 from tests.unit.test_keeper_resolve import flows_of, resolved, slots_of
+from tests.unit.test_keeper_settle import Bools, is_owed
 
 DOWN_NS = BEAT_DOWN_NS + 2 * BEAT_NS + 2 * TICK_NS
 UP_NS = BEAT_NS + RETRY_NS + 4 * TICK_NS
@@ -114,6 +124,51 @@ def test_what_was_asked_before_it_knew_that_it_was_cut_off_makes_nobody_believe_
         node.feed(Called(1_000 + len(believed), msgspec.structs.replace(said, returning=returning)), cluster.now_ns)
         believed.append(member not in node.keeper.beliefs().down)
     assert [False, True, False, False, True] == believed
+
+
+def with_a_lost_answer() -> tuple[Cluster, Bools]:
+    """lb2 has agreed to settle what it backs for lb1, the answers were lost, and then it was cut off: slots."""
+    cluster = tracking_cluster()
+    cluster.blocked, cluster.muted = lambda *_: False, is_owed
+    cluster.run(20 * SECOND_NS)
+    owner, backup = cluster["lb1"], cluster["lb2"]
+    owed = owner.owned() & backup.backed()
+    assert is_settling(owner.words())[owed].all()
+    assert (backup.base() != owner.base())[owed].all()
+    cluster.blocked = lambda sender, receiver, body: backup.name in (sender, receiver)
+    cluster.run(ALONE_NS + DOWN_NS)
+    return cluster, owed
+
+
+def test_what_is_base_at_a_member_that_is_back_is_asked_before_it_is_told_what_it_has_missed() -> None:
+    """What its owner begins alone before goes to its own base, and is in the list; what begins after it must not."""
+    cluster, owed = with_a_lost_answer()
+    owner = cluster["lb1"]
+    bases_differ = []
+
+    def lists(effect: KeeperEffect) -> bool:
+        if isinstance(effect, DumpRecords) and effect.token in open_lists(owner, missing._Dumped):
+            bases_differ.append(bool((owner.base() != cluster["lb2"].base())[owed].any()))
+        return False
+
+    owner.fails = lists
+    cluster.muted = cluster.blocked = lambda *_: False
+    cluster.run(UP_NS + SECOND_NS)
+    assert [False] == bases_differ[:1]
+    track = owner.keeper._state.vips[1].slots.track
+    assert track is not None
+    tracking = owner.tracking() & owed
+    assert track.unknown[tracking].all(), "it may have begun flows at its former base since it asked"
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up
+
+
+def test_a_member_that_cannot_say_what_is_base_is_told_what_it_has_missed_all_the_same() -> None:
+    cluster, _ = with_a_lost_answer()
+    cluster.muted, cluster.blocked = lambda *_: False, is_owed
+    cluster.run(OWED_HOLD_NS - SECOND_NS)
+    assert cluster["lb2"].keeper.beliefs().is_catching_up
+    cluster.run(SECOND_NS + UP_NS + PEER_TIMEOUT_NS)
+    assert not cluster["lb2"].keeper.beliefs().is_catching_up
 
 
 def test_nobody_is_waited_for_longer_than_it_takes_to_be_lost() -> None:

@@ -233,6 +233,34 @@ def test_a_beat_that_was_long_on_its_way_is_answered_and_brings_nobody_up() -> N
     assert believes(cluster, "lb1", lost)
 
 
+def test_an_answer_that_was_as_long_on_its_way_brings_nobody_up_but_the_next_one_does() -> None:
+    """A cable is plugged in again, and what was answered before it was pulled comes first."""
+    cluster, lost = without_lb3()
+    node = cluster["lb1"]
+
+    def asked() -> int:
+        """The newest beat's token."""
+        number = node.keeper._state.node_of_member[lost]
+        return next(
+            one.token
+            for one in reversed(node.effects)
+            if isinstance(one, Ask) and one.node == number and isinstance(one.body, BeatCall)
+        )
+
+    before, serving = asked(), BeatAnswer(lost, 1, 1, serving=True)
+    cluster.run(BEAT_DOWN_NS + TICK_NS)
+    node.feed(Answered(before, serving), cluster.now_ns)
+    assert not believes(cluster, "lb1", lost)
+    kept = asked()
+    cluster.run(BEAT_DOWN_NS + TICK_NS)
+    node.feed(Answered(kept, serving), cluster.now_ns)
+    assert not believes(cluster, "lb1", lost), "another one that was kept"
+    since = asked()
+    cluster.run(BEAT_DOWN_NS + TICK_NS)
+    node.feed(Answered(since, serving), cluster.now_ns)
+    assert believes(cluster, "lb1", lost), "slow, but asked of an LB that can be reached"
+
+
 def test_an_agent_that_restarts_goes_on_without_who_is_down_until_it_answers() -> None:
     cluster, member = without_lb3()
     node = cluster["lb1"]
