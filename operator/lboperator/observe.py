@@ -21,9 +21,12 @@ stays, as far as nobody else has the address meanwhile.
 
 **Nodes.** Those that run an agent, and those that host a backend: an agent that restarts takes no backend with it. But
 an endpoint on a node without an agent does not become one: nobody there could translate for it.
+
+**Limits.** What does not fit is left out alone (``room``), its last good state if need be. Of more nodes than there can
+be, or load balancers, some are left out, and no VirtualService for it.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,7 +34,9 @@ from ipaddress import IPv4Network, ip_address
 from typing import Final
 
 from lboperator.nouns import Endpoint, Key, Node, Service, Slice, VirtualService, VsPort
+from lboperator.room import Room
 from lbpod.core.errors import SnapshotError
+from lbpod.core.limits import MEMBERS_MAX, NODES_MAX
 from lbpod.core.model import (
     Affinity,
     BackendState,
@@ -155,7 +160,7 @@ class Observer:
             for vip in verdict.vips:
                 taken[_place(vip)] = vs
             verdicts[vs.key] = verdict
-        observed = _within_limits(verdicts, objects, self._rules)
+        observed = _within_limits(verdicts, self._good, objects, self._rules)
         self._good = {key: verdict.vips for key, verdict in observed.verdicts.items()}
         self._made = {key: made for key, made in self._made.items() if key in verdicts}
         return observed
@@ -192,7 +197,7 @@ def _judge(
 ) -> Verdict:
     """One VirtualService for itself."""
     try:
-        address = _address(vs, rules)
+        address = _address(vs.address, rules)
         affinity, protocols = _kinds(vs)
     except _RefusedError as refusal:
         return Verdict(accepted_reason=refusal.reason, accepted=refusal.sentence, vips=good)
@@ -224,22 +229,27 @@ def _judge(
     return Verdict(vips=tuple(sorted(vips)), homeless=homeless)
 
 
-def _address(vs: VirtualService, rules: Rules) -> bytes:
+def why_not_address(address: str, rules: Rules) -> tuple[str, str] | None:
+    """Why nobody may have this address, as a reason and a sentence; whether somebody has it is another question."""
     try:
-        found = ip_address(vs.address)
+        _address(address, rules)
+    except _RefusedError as refusal:
+        return refusal.reason.value, refusal.sentence
+    return None
+
+
+def _address(text: str, rules: Rules) -> bytes:
+    try:
+        found = ip_address(text)
     except ValueError as error:
-        raise _RefusedError(Reason.INVALID, f"{vs.address} is not an IP address; use one like 203.0.113.10") from error
+        raise _RefusedError(Reason.INVALID, f"{text} is not an IP address; use one like 203.0.113.10") from error
     if found.version != 4 or found.is_multicast or found.is_loopback or found.is_reserved or found.packed[0] == 0:
-        raise _RefusedError(
-            Reason.INVALID, f"{vs.address} is not an IPv4 address of one machine; use one like 203.0.113.10"
-        )
+        raise _RefusedError(Reason.INVALID, f"{text} is not an IPv4 address of one machine; use one like 203.0.113.10")
     if rules.allowed and not any(found in network for network in rules.allowed):
         ranges = ", ".join(str(network) for network in rules.allowed[:_NAMED_MAX])
-        sentence = (
-            f"{vs.address} is not in the ranges that are allowed here ({ranges}); use another address, or allow it"
-        )
+        sentence = f"{text} is not in the ranges that are allowed here ({ranges}); use another address, or allow it"
         raise _RefusedError(Reason.NOT_ALLOWED, f"{sentence} in the chart's allowedAddresses")
-    return parse_address(vs.address)
+    return parse_address(text)
 
 
 def _kinds(vs: VirtualService) -> tuple[Affinity, list[Protocol]]:
@@ -361,18 +371,27 @@ def _without_conflicts(
 def _world(verdicts: Mapping[Key, Verdict], objects: Objects, rules: Rules) -> World:
     vips = tuple(vip for verdict in verdicts.values() for vip in verdict.vips)
     hosts = {one.node for vip in vips for one in vip.backends}
-    nodes, addresses = [], set()
-    for name in sorted(hosts | objects.present):
+    selected = sorted(name for name in objects.present if _is_selected(objects.nodes.get(name), rules))
+    lbs = set(selected[:MEMBERS_MAX])
+    nodes: list[WorldNode] = []
+    addresses: set[str] = set()
+    # Of too many nodes those count first that balance, then those that host a backend.
+    for name in sorted(hosts | objects.present, key=lambda one: (one not in lbs, one not in hosts, one)):
         node = objects.nodes.get(name)
         # A node that has gone while its endpoints have not yet; and of two with one address, the first.
-        if node is None or not node.address or node.address in addresses:
+        if node is None or not node.address or node.address in addresses or len(nodes) == NODES_MAX - 1:
             continue
         addresses.add(node.address)
-        is_lb = name in objects.present and set(rules.selector) <= set(node.labels)
-        nodes.append(WorldNode(name, parse_address(node.address), f"{node.address}:{rules.agent_port}", is_lb))
+        control = f"{node.address}:{rules.agent_port}"
+        nodes.append(WorldNode(name, parse_address(node.address), control, name in lbs))
+    nodes.sort(key=lambda one: one.name)
     listed = {node.name for node in nodes}
     kept = tuple(_hosted(vip, listed) for vip in vips)
     return World(tuple(nodes), tuple(sorted(kept)))
+
+
+def _is_selected(node: Node | None, rules: Rules) -> bool:
+    return node is not None and bool(node.address) and set(rules.selector) <= set(node.labels)
 
 
 def _hosted(vip: WorldVip, listed: set[str]) -> WorldVip:
@@ -383,28 +402,25 @@ def _hosted(vip: WorldVip, listed: set[str]) -> WorldVip:
     return WorldVip(vip.name, vip.address, vip.port, vip.protocol, vip.affinity, vip.idle_ns, vip.drain_ns, backends)
 
 
-def _within_limits(verdicts: Mapping[Key, Verdict], objects: Objects, rules: Rules) -> Observed:
-    """All of them, or else as many of the oldest as there is room for: one too many must not stop the others."""
+def _within_limits(
+    verdicts: Mapping[Key, Verdict], good: Mapping[Key, tuple[WorldVip, ...]], objects: Objects, rules: Rules
+) -> Observed:
+    """All of them, or else as many as there is room for: one too many must not stop the others. Those come first that
+    ask for no more than they have, then the oldest; and where what one asks for finds no room, what it had may."""
     world = _world(verdicts, objects, rules)
     try:
         check_world(world)
         return Observed(world, verdicts)
-    except SnapshotError as error:
-        sentence = str(error)
-    order = list(verdicts)  # oldest first
-    low, high = 0, len(order) - 1  # so many are known to fit, and with one more than `high` they do not
-    while low < high:
-        middle = (low + high + 1) // 2
-        part = {key: verdicts[key] for key in order[:middle]}
-        try:
-            check_world(_world(part, objects, rules))
-            low = middle
-        except SnapshotError as error:
-            sentence = str(error)
-            high = middle - 1
-    fitting = {key: verdicts[key] for key in order[:low]}
-    left = {
-        key: Verdict(accepted_reason=Reason.TOO_MANY, accepted=f"there is no room for it: {sentence}")
-        for key in order[low:]
-    }
-    return Observed(_world(fitting, objects, rules), {**fitting, **left})
+    except SnapshotError:
+        room = Room()
+    had = {key: {_place(vip) for vip in good.get(key, ())} for key in verdicts}
+    wanted = {key: {_place(vip) for vip in verdict.vips} for key, verdict in verdicts.items()}
+    claims = Counter(place for places in wanted.values() for place in places)
+    kept = dict(verdicts)
+    for key in sorted(verdicts, key=lambda one: not wanted[one] <= had[one]):
+        sentence = room.take(verdicts[key].vips)
+        if sentence:
+            former = tuple(vip for vip in good.get(key, ()) if claims[_place(vip)] == (_place(vip) in wanted[key]))
+            former = () if room.take(former) else former
+            kept[key] = Verdict(Reason.TOO_MANY, f"there is no room for it: {sentence}", vips=former)
+    return Observed(_world(kept, objects, rules), kept)

@@ -10,7 +10,7 @@ import pytest
 
 from lboperator import nouns
 from lboperator.observe import Objects, Observed, Observer, Reason, Rules, remembered
-from lbpod.core.limits import VIPS_MAX
+from lbpod.core.limits import MEMBERS_MAX, VIPS_MAX
 from lbpod.core.model import Affinity, BackendState, Protocol, WorldVip, format_address, parse_address
 from tests.operator_objects import Body, endpoint, endpoint_slice, node, service, virtual_service
 
@@ -380,7 +380,49 @@ def test_where_there_is_no_room_for_all_the_oldest_are_served() -> None:
     for number in range(1, 141):
         reason, _, sentence = verdict(observed, f"v{number:03}")
         assert (Reason.ACCEPTED if number <= fit else Reason.TOO_MANY) is reason
-        assert number <= fit or "there is no room for it: there are" in sentence
+        assert number <= fit or "there is no room for it: all VirtualServices together" in sentence
+
+
+CROWDED = (1227, 5134, 8424, 13528, 13623, 14846, 18111, 19881, 20889)
+"""Ports of 203.0.113.10 that all fall on one place of the index, which holds eight."""
+
+
+def crowded(created: str, ports: Sequence[int] = CROWDED) -> Body:
+    return virtual_service("crowd", ports=[{"port": port} for port in ports], created=created)
+
+
+def test_one_that_does_not_fit_is_left_out_alone() -> None:
+    rest = ([service()], [endpoint_slice(endpoint("10.1.0.1"))])
+    others = [virtual_service(f"v{n}", address=f"203.0.113.{n}", created=f"2026-01-0{n}T00:00:00Z") for n in (1, 2)]
+    observed = observe(objects([crowded("2025-01-01T00:00:00Z"), *others], *rest))
+    assert (Reason.TOO_MANY, Reason.RESOLVED) == verdict(observed, "crowd")[:2]
+    assert "there is no room for it: too many VIPs fall on the place" in verdict(observed, "crowd")[2]
+    assert ["shop/v1/http", "shop/v2/http"] == [vip.name for vip in observed.world.vips]
+
+
+def test_what_finds_no_room_keeps_what_it_had_and_takes_nothing_from_those_that_are_served() -> None:
+    observer = Observer(Rules(), {})
+    rest = ([service()], [endpoint_slice(endpoint("10.1.0.1"))])
+    served = virtual_service("served", ports=[{"port": CROWDED[0]}], created="2026-01-02T00:00:00Z")
+    first = objects([crowded("2026-01-01T00:00:00Z", [80, *CROWDED[1:8]]), served], *rest)
+    assert all(one.is_good for one in observer.observe(first).verdicts.values())
+    grown = observer.observe(objects([crowded("2026-01-01T00:00:00Z", [80, *CROWDED[1:]]), served], *rest))
+    assert grown.verdicts["shop", "served"].is_good, "it is younger, and has asked for nothing new"
+    assert Reason.TOO_MANY is verdict(grown, "crowd")[0]
+    assert {80, *CROWDED[1:8]} == {vip.port for vip in grown.verdicts["shop", "crowd"].vips}
+    assert 9 == len(grown.world.vips)
+    healed = observer.observe(first)
+    assert all(one.is_good for one in healed.verdicts.values())
+
+
+def test_more_load_balancers_than_there_can_be_are_no_fault_of_a_virtual_service() -> None:
+    nodes = [node(f"n{number:04}", f"10.0.{number // 250}.{number % 250 + 1}") for number in range(MEMBERS_MAX + 3)]
+    last = endpoint_slice(endpoint("10.1.0.1", f"n{MEMBERS_MAX + 2:04}"))
+    names = [nouns.node(one).name for one in nodes]
+    observed = observe(objects([virtual_service()], [service()], [last], nodes, names))
+    assert observed.verdicts["shop", "web"].is_good
+    assert names[:MEMBERS_MAX] == [one.name for one in observed.world.nodes if one.lb]
+    assert {"10.1.0.1:8080": READY} == backends(observed)
 
 
 # --- Nodes ------------------------------------------------------------------------------------------------------------
