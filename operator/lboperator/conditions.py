@@ -10,7 +10,7 @@ waited for; the same status twice is none.
 | --- | --- |
 | Accepted | the spec can be served: valid, allowed, nobody older has the address |
 | ResolvedRefs | the Service, its endpoints' slices and the named ports are found |
-| Programmed | load balancers serve it, be it as it once was |
+| Programmed | load balancers serve it, be it as it once was; False where none of them answers (any more) |
 | Converged | all load balancers have in force what the spec and the endpoints say now |
 | Degraded | it is served, but not as well as it could be: nothing ready, endpoints left out, the last good state |
 | Ready | clients are served as the spec says: Accepted, ResolvedRefs, Programmed, and at least one ready backend |
@@ -18,6 +18,7 @@ waited for; the same status twice is none.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Final
 
 from lboperator.nouns import VirtualService
@@ -26,6 +27,8 @@ from lbpod.core.messages import PlannerStatus
 from lbpod.core.model import BackendState
 
 Status = dict[str, Any]
+UNREACHABLE: Final = "NoLoadBalancers"
+"""Why it is not programmed where no load balancer answers."""
 TYPES: Final = ("Accepted", "ResolvedRefs", "Programmed", "Converged", "Degraded", "Ready")
 
 
@@ -50,6 +53,22 @@ class Event:
     message: str
 
 
+class Lack(Enum):
+    """What keeps a VirtualService that is served as it says from being served well."""
+
+    READY = "NoReadyBackends"
+    HOMES = "EndpointsLeftOut"
+
+
+def what_lacks(verdict: Verdict) -> tuple[Lack, ...]:
+    """What a VirtualService lacks though it is served as it says, worst first; nothing where it is not."""
+    if not verdict.is_good:
+        return ()
+    is_any_ready = any(one.state is BackendState.READY for vip in verdict.vips for one in vip.backends)
+    found = () if is_any_ready else (Lack.READY,)
+    return (*found, Lack.HOMES) if verdict.homeless else found
+
+
 def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status, now: str) -> Status:
     """The status as it should be. before: as it is; now: RFC 3339."""
     served = [vip for vip in verdict.vips if vip.name in {one.name for one in where.status.vips}]
@@ -61,13 +80,14 @@ def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status
     names = {vip.name for vip in verdict.vips}
     epochs = [one.epoch for one in where.status.vips if one.name in names]
     was_programmed = _is_true(before, "Programmed")
-    programmed = bool(served) and len(served) == len(verdict.vips) and (where.in_force or was_programmed)
+    answers = len(where.status.lost) < where.status.lbs
+    programmed = answers and bool(served) and len(served) == len(verdict.vips) and (where.in_force or was_programmed)
     conditions = [
         _accepted(verdict),
         _resolved(verdict),
         _programmed(verdict, programmed, where.status),
         _converged(verdict, where, programmed=programmed),
-        _degraded(verdict, ready, len(states) - ready),
+        _degraded(verdict, len(states) - ready),
     ]
     conditions.append(_ready(conditions, ready, len(states) - ready))
     return {
@@ -87,9 +107,13 @@ def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status
 def events_of(before: Status, after: Status) -> list[Event]:
     """What has happened between the two: one event for each condition that has turned bad, or good again."""
     found = []
-    for kind in ("Accepted", "ResolvedRefs", "Degraded", "Ready"):  # the others come and go with every change
+    for kind in ("Accepted", "ResolvedRefs", "Degraded", "Programmed", "Ready"):  # Converged goes with every change
         old, new = _condition(before, kind), _condition(after, kind)
         assert new is not None, "a status that was made here has all conditions"
+        if kind == "Programmed":
+            is_lost = new["reason"] == UNREACHABLE and old is not None and old["status"] == "True"
+            found.extend([Event(True, new["reason"], new["message"])] if is_lost else [])
+            continue
         was_bad, is_bad = old is not None and _is_bad(kind, old), _is_bad(kind, new)
         if kind == "Ready":
             # What makes it not ready has been said by another condition.
@@ -141,12 +165,13 @@ def _programmed(verdict: Verdict, programmed: bool, status: PlannerStatus) -> _S
         return "Programmed", "True", "Programmed", "load balancers serve it"
     if not verdict.vips:
         return "Programmed", "False", "NothingToServe", "there is nothing of it that could be served"
-    if not status.lbs:
+    if len(status.lost) >= status.lbs:
+        when = "any more; what they forward goes on, if they are there" if status.lbs else "yet"
         return (
             "Programmed",
             "False",
-            "NoLoadBalancers",
-            "no load balancer has answered yet; look at the pods of the DaemonSet",
+            UNREACHABLE,
+            f"no load balancer answers {when}; look at the pods of the DaemonSet, and at their nodes",
         )
     return "Programmed", "False", "Pending", "load balancers are being told"
 
@@ -160,20 +185,21 @@ def _converged(verdict: Verdict, where: Where, *, programmed: bool) -> _Said:
     return "Converged", "False", "Pending", problem or "load balancers are being told"
 
 
-def _degraded(verdict: Verdict, ready: int, draining: int) -> _Said:
+def _degraded(verdict: Verdict, draining: int) -> _Said:
     if not verdict.vips:
         return "Degraded", "False", "NotServed", "it is not served at all"
     if not verdict.is_good:
         return "Degraded", "True", "LastGoodState", "the last good state is served, not the spec as it is"
-    if not ready and draining:
+    lacks = what_lacks(verdict)
+    if Lack.READY in lacks and draining:
         message = f"no endpoint is ready; {draining} that terminate or are not ready get new connections, too"
-        return "Degraded", "True", "NoReadyBackends", message
-    if not ready:
+        return "Degraded", "True", Lack.READY.value, message
+    if Lack.READY in lacks:
         message = "the Service has no ready endpoint; look at its selector, and whether its pods are ready"
-        return "Degraded", "True", "NoReadyBackends", message
-    if verdict.homeless:
+        return "Degraded", "True", Lack.READY.value, message
+    if lacks:
         message = f"{verdict.homeless} endpoints are left out: no agent of Holdfast runs on their nodes"
-        return "Degraded", "True", "EndpointsLeftOut", message
+        return "Degraded", "True", Lack.HOMES.value, message
     return "Degraded", "False", "AllGood", "nothing is missing"
 
 
@@ -182,7 +208,7 @@ def _ready(conditions: Sequence[_Said], ready: int, draining: int) -> _Said:
         if kind in {"Accepted", "ResolvedRefs", "Programmed"} and status != "True":
             return "Ready", "False", reason, message
     if not ready and not draining:
-        return "Ready", "False", "NoReadyBackends", "the Service has no ready endpoint"
+        return "Ready", "False", Lack.READY.value, "the Service has no ready endpoint"
     return "Ready", "True", "Ready", "clients are served"
 
 

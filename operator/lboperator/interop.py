@@ -1,14 +1,16 @@
 """Services of type LoadBalancer with our class: each gets a VirtualService of its own, and says where it is. Pure.
 
 The VirtualService carries the Service's name and belongs to it (owner reference), so it goes with it; everything else,
-conditions included, is as with one that a person made. A person's VirtualService of the same name is left alone. What
-cannot be honoured is refused, not ignored: a Service that limits its clients' addresses must not be open to all.
+conditions included, is as with one that a person made. A person's VirtualService is left alone, whoever owns it: ours
+is what we made, and carries our label. What cannot be honoured is refused, not ignored: a Service that limits its
+clients' addresses must not be open to all. But a mistyped address takes nothing away from what is served.
 
 Addresses are requested, not handed out: by the annotation ``holdfast.dev/address`` or by ``spec.loadBalancerIP``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from lboperator import nouns
@@ -60,6 +62,12 @@ class Problem:
 
 
 Action = Create | Change | Delete | Tell | Problem
+Why = tuple[str, str]
+"""A reason and a sentence."""
+WhyNot = Callable[[str], Why | None]
+_FOLLOWED: Final = ("ports", "service", "affinity", "idle_seconds", "udp_idle_seconds")
+_PORTS_MAX: Final = 32
+"""As the CRD has it."""
 
 
 def plan(
@@ -67,22 +75,30 @@ def plan(
     virtual_services: Iterable[VirtualService],
     programmed: frozenset[Key],
     load_balancer_class: str,
+    why_not: WhyNot = lambda _: None,
+    refused: Mapping[Key, Why] = MappingProxyType({}),
 ) -> list[Action]:
-    """What is to be done, from all Services of type LoadBalancer. programmed: VirtualServices that are being served."""
+    """What is to be done, from all Services of type LoadBalancer. programmed: VirtualServices that are being served;
+    why_not: what is wrong with an address; refused: VirtualServices that are not accepted."""
     there = {vs.key: vs for vs in virtual_services}
     actions: list[Action] = []
     kept: set[Key] = set()
     for key in sorted(services):
         body = services[key]
         spec, metadata = body["spec"], body["metadata"]
-        if spec.get("loadBalancerClass") != load_balancer_class or metadata.get("deletionTimestamp"):
-            continue
         uid, had = metadata.get("uid", ""), there.get(key)
+        if spec.get("loadBalancerClass") != load_balancer_class or metadata.get("deletionTimestamp"):
+            if had is not None and had.owner == uid and _ingress(body) == (had.address,):
+                actions.append(Tell(key, ()))  # what we have said there is not true any more
+            continue
         sentence = _why_not(body) or _why_taken(key, uid, had)
-        if sentence:
-            actions.append(Problem(key, uid, *sentence))
-        else:
+        mistake = None if sentence else _why_not_yet(body, why_not)
+        why = sentence or mistake or refused.get(key)
+        if why:
+            actions.append(Problem(key, uid, *why))
+        if not sentence:
             kept.add(key)
+        if not sentence and not mistake:
             actions.extend(_serve(_virtual_service(body), had))
         is_served = not sentence and had is not None and key in programmed
         ingress = (had.address,) if had is not None and is_served else ()
@@ -99,11 +115,19 @@ def _serve(wanted: dict[str, Any], had: VirtualService | None) -> list[Action]:
     made = nouns.virtual_service(wanted)
     if made.address != had.address:
         return [Delete(had.key, had.uid)]  # an address stays for life; the next look makes another one
-    same = (made.ports, made.service, made.affinity) == (had.ports, had.service, had.affinity)
+    same = all(getattr(made, name) == getattr(had, name) for name in _FOLLOWED)
     return [] if same else [Change(had.key, wanted["spec"])]
 
 
-def _why_not(body: Body) -> tuple[str, str] | None:
+def _why_not_yet(body: Body, why_not: WhyNot) -> Why | None:
+    """What is wrong with what is asked for; what there was before stays."""
+    count = len(body["spec"].get("ports") or ())
+    if count > _PORTS_MAX:
+        return "TooManyPorts", f"{count} ports are more than the {_PORTS_MAX} that one VirtualService may have; use two"
+    return why_not(_address(body))
+
+
+def _why_not(body: Body) -> Why | None:
     spec = body["spec"]
     if not _address(body):
         sentence = f"no address is requested; set the annotation {ADDRESS}, for Holdfast hands none out"
@@ -116,7 +140,7 @@ def _why_not(body: Body) -> tuple[str, str] | None:
     return None
 
 
-def _why_taken(key: Key, uid: str, had: VirtualService | None) -> tuple[str, str] | None:
+def _why_taken(key: Key, uid: str, had: VirtualService | None) -> Why | None:
     if had is None or had.owner == uid:
         return None
     return "NameTaken", f"there is a VirtualService {key[0]}/{key[1]} that is not this Service's; rename or remove it"
@@ -148,7 +172,7 @@ def _virtual_service(body: Body) -> dict[str, Any]:
         "metadata": {
             "namespace": metadata["namespace"],
             "name": metadata["name"],
-            "labels": {"app.kubernetes.io/managed-by": "holdfast-operator"},
+            "labels": {nouns.MANAGED_BY: nouns.OPERATOR},
             "ownerReferences": [
                 {
                     "apiVersion": "v1",
@@ -164,6 +188,15 @@ def _virtual_service(body: Body) -> dict[str, Any]:
             "address": _address(body),
             "ports": ports,
             "backendRef": {"name": metadata["name"]},
-            "affinity": "ClientIP" if spec.get("sessionAffinity") == "ClientIP" else "None",
+            **_affinity(spec),
         },
     }
+
+
+def _affinity(spec: Body) -> Body:
+    """With ClientIP, how long a silent client stays with its backend is the Service's to say."""
+    if spec.get("sessionAffinity") != "ClientIP":
+        return {"affinity": "None"}
+    seconds = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
+    idle = {"idleTimeoutSeconds": seconds, "udpIdleTimeoutSeconds": seconds} if seconds else {}
+    return {"affinity": "ClientIP", **idle}

@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from lboperator.conditions import Lack, what_lacks
 from lboperator.nouns import Key
 from lboperator.observe import Reason, Verdict
 from lbpod.controller.metrics import Metrics
@@ -29,6 +30,12 @@ class OperatorMetrics(Metrics):
         self._bad = Gauge(
             "holdfast_virtualservices_not_served",
             "VirtualServices that are not served as they say, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._degraded = Gauge(
+            "holdfast_virtualservices_degraded",
+            "VirtualServices that are served as they say, but not as well as they could be, by reason",
             ["reason"],
             registry=self.registry,
         )
@@ -61,6 +68,9 @@ class OperatorMetrics(Metrics):
         self._services.set(len(verdicts))
         for reason in _BAD:
             self._bad.labels(reason.value).set(tally[reason])
+        lacking = Tally(reason for one in verdicts.values() for reason in what_lacks(one))
+        for kind in Lack:
+            self._degraded.labels(kind.value).set(lacking[kind])
         self._observed.set(time.time())
 
     def wrote_status(self, outcome: str) -> None:

@@ -17,6 +17,8 @@ Key = tuple[str, str]
 """Namespace and name; cluster-wide objects have namespace ''."""
 
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+OPERATOR: Final = "holdfast-operator"
 
 
 class VsPort(msgspec.Struct, frozen=True):
@@ -155,7 +157,7 @@ def virtual_service(body: Body) -> VirtualService:
         idle_seconds=_number(spec.get("idleTimeoutSeconds"), 3_600),
         udp_idle_seconds=_number(spec.get("udpIdleTimeoutSeconds"), 60),
         drain_seconds=_number(spec.get("drainTimeoutSeconds"), 3_600),
-        owner=_owner(metadata),
+        owner=_maker(metadata),
     )
 
 
@@ -232,6 +234,16 @@ def node(body: Body) -> Node:
 def _owner(metadata: Body) -> str:
     owners = [one for one in _mappings(metadata.get("ownerReferences")) if one.get("kind") == "Service"]
     return _text(owners[0].get("uid")) if owners else ""
+
+
+def _maker(metadata: Body) -> str:
+    """The Service for which the operator has made this, '' where a person made it, who may have given it any owner."""
+    name, labels = metadata.get("name"), _mapping(metadata.get("labels"))
+    for one in _mappings(metadata.get("ownerReferences")):
+        is_service = (one.get("apiVersion"), one.get("kind"), one.get("name")) == ("v1", "Service", name)
+        if is_service and one.get("controller") is True and labels.get(MANAGED_BY) == OPERATOR:
+            return _text(one.get("uid"))
+    return ""
 
 
 def _mapping(found: object) -> Mapping[str, Any]:

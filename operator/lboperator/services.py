@@ -1,6 +1,7 @@
 """Carries out what ``interop`` has planned for Services of type LoadBalancer: one call to the API for each action.
 
 An action that fails is planned again at the next look, since nothing is remembered but which problems have been told.
+What the API server refuses as invalid is told, too, and not tried again before something changes.
 """
 
 import asyncio
@@ -10,8 +11,9 @@ import structlog
 
 from lboperator.api import Api, ApiError, Json
 from lboperator.cache import Cache
+from lboperator.conditions import UNREACHABLE
 from lboperator.events import event, reference
-from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, plan
+from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, Why, WhyNot, plan
 from lboperator.nouns import Key
 from lbpod.core.limits import API_RETRY_NS, STATUS_GATHER_NS
 
@@ -22,12 +24,15 @@ _LOG: Final = structlog.get_logger()
 class Services:
     """Looks whenever it is poked. Invariant: ``_told`` is about Services that have that problem now."""
 
-    def __init__(self, api: Api, cache: Cache, load_balancer_class: str) -> None:
+    def __init__(self, api: Api, cache: Cache, load_balancer_class: str, why_not: WhyNot) -> None:
+        """why_not: what is wrong with an address, if anything is."""
         self._api = api
         self._cache = cache
         self._class = load_balancer_class
+        self._why_not = why_not
         self._due = asyncio.Event()
         self._told: dict[Key, Problem] = {}
+        self._problems: set[Key] = set()
 
     def poke(self) -> None:
         """Something may have changed."""
@@ -39,30 +44,49 @@ class Services:
             await self._due.wait()
             await asyncio.sleep(STATUS_GATHER_NS / _SECOND_NS)
             self._due.clear()
-            actions = plan(self._cache.lb_services, self._cache.virtual_services(), self._programmed(), self._class)
+            there, programmed, refused = self._cache.virtual_services(), self._programmed(), self._refused()
+            actions = plan(self._cache.lb_services, there, programmed, self._class, self._why_not, refused)
+            self._problems = {one.key for one in actions if isinstance(one, Problem)}
             failed = False
             for action in actions:
                 failed |= not await self._try(action)
-            problems = {one.key for one in actions if isinstance(one, Problem)}
-            self._told = {key: one for key, one in self._told.items() if key in problems}
+            self._told = {key: one for key, one in self._told.items() if key in self._problems}
             if failed:
                 await asyncio.sleep(API_RETRY_NS / _SECOND_NS)
                 self._due.set()
 
     def _programmed(self) -> frozenset[Key]:
+        """An operator that reaches no load balancer says nothing about what clients reach."""
+
         def is_programmed(status: Json) -> bool:
-            conditions = {one.get("type"): one.get("status") for one in status.get("conditions") or ()}
-            return conditions.get("Accepted") == "True" and conditions.get("Programmed") == "True"
+            accepted, programmed = _condition(status, "Accepted"), _condition(status, "Programmed")
+            is_there = programmed.get("status") == "True" or programmed.get("reason") == UNREACHABLE
+            return accepted.get("status") == "True" and is_there
 
         return frozenset(key for key, status in self._cache.statuses.items() if is_programmed(status))
+
+    def _refused(self) -> dict[Key, Why]:
+        """Whoever made a Service looks at that, and not at what we have made of it."""
+        conditions = {key: _condition(status, "Accepted") for key, status in self._cache.statuses.items()}
+        return {
+            key: (str(one.get("reason")), str(one.get("message")))
+            for key, one in conditions.items()
+            if one.get("status") == "False"
+        }
 
     async def _try(self, action: Action) -> bool:
         try:
             await self._carry_out(action)
         except ApiError as error:
-            if error.status not in {404, 409}:  # gone, or there already: the next event says so
-                _LOG.warning("service not served", action=type(action).__name__, reason=str(error))
-            return error.status in {404, 409}
+            if error.status in {404, 409}:  # gone, or there already: the next event says so
+                return True
+            _LOG.warning("service not served", action=type(action).__name__, reason=str(error))
+            service = self._cache.lb_services.get(_key(action))
+            if error.status not in {400, 422} or service is None or not isinstance(action, Create | Change):
+                return False
+            problem = Problem(_key(action), service["metadata"].get("uid", ""), "VirtualServiceRefused", str(error))
+            self._problems.add(problem.key)
+            return await self._try(problem)
         return True
 
     async def _carry_out(self, action: Action) -> None:
@@ -92,6 +116,16 @@ class Services:
         about = reference("v1", "Service", namespace, name, problem.uid)
         path, body = event(about, problem.reason, problem.sentence, is_warning=True)
         await self._api.call("POST", path, body)
+
+
+def _condition(status: Json, kind: str) -> Json:
+    return next((one for one in status.get("conditions") or () if one.get("type") == kind), {})
+
+
+def _key(action: Action) -> Key:
+    if isinstance(action, Create):
+        return action.body["metadata"]["namespace"], action.body["metadata"]["name"]
+    return action.key
 
 
 def _path(namespace: str, name: str = "") -> str:

@@ -32,7 +32,7 @@ from lboperator.keeping import Secrets
 from lboperator.lease import Lease
 from lboperator.metrics import OperatorMetrics
 from lboperator.nouns import Key
-from lboperator.observe import Objects, Observer, Rules, remembered
+from lboperator.observe import Objects, Observer, Rules, remembered, why_not_address
 from lboperator.presence import Presence
 from lboperator.services import Services
 from lboperator.settings import Settings, Source
@@ -105,9 +105,14 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._lease.keep())
-                group.create_task(self._work())
+                group.create_task(self._take_over())
         finally:
             await self._lease.release()
+
+    async def _take_over(self) -> None:
+        """It may have stood by for days, and missed that something was deleted meanwhile: that must not come back."""
+        await self._look_until_complete()
+        await self._work()
 
     async def _work(self) -> None:
         """Everything but the question who works."""
@@ -115,12 +120,13 @@ class Operator:
         cluster, good = await self._try_identity(credentials)
         driver = Driver(cluster, credentials.client, self._state, self._metrics)
         statuses = Statuses(self._api, self._cache, self._metrics, lambda: driver.in_force)
-        services = Services(self._api, self._cache, self._settings.load_balancer_class)
+        rules = Rules(self._settings.allowed_addresses, self._settings.agent_port, self._settings.lb_selector)
+        load_balancer_class = self._settings.load_balancer_class
+        services = Services(self._api, self._cache, load_balancer_class, lambda one: why_not_address(one, rules))
         statuses.written = services.poke
         statuses.said_tracking = lambda: driver.tracking
         driver.listener = statuses
         self._driver = driver
-        rules = Rules(self._settings.allowed_addresses, self._settings.agent_port, self._settings.lb_selector)
         async with asyncio.TaskGroup() as group:
             group.create_task(driver.run())
             group.create_task(statuses.run())

@@ -253,21 +253,38 @@ async def test_a_service_of_our_class_gets_a_virtual_service_and_says_where_it_i
     await site.call("POST", services, {"metadata": {"name": "shop"}, "spec": spec})
     path = f"/api/v1/namespaces/{site.shop}/events"
 
-    async def told() -> bool:
-        return "NoAddressRequested" in {one["reason"] for one in (await site.call("GET", path))["items"]}
+    async def told(reason: str) -> bool:
+        events = (await site.call("GET", path))["items"]
+        return reason in {one["reason"] for one in events if one["involvedObject"]["kind"] == "Service"}
 
-    await until("the missing address to be said", told)
+    async def ask(address: str) -> None:
+        annotation = {"metadata": {"annotations": {"holdfast.dev/address": address}}}
+        await asyncio.to_thread(site.api.merge, f"{services}/shop", annotation)
+
+    await until("the missing address to be said", lambda: told("NoAddressRequested"))
     await site.put_slice(endpoint("10.1.0.7", site.node_name(1), ready=True), name="shop-1", service="shop")
-    annotation = {"metadata": {"annotations": {"holdfast.dev/address": "203.0.113.20"}}}
-    await asyncio.to_thread(site.api.merge, f"{services}/shop", annotation)
+    await ask("203.0.113.20")
 
-    async def ingress() -> object:
+    async def ingress(*wanted: str) -> bool:
         status = (await site.call("GET", f"{services}/shop"))["status"]["loadBalancer"]
-        return status.get("ingress") == [{"ip": "203.0.113.20", "ipMode": "VIP"}]
+        return bool(status.get("ingress", []) == [{"ip": one, "ipMode": "VIP"} for one in wanted])
 
-    await until("the address to be told", ingress)
+    await until("the address to be told", lambda: ingress("203.0.113.20"))
     assert "True" == (await site.conditions("shop"))["Ready"][0]
     assert [1] == site.backends(site.node_name(1))
+    made = (await site.call("GET", f"{VIRTUAL_SERVICES.format(site.shop)}/shop"))["metadata"]["uid"]
+    await ask("203.0.113.2O")
+    await until("the mistake to be said", lambda: told("Invalid"))
+    assert await ingress("203.0.113.20"), "a mistake takes nothing away"
+    assert made == (await site.call("GET", f"{VIRTUAL_SERVICES.format(site.shop)}/shop"))["metadata"]["uid"]
+    await site.put_virtual_service(address="203.0.113.30")
+    await asyncio.sleep(1.1)  # creation times are whole seconds, and of two equal ones the names decide
+    await ask("203.0.113.30")
+    await until("the conflict to be said of the Service", lambda: told("AddressConflict"))
+    assert await ingress()
+    await ask("203.0.113.20")
+    await until("the address to be told again", lambda: ingress("203.0.113.20"))
+    await site.delete(f"{VIRTUAL_SERVICES.format(site.shop)}/web")
     await site.delete(f"{services}/shop")
 
     async def gone() -> bool:

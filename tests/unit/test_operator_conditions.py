@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from lboperator import nouns
-from lboperator.conditions import TYPES, Event, Where, events_of, status_of
+from lboperator.conditions import TYPES, Event, Lack, Where, events_of, status_of, what_lacks
 from lboperator.observe import Reason, Verdict
 from lboperator.statuses import tracking_of
 from lbpod.core.messages import Phase, PlannerStatus, VipStatus
@@ -172,6 +172,39 @@ def test_nothing_is_programmed_before_it_was_in_force_once() -> None:
     status = said(GOOD, status=nobody, rest=nobody, in_force=False)
     assert ("False", "Pending") == words(status)["Converged"]
     assert 0 == status["epoch"]
+
+
+def test_where_no_load_balancer_answers_nobody_is_told_that_clients_are_served() -> None:
+    lost = msgspec.structs.replace(REST, lost=("n1", "n2", "n3"))
+    good = said(GOOD)
+    status = said(GOOD, good, T2, status=lost)
+    assert {
+        **{kind: words(good)[kind] for kind in ("Accepted", "ResolvedRefs", "Degraded")},
+        "Programmed": ("False", "NoLoadBalancers"),
+        "Converged": ("False", "Pending"),
+        "Ready": ("False", "NoLoadBalancers"),
+    } == words(status)
+    (event,) = events_of(good, status)
+    assert (True, "NoLoadBalancers") == (event.is_warning, event.reason)
+    assert [] == events_of(status, said(GOOD, status, T2, status=lost))
+    assert [Event(False, "Ready", "clients are served")] == events_of(status, said(GOOD, status, T2))
+    assert words(good) == words(said(GOOD, good, T2, status=msgspec.structs.replace(REST, lost=("n1", "n2")))), (
+        "one is left"
+    )
+
+
+def test_before_any_load_balancer_has_answered_no_event_says_so() -> None:
+    status = said(GOOD, status=msgspec.structs.replace(REST, lbs=0))
+    assert ("False", "NoLoadBalancers") == words(status)["Programmed"]
+    assert [] == events_of({}, status)
+
+
+def test_what_lacks_is_counted_where_it_is_served_as_it_says() -> None:
+    assert () == what_lacks(GOOD)
+    assert (Lack.READY,) == what_lacks(Verdict(vips=(vip(0, 2),)))
+    assert (Lack.READY, Lack.HOMES) == what_lacks(Verdict(vips=(vip(0),), homeless=2))
+    assert (Lack.HOMES,) == what_lacks(Verdict(vips=(vip(),), homeless=1))
+    assert () == what_lacks(Verdict(Reason.CONFLICT, "taken", vips=(vip(0),))), "that is not served as it says"
 
 
 def test_events_are_transitions() -> None:

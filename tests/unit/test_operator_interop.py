@@ -1,5 +1,6 @@
 """Services of type LoadBalancer: what is made for them, what is left alone, what is refused and not half done."""
 
+from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from lboperator import nouns
 from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, plan
 from lboperator.nouns import Key, VirtualService
+from lboperator.observe import Rules, why_not_address
 
 CLASS = "holdfast.dev/holdfast"
 KEY = ("shop", "web")
@@ -96,6 +98,10 @@ def test_another_address_is_another_virtual_service() -> None:
 def test_other_classes_are_others_business(body: dict[str, Any]) -> None:
     assert [] == looked_at(body)
     assert [Delete(KEY, "vs")] == looked_at(body, [made_of(service())]), "but what was ours goes"
+    told = {**body, "status": service(ingress="203.0.113.10")["status"]}
+    assert [Tell(KEY, ()), Delete(KEY, "vs")] == looked_at(told, [made_of(service())]), "and what we said of it"
+    theirs = {**body, "status": service(ingress="198.51.100.1")["status"]}
+    assert [Delete(KEY, "vs")] == looked_at(theirs, [made_of(service())])
 
 
 def test_a_service_that_is_gone_takes_its_own_with_it_and_no_other() -> None:
@@ -122,6 +128,61 @@ def test_what_cannot_be_honoured_is_refused_and_withdrawn(body: dict[str, Any], 
     body["status"] = service(ingress="203.0.113.10")["status"]
     kinds = [type(one) for one in looked_at(body, [made_of(service())], served=True)]
     assert [Problem, Tell, Delete] == kinds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"address": "203.0.113.1O"},
+        {"address": "192.0.2.7"},
+        {"ports": [{"protocol": "TCP", "port": port} for port in range(1, 34)]},
+    ],
+    ids=["no address", "not allowed", "too many ports"],
+)
+def test_a_mistake_takes_nothing_away(change: dict[str, Any]) -> None:
+    rules = Rules(allowed=(IPv4Network("203.0.113.0/24"),))
+    address = change.pop("address", "203.0.113.10")
+    body = service(ingress="203.0.113.10", annotations={"holdfast.dev/address": address}, **change)
+    actions = plan({KEY: body}, [made_of(service())], frozenset({KEY}), CLASS, lambda one: why_not_address(one, rules))
+    (problem,) = actions
+    assert isinstance(problem, Problem)
+    assert problem.reason in {"Invalid", "AddressNotAllowed", "TooManyPorts"}
+    fresh = plan({KEY: body}, [], frozenset(), CLASS, lambda one: why_not_address(one, rules))
+    assert [Problem, Tell] == [type(one) for one in fresh], "nor is anything made of it"
+
+
+def test_what_is_wrong_with_the_virtual_service_is_said_of_its_service() -> None:
+    why = ("AddressConflict", "203.0.113.10:80/TCP is already served by shop/a, which is older")
+    actions = plan({KEY: service()}, [made_of(service())], frozenset(), CLASS, refused={KEY: why, ("shop", "a"): why})
+    assert [Problem(KEY, "uid-1", *why)] == actions
+
+
+def test_with_client_ip_the_service_says_for_how_long() -> None:
+    config = {"clientIP": {"timeoutSeconds": 10_800}}
+    vs = made_of(service(sessionAffinity="ClientIP", sessionAffinityConfig=config))
+    assert ("ClientIP", 10_800, 10_800) == (vs.affinity, vs.idle_seconds, vs.udp_idle_seconds)
+    longer = service(sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 86_400}})
+    (action,) = looked_at(longer, [vs])
+    assert isinstance(action, Change)
+    assert 86_400 == action.spec["udpIdleTimeoutSeconds"]
+    plain = made_of(service())
+    assert ("None", 3_600, 60) == (plain.affinity, plain.idle_seconds, plain.udp_idle_seconds)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"labels": {}},
+        {"name": "web-vip"},
+        {"ownerReferences": [{"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "web", "uid": "k"}]},
+        {"ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": "web", "uid": "uid-1"}]},
+    ],
+    ids=["label", "name", "kind", "controller"],
+)
+def test_an_owner_alone_does_not_make_it_ours(other: dict[str, Any]) -> None:
+    persons = made_of(service(), **other)
+    assert "" == persons.owner
+    assert [] == plan({}, [persons], frozenset(), CLASS)
 
 
 def test_a_persons_virtual_service_of_that_name_is_left_alone() -> None:
