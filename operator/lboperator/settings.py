@@ -178,6 +178,6 @@ def _issuer(named: str, text: str) -> Issuer:
 
 def _network(named: str, part: str) -> IPv4Network:
     try:
-        return IPv4Network(part)
+        return IPv4Network(part, strict=False)
     except ValueError as error:
         raise SettingsError(f"{named} has {part!r}, which is no IPv4 range like 203.0.113.0/24 ({error})") from error

@@ -295,6 +295,16 @@ def test_an_installation_is_upgraded_rolled_back_and_removed(api: ApiServer, nam
     assert "debug" == level()
     api.helm("rollback", namespace, "1", "--namespace", namespace, "--force-conflicts")
     assert "info" == level()
+
+    def strategy() -> str:
+        return str(api.call("GET", deployment)["spec"]["strategy"]["type"])
+
+    flags = ("--namespace", namespace, "--force-conflicts")
+    assert "Recreate" == strategy()
+    api.helm("upgrade", namespace, CHART, *flags, "--set", "operator.replicas=2")
+    assert "RollingUpdate" == strategy()
+    api.helm("upgrade", namespace, CHART, *flags, "--set", "operator.replicas=1")
+    assert "Recreate" == strategy(), "and what the API server had filled in for the other one is no obstacle"
     api.helm("uninstall", namespace, "--namespace", namespace, "--no-hooks")
     with pytest.raises(ApiError, match="404"):
         api.call("GET", deployment)

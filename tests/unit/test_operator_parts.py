@@ -34,7 +34,7 @@ def test_defaults_are_what_the_chart_relies_on() -> None:
 def test_settings_come_from_the_environment() -> None:
     found = read_settings(
         {
-            "HOLDFAST_ALLOWED_ADDRESSES": "203.0.113.0/24, 198.51.100.7",
+            "HOLDFAST_ALLOWED_ADDRESSES": "203.0.113.10/24, 198.51.100.7",
             "HOLDFAST_LB_SELECTOR": "zone=b,edge=",
             "HOLDFAST_CERTIFICATES": "certManager",
             "HOLDFAST_ISSUER": "cert-manager.io/ClusterIssuer/corp",
@@ -59,7 +59,7 @@ def test_settings_come_from_the_environment() -> None:
         ("AGENT_PORT", "x", "it must be a number from 1 to 65535"),
         ("VNI", "16777216", "it must be a number from 0 to 16777215"),
         ("LB_SELECTOR", "edge", "HOLDFAST_LB_SELECTOR has 'edge'; it must be a list of labels"),
-        ("ALLOWED_ADDRESSES", "203.0.113.1/24", "has '203.0.113.1/24', which is no IPv4 range"),
+        ("ALLOWED_ADDRESSES", "203.0.113.1/33", "has '203.0.113.1/33', which is no IPv4 range"),
         ("ALLOWED_ADDRESSES", "2001:db8::/32", "which is no IPv4 range like 203.0.113.0/24"),
         ("CERTIFICATES", "yes", "it must be mint, certManager or own"),
         (
