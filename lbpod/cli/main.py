@@ -135,6 +135,21 @@ def doctor(
 
 
 @app.command()
+def detach(
+    pins: Annotated[Path, typer.Option(help="Folder for pins, as the agent's.")] = Path("/sys/fs/bpf/holdfast"),
+    state: Annotated[Path, typer.Option(help="Folder that the agent remembers in.")] = Path("/run/holdfast"),
+) -> None:
+    """Take programs and maps off this machine. VIP traffic through it ends; stop the agent first."""
+    from lbpod.cli.detach import take_off
+    from lbpod.datapath.port import DatapathError
+
+    try:
+        typer.echo(take_off(pins, state))
+    except DatapathError as error:
+        fail(str(error), LACKING)
+
+
+@app.command()
 def status(
     node: Annotated[list[str], typer.Option(help="HOST:PORT of an agent; give it again for another.")],
     tls: Annotated[Path, typer.Option(help="Folder that `holdfast certs` made (the viewer's certificate is used).")],

@@ -187,13 +187,13 @@ def _reuse(opened: BpfObject, found: Mapping[str, int], settings: LoadSettings) 
         if not same_shape:
             raise DatapathError(
                 f"the pinned map {name} in {settings.pin_folder} has another shape (type, key, value, flags"
-                f" {_shape(there)}) than the programs need {_shape(wanted)}: detach and unpin to start anew"
+                f" {_shape(there)}) than the programs need {_shape(wanted)}: start anew after `holdfast detach`"
             )
         if not same_size and there.type not in _HASHES:
             raise DatapathError(
                 f"the pinned map {name} in {settings.pin_folder} has {there.max_entries} entries and the programs need"
                 f" {wanted.max_entries}, which is another layout: it goes on forwarding untouched; run the agent that"
-                " made it, or detach and unpin to start anew"
+                " made it, or start anew after `holdfast detach`"
             )
         opened.reuse(name, found[name])
         reused.add(name)

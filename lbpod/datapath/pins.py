@@ -109,8 +109,8 @@ class PinFolder:
         if version != LAYOUT_VERSION:
             raise DatapathError(
                 f"the maps pinned in {self.folder} have layout {version or 'unknown'}, this agent writes layout"
-                f" {LAYOUT_VERSION}: they go on forwarding untouched; run the agent that made them, or detach and unpin"
-                " them to start anew"
+                f" {LAYOUT_VERSION}: they go on forwarding untouched; run the agent that made them, or start anew after"
+                " `holdfast detach`"
             )
 
     def pin_map(self, name: str, fd: int, *, replace: bool) -> None:
