@@ -4,6 +4,10 @@
  *
  * Checksums are left to the kernel's helpers, for a packet from a local stack may carry only half of one
  * (CHECKSUM_PARTIAL) and only they know.
+ *
+ * TC_ACT_UNSPEC always: the frame may leave as far as we mind, and the next filter of the hook has its say, about our
+ * own replies, too. TC_ACT_OK would end the walk, and we are first in it: a neighbour's policy or rate limit behind us
+ * would see no packet of the node any more.
  */
 #ifndef HF_REPLY_H
 #define HF_REPLY_H
@@ -117,11 +121,11 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 	struct hf_nat *entry;
 
 	if (!config || hf_reply_parse(skb, &reply))
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	hf_nat_key(&key, reply.daddr, reply.saddr, reply.ports >> 16, reply.ports, reply.protocol);
 	entry = bpf_map_lookup_elem(&nat, &key);
 	if (!entry)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	entry->seen_ns = bpf_ktime_get_coarse_ns();
 	if (reply.tcp_flags & HF_TCP_FIN)
 		flags |= HF_NAT_FIN_OUT;
@@ -133,7 +137,7 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 	if ((reply.tcp_flags & (HF_TCP_SYN | HF_TCP_ACK)) == (HF_TCP_SYN | HF_TCP_ACK) && config->mss_max)
 		hf_clamp_mss(skb, reply.tcp_header, config->mss_max);
 	hf_count(HF_REPLY, bytes);
-	return TC_ACT_OK;
+	return TC_ACT_UNSPEC;
 }
 
 #endif

@@ -32,7 +32,8 @@ TC_HANDLE: Final = 0x4846
 """Our filter's handle in clsact egress ("HF")."""
 
 TC_PRIORITY: Final = 1
-"""First in line: a filter before us that ends the walk would leave replies with the pod's address."""
+"""First in line: a filter before us that ends the walk would leave replies with the pod's address. Ours never ends it:
+those behind see every packet (``bpf/reply.h``)."""
 
 _CLSACT_HALVES: Final = (0xFFFF_FFF2, 0xFFFF_FFF3)
 """Ingress and egress, as parents of filters."""

@@ -15,6 +15,7 @@ from lbpod.core import layout
 from lbpod.core.layout import PROTOCOL_ICMP, PROTOCOL_UDP, vip_index
 from lbpod.core.packets import checksum
 from lbpod.core.verdicts import Verdict
+from lbpod.datapath import libbpf
 from lbpod.datapath.attach import (
     TC_HANDLE,
     XdpMode,
@@ -23,12 +24,14 @@ from lbpod.datapath.attach import (
     attach_xdp,
     detach,
     forget_old_programs,
+    interface_index,
 )
 from lbpod.datapath.kernel import KernelDatapath
+from lbpod.datapath.libbpf import XdpFlag
 from lbpod.datapath.loader import LoadSettings, load
 from lbpod.datapath.pins import PinFolder
 from lbpod.datapath.port import ArrayName, DatapathError
-from tests.bpf.datapaths import another_build, bpffs, built, settings
+from tests.bpf.datapaths import SIZES, another_build, bpffs, built, settings
 from tests.integration.attach_spaces import Space, command, need_namespaces, wire
 
 VIP = "203.0.113.10"
@@ -125,11 +128,7 @@ def test_replacing_tc_lets_no_reply_out_unchanged(folder: Path, tmp_path: Path, 
     first = load(settings(folder))
     here.run(lambda: attach_tc(first, "hfa0"))
     with closing(KernelDatapath(first)) as datapath:
-        key, value = np.zeros(1, layout.NAT_KEY), np.zeros(1, layout.NAT)
-        key["client"], key["pod"] = mapped(CLIENT[0]), mapped(POD[0])
-        key["client_port_be"], key["pod_port_be"], key["protocol"] = CLIENT[1], POD[1], PROTOCOL_UDP
-        value["vip"], value["vip_port_be"] = mapped(VIP), 80
-        assert 1 == datapath._put("nat", key, value)
+        put_nat(datapath, POD, (VIP, 80))
     receiver = there.run(lambda: bound(CLIENT))
     sender = here.run(lambda: bound(POD))
     sources: dict[tuple[str, int], int] = {}
@@ -146,6 +145,41 @@ def test_replacing_tc_lets_no_reply_out_unchanged(folder: Path, tmp_path: Path, 
     assert {(VIP, 80): REPLACEMENTS * 20} == sources
     listed = command(f"tc -n {here.name} filter show dev hfa0 egress")
     assert 1 == listed.count(f"handle {TC_HANDLE:#x}")
+
+
+def put_nat(datapath: KernelDatapath, pod: tuple[str, int], vip: tuple[str, int]) -> None:
+    """Has hf_tc give what this pod sends to CLIENT by UDP the VIP as its source."""
+    key, value = np.zeros(1, layout.NAT_KEY), np.zeros(1, layout.NAT)
+    key["client"], key["pod"] = mapped(CLIENT[0]), mapped(pod[0])
+    key["client_port_be"], key["pod_port_be"], key["protocol"] = CLIENT[1], pod[1], PROTOCOL_UDP
+    value["vip"], value["vip_port_be"] = mapped(vip[0]), vip[1]
+    assert 1 == datapath._put("nat", key, value)
+
+
+def test_a_filter_behind_ours_sees_all_that_leaves(folder: Path, spaces: tuple[Space, Space]) -> None:
+    """A stranger's filter at a later priority. It shows what it sees by counting it, and by changing the source."""
+    here, there = spaces
+    here.ip("neigh replace 10.99.0.2 lladdr " + mac(there, "hfb0") + " dev hfa0")
+    other, seen_reply, seen_other = (POD[0], 7_002), ("203.0.113.98", 98), ("203.0.113.99", 99)
+    stranger, ours = load(LoadSettings(folder / "stranger", sizes=SIZES)), load(settings(folder))
+    with closing(KernelDatapath(ours)) as our_maps, closing(KernelDatapath(stranger)) as their_maps:
+        put_nat(our_maps, POD, (VIP, 80))
+        put_nat(their_maps, (VIP, 80), seen_reply)
+        put_nat(their_maps, other, seen_other)
+        here.run(lambda: attach_tc(ours, "hfa0"))
+        ifindex = here.run(lambda: interface_index("hfa0"))
+        fd = stranger.program("hf_tc").fd
+        here.run(lambda: libbpf.tc_attach(ifindex, fd, handle=1, priority=7, replace=False))
+        sources: dict[tuple[str, int], int] = {}
+        with there.run(lambda: bound(CLIENT)) as receiver:
+            for pod in (POD, other):
+                with here.run(lambda pod=pod: bound(pod)) as sender:  # type: ignore[misc]
+                    for _ in range(10):
+                        sender.sendto(b"packet", CLIENT)
+                        _, source = receiver.recvfrom(100)
+                        sources[source] = sources.get(source, 0) + 1
+        assert {seen_reply: 10, seen_other: 10} == sources, "replies with the VIP as source, and all other packets"
+        assert (10, 20) == (our_maps.counters()[Verdict.REPLY][0], their_maps.counters()[Verdict.REPLY][0])
 
 
 def bound(address: tuple[str, int]) -> socket.socket:
