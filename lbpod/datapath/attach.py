@@ -43,6 +43,9 @@ _ASKED_FOR: Final = "asked for"
 _NO_FALLBACK: Final = frozenset({errno.EPERM, errno.ENODEV, errno.EBUSY, errno.EEXIST})
 """Refusals of native XDP that generic XDP would meet as well."""
 
+_GONE: Final = frozenset({errno.ENODEV, errno.ENXIO})
+"""What the kernel says of an interface that has vanished since it was listed."""
+
 
 class XdpWish(Enum):
     """What the settings ask for."""
@@ -170,23 +173,39 @@ def attach_tc(fast_path: FastPath, interface: str) -> TcAttachment:
     return TcAttachment(interface, ifindex, old_fd is not None)
 
 
+@contextmanager
+def _may_vanish() -> Iterator[None]:
+    """An interface may vanish between any two questions (a pod's veth, when the pod ends); nothing is attached then."""
+    try:
+        yield
+    except (KernelError, OSError) as error:
+        if error.errno not in _GONE:
+            raise
+
+
 def _attached_ids() -> set[int]:
     """Programs on XDP and at our place of TC egress, over all interfaces of this namespace."""
     found: set[int] = set()
     for ifindex, _ in socket.if_nameindex():
-        there = libbpf.xdp_query(ifindex)
-        found |= {there.native_id, there.generic_id, there.hardware_id}
-        found.add(libbpf.tc_query(ifindex, TC_HANDLE, TC_PRIORITY))
+        with _may_vanish():
+            there = libbpf.xdp_query(ifindex)
+            found |= {there.native_id, there.generic_id, there.hardware_id}
+            found.add(libbpf.tc_query(ifindex, TC_HANDLE, TC_PRIORITY))
     return found - {0}
 
 
 def forget_old_programs(fast_path: FastPath) -> int:
-    """Unpins programs that have been replaced everywhere, so that the kernel frees them; how many."""
-    kept = _attached_ids() | {program.id for program in fast_path.programs.values()}
-    old = [(name, program_id) for name, program_id in fast_path.pins.programs() if program_id not in kept]
-    for name, program_id in old:
+    """Unpins programs that have been replaced everywhere, so that the kernel frees them; how many.
+
+    No interface is looked at where all that is pinned is ours: a restart, mostly.
+    """
+    ours = {program.id for program in fast_path.programs.values()}
+    old = [(name, program_id) for name, program_id in fast_path.pins.programs() if program_id not in ours]
+    kept = _attached_ids() if old else set()
+    gone = [(name, program_id) for name, program_id in old if program_id not in kept]
+    for name, program_id in gone:
         fast_path.pins.unpin_program(name, program_id)
-    return len(old)
+    return len(gone)
 
 
 def forget_old_maps(fast_path: FastPath) -> tuple[str, ...]:
@@ -206,23 +225,42 @@ def detach(pins: PinFolder) -> tuple[str, ...]:
     clsact goes with our filter where nobody else's is left in it. (Who made it cannot be told, and an empty one serves
     nobody: whoever adds a filter adds it first, as we do.)
     """
-    found: list[str] = []
+    found: set[str] = set()
     for ifindex, interface in socket.if_nameindex():
-        there = libbpf.xdp_query(ifindex)
-        for mode, program_id in ((XdpFlag.NATIVE, there.native_id), (XdpFlag.GENERIC, there.generic_id)):
-            fd = pins.program_fd(program_id)
-            if fd is not None:
-                libbpf.xdp_detach(ifindex, mode, fd)
-                os.close(fd)
-                found.append(interface)
-        fd = pins.program_fd(libbpf.tc_query(ifindex, TC_HANDLE, TC_PRIORITY))
+        with _may_vanish():
+            if _detach_xdp(pins, ifindex):
+                found.add(interface)
+        with _may_vanish():
+            if _detach_tc(pins, ifindex):
+                found.add(interface)
+    return tuple(sorted(found))
+
+
+def _detach_xdp(pins: PinFolder, ifindex: int) -> bool:
+    """True where a program of ours was there."""
+    found = False
+    there = libbpf.xdp_query(ifindex)
+    for mode, program_id in ((XdpFlag.NATIVE, there.native_id), (XdpFlag.GENERIC, there.generic_id)):
+        fd = pins.program_fd(program_id)
         if fd is not None:
-            libbpf.tc_detach(ifindex, TC_HANDLE, TC_PRIORITY)
-            os.close(fd)
-            if not _filters(ifindex):
-                libbpf.clsact_destroy(ifindex)
-            found.append(interface)
-    return tuple(sorted(set(found)))
+            try:
+                libbpf.xdp_detach(ifindex, mode, fd)
+            finally:
+                os.close(fd)
+            found = True
+    return found
+
+
+def _detach_tc(pins: PinFolder, ifindex: int) -> bool:
+    """True where a program of ours was there."""
+    fd = pins.program_fd(libbpf.tc_query(ifindex, TC_HANDLE, TC_PRIORITY))
+    if fd is None:
+        return False
+    os.close(fd)
+    libbpf.tc_detach(ifindex, TC_HANDLE, TC_PRIORITY)
+    if not _filters(ifindex):
+        libbpf.clsact_destroy(ifindex)
+    return True
 
 
 def _filters(ifindex: int) -> list[Message]:

@@ -261,6 +261,69 @@ def test_programs_outlive_their_agent_and_a_killed_one_leaves_no_stranger(
     assert not (folder / "holdfast").exists()
 
 
+@pytest.mark.parametrize("work", ["forget_old_programs", "detach"])
+def test_an_interface_that_vanishes_between_two_questions_is_in_nobodys_way(
+    folder: Path, tmp_path: Path, spaces: tuple[Space, Space], monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """A pod's veth, say, whose pod ends just then: it is listed, and gone before it is looked at."""
+    here, _ = spaces
+    listed = socket.if_nameindex
+
+    def list_then_delete() -> list[tuple[int, str]]:
+        found = listed()
+        assert "hfz0" in {name for _, name in found}
+        here.ip("link del hfz0")
+        return found
+
+    here.ip("link add hfz0 type veth peer name hfz1")
+    with closing(load(settings(folder))) as first:
+        here.run(lambda: (attach_xdp(first, "hfa0"), attach_tc(first, "hfa0")))
+    with closing(load(settings(folder, another_build(tmp_path, 1)))) as second:
+        here.run(lambda: (attach_xdp(second, "hfa0"), attach_tc(second, "hfa0")))
+        monkeypatch.setattr(socket, "if_nameindex", list_then_delete)
+        if work == "detach":
+            assert ("hfa0",) == here.run(lambda: detach(second.pins))
+        else:
+            assert len(first.programs) == here.run(lambda: forget_old_programs(second))
+    assert "hfz0" not in here.ip("-br link")
+
+
+def test_an_interface_that_vanishes_before_it_is_detached_is_in_nobodys_way(
+    folder: Path, spaces: tuple[Space, Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = spaces
+    here.ip("link add hfz0 type veth peer name hfz1")
+    really, gone = libbpf.xdp_detach, here.run(lambda: interface_index("hfz0"))
+
+    def delete_then_detach(ifindex: int, mode: XdpFlag, expected_fd: int) -> None:
+        if ifindex == gone:
+            here.ip("link del hfz0")
+        really(ifindex, mode, expected_fd)
+
+    with closing(load(settings(folder))) as ours:
+        for interface in ("hfz0", "hfa0"):
+            here.run(lambda interface=interface: attach_xdp(ours, interface))  # type: ignore[misc]
+        monkeypatch.setattr(libbpf, "xdp_detach", delete_then_detach)
+        assert ("hfa0",) == here.run(lambda: detach(ours.pins))
+
+
+def test_no_interface_is_looked_at_where_nothing_old_is_pinned(
+    folder: Path, spaces: tuple[Space, Space], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = spaces
+    looked_at: list[int] = []
+    really = libbpf.xdp_query
+
+    def noted(ifindex: int) -> libbpf.XdpQuery:
+        looked_at.append(ifindex)
+        return really(ifindex)
+
+    with closing(load(settings(folder))) as ours:
+        here.run(lambda: attach_xdp(ours, "hfa0"))
+        monkeypatch.setattr(libbpf, "xdp_query", noted)
+        assert (0, []) == (here.run(lambda: forget_old_programs(ours)), looked_at)
+
+
 def test_clsact_goes_with_the_last_filter_and_stays_with_a_strangers(folder: Path, spaces: tuple[Space, Space]) -> None:
     here, _ = spaces
     with closing(load(settings(folder))) as fast_path:
