@@ -166,7 +166,7 @@ class Agent:
             self._leaving.add_done_callback(raise_what_failed)
 
     async def _leave(self, withdraw_ns: int) -> None:
-        _LOG.info("left", how=(await leave(self.driver, withdraw_ns)).value)
+        _LOG.info("left", how=(await leave(self.driver, self.started, withdraw_ns)).value)
         self.stop()
 
     async def _after_restore(self, driving: asyncio.Task[None]) -> None:

@@ -6,6 +6,10 @@ ring (its status says `leaving`), the controller changes the ring, this LB hands
 it. A controller that does not come is waited for LEAVE_NS_MAX, then the agent ends all the same: its programs go on
 forwarding, and the others take it for lost.
 
+A SIGTERM may come while the state that an earlier agent left is being restored: until that is done nobody can tell
+whether this LB is in a ring, so it is waited for first. LEAVE_NS_MAX is for both together: more than that nobody who
+ends an agent gives it.
+
 Whoever shares a ring with nobody (a node that runs only a host agent, the only LB, one that was never joined) has
 nobody to hand over to, and ends at once.
 """
@@ -28,18 +32,27 @@ class Left(Enum):
 
     ALONE = "there is no other load balancer to hand over to"
     OUT = "it is out of the ring"
+    NOT_RESTORED = "what an earlier agent left has not been restored in time; forwarding goes on without the agent"
     NOT_HEARD = "the controller has not taken it out of the ring in time; forwarding goes on without the agent"
 
 
-async def leave(driver: Driver, withdraw_ns: int) -> Left:
-    """Returns when this LB need not be waited for any more."""
+async def leave(driver: Driver, started: asyncio.Event, withdraw_ns: int) -> Left:
+    """Returns when this LB need not be waited for any more. started: what there was to restore is restored, and the
+    controller can reach this agent."""
     driver.leaving = True
+    began_ns = now_ns()
+    try:
+        async with asyncio.timeout(LEAVE_NS_MAX * 1e-9):
+            await started.wait()
+    except TimeoutError:
+        return Left.NOT_RESTORED
+    restored_ns = now_ns()
     if not driver.beliefs.others:
         return Left.ALONE
     _LOG.info("leaving", withdraw_ms=withdraw_ns // 1_000_000)
     await asyncio.sleep(withdraw_ns * 1e-9)
     driver.post(LeaveWanted())
-    until_ns = now_ns() + LEAVE_NS_MAX
+    until_ns = now_ns() + LEAVE_NS_MAX - (restored_ns - began_ns)
     while driver.status.serving or driver.status.ring_step is not RingStep.NONE:
         if now_ns() >= until_ns:
             return Left.NOT_HEARD

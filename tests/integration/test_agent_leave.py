@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
 from lbpod.agent.leave import Left
+from lbpod.agent.settings import Endpoint
 from lbpod.core import wire
 from lbpod.core.messages import (
     ControlCall,
@@ -154,6 +155,40 @@ async def test_a_controller_that_does_not_come_is_waited_for_so_long_and_no_long
     two.one.terminate()
     await gone(two.one)
     assert [Left.NOT_HEARD.value] == how(logs)
+    assert [1] == two.maps_one.vip_ids()
+
+
+async def test_a_sigterm_while_it_restores_makes_it_leave_all_the_same(two: Two, logs: Logs, tmp_path: Path) -> None:
+    """A restart's new agent is told to end before it knows that it is in a ring."""
+    port = two.one.control_port
+    two.one.stop()
+    await gone(two.one)
+    parts = make_parts("n1", tmp_path, two.maps_one, address=parse_address("10.0.0.1"))
+    parts = replace(parts, listen=Endpoint("127.0.0.1", port), withdraw_ns=WITHDRAW_NS)
+    two.one = Agent(parts)
+    running_again = asyncio.create_task(two.one.run())
+    two.one.terminate()
+    await two.one.started.wait()
+    assert (503, True) == ((await readyz(two.one))[0], two.one.driver.status.serving)
+    await until(lambda: two.one.driver.status.leaving)
+    assert [] == how(logs)
+    await two.change_ring("n2")
+    await asyncio.wait_for(running_again, 20)
+    assert [Left.OUT.value] == how(logs)
+    assert [] == two.maps_one.vip_ids(), "its slots have been handed over"
+
+
+async def test_a_restore_is_waited_for_so_long_and_no_longer(
+    two: Two, logs: Logs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbpod.agent.leave.LEAVE_NS_MAX", 0)
+    two.one.stop()
+    await gone(two.one)
+    again = Agent(replace(make_parts("n1", tmp_path, two.maps_one), withdraw_ns=WITHDRAW_NS))
+    running_again = asyncio.create_task(again.run())
+    again.terminate()
+    await asyncio.wait_for(running_again, 20)
+    assert [Left.NOT_RESTORED.value] == how(logs)
     assert [1] == two.maps_one.vip_ids()
 
 
