@@ -97,7 +97,7 @@ def make_parts(
         credentials=Credentials(files_in(folder / "tls", node)),
         listen=loopback,
         metrics_listen=loopback,
-        facts=Facts("0", "eth0", format_address(address), "none", "maps in memory"),
+        facts=Facts("0", "eth0", format_address(address)),
         node=node,
     )
 

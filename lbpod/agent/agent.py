@@ -15,6 +15,7 @@ import numpy.typing as npt
 import structlog
 from aiohttp import web
 
+from lbpod.agent.attachment import Attachment
 from lbpod.agent.broken import is_ours, raise_what_failed
 from lbpod.agent.driver import Brain, Driver
 from lbpod.agent.heap import give_back
@@ -40,7 +41,7 @@ _LOG: Final = structlog.get_logger()
 
 
 class StartError(Exception):
-    """The agent cannot start. str(): one sentence that says what is missing."""
+    """The agent cannot start, or not go on without a new start. str(): one sentence that says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Parts:
     """What its start has taken so far."""
     withdraw_ns: int | None = None
     """How long `terminate` lets /readyz say 503 before this LB asks to leave the ring; None: it stays in the ring."""
+    attachment: Attachment | None = None
+    """The programs on the uplink, attached; None: maps in memory."""
 
 
 class Agent:
@@ -82,7 +85,14 @@ class Agent:
         self.driver.connect(self.peers)
         self._outbox: Final = Outbox() if parts.redis is not None else None
         self.view: Final = View(
-            self.driver, self.peers, parts.credentials, parts.datapath, parts.facts, parts.substitutes, self._outbox
+            self.driver,
+            self.peers,
+            parts.credentials,
+            parts.datapath,
+            parts.facts,
+            parts.substitutes,
+            self._outbox,
+            parts.attachment,
         )
         self.started: Final = asyncio.Event()
         """Set when both servers listen."""
@@ -95,7 +105,7 @@ class Agent:
         """Where /metrics is, once started."""
 
     async def run(self) -> None:
-        """Serves until `stop`. Raises StartError where an address cannot be listened on."""
+        """Serves until `stop`. Raises StartError where an address cannot be listened on, UplinkAnewError."""
         loop, times = asyncio.get_running_loop(), self._parts.times
         loop.set_exception_handler(self._on_loop_error)
         fd = self._parts.hops.fileno()
@@ -177,8 +187,10 @@ class Agent:
             driving.result()
 
     async def _look_after(self) -> None:
-        """What changes seldom and tells nobody."""
+        """What changes seldom and tells nobody. Raises UplinkAnewError, which ends the agent."""
         while True:
+            if self._parts.attachment is not None:
+                self._parts.attachment.look()
             self._name_substitutes()
             self._renew()
             give_back()

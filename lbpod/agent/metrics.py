@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lbpod.agent.attachment import PROGRAMS
 from lbpod.agent.outbox import Loss
 from lbpod.agent.view import BYTES_PER_VIP, View
 from lbpod.core.limits import QUEUE_MAX
@@ -61,7 +62,7 @@ class _AgentCollector(Collector):
         yield octets
 
     def _standing(self) -> Iterator[Metric]:
-        status, facts = self._view.driver.status, self._view.facts
+        status = self._view.driver.status
         generations = GaugeMetricFamily(
             "holdfast_generation", "Generation of the snapshot, by phase.", labels=["phase"]
         )
@@ -74,9 +75,25 @@ class _AgentCollector(Collector):
             "holdfast_config_problem", "1: something is wrong, /readyz says what.", int(bool(status.problem))
         )
         yield GaugeMetricFamily("holdfast_ready", "1: VIP traffic may come.", int(not self._view.why_not_ready()))
-        attached = GaugeMetricFamily("holdfast_xdp_attached", "1, with the mode.", labels=["interface", "mode"])
-        attached.add_metric([facts.interface, facts.attached], int(facts.attached != "none"))
-        yield attached
+        yield from self._attached()
+
+    def _attached(self) -> Iterator[Metric]:
+        attachment, interface = self._view.attachment, self._view.facts.interface
+        mode = self._view.xdp()["mode"]
+        xdp = GaugeMetricFamily(
+            "holdfast_xdp_attached", "1, with the mode; 0: gone from the uplink.", labels=["interface", "mode"]
+        )
+        xdp.add_metric([interface, mode], int(mode != "none"))
+        yield xdp
+        tc = GaugeMetricFamily("holdfast_tc_attached", "1; 0: gone from the uplink.", labels=["interface"])
+        tc.add_metric([interface], int(attachment is not None and attachment.has("hf_tc")))
+        yield tc
+        again = CounterMetricFamily(
+            "holdfast_reattached", "Times that it was gone from the uplink and was put back.", labels=["program"]
+        )
+        for program in PROGRAMS:
+            again.add_metric([program], 0 if attachment is None else attachment.again[program])
+        yield again
 
     def _ring(self) -> Iterator[Metric]:
         driver, peers = self._view.driver, self._view.peers

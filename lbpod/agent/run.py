@@ -23,6 +23,7 @@ import structlog
 
 from lbpod import __version__
 from lbpod.agent.agent import Agent, Parts, StartError
+from lbpod.agent.attachment import Attachment
 from lbpod.agent.broken import BrokenError, is_ours, sentence_of
 from lbpod.agent.heap import share_one_heap
 from lbpod.agent.remembered import Memory
@@ -33,7 +34,7 @@ from lbpod.agent.view import Facts
 from lbpod.certs import CertsError, Credentials, files_in
 from lbpod.core.keeper import Keeper
 from lbpod.core.model import format_address
-from lbpod.datapath.attach import XdpAttachment, attach_tc, attach_xdp, detach, forget_old_maps, forget_old_programs
+from lbpod.datapath.attach import detach, forget_old_maps, forget_old_programs
 from lbpod.datapath.features import Need, probe
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import FastPath, LoadSettings, load
@@ -69,7 +70,8 @@ def run_agent(settings: Settings) -> None:
     try:
         datapath = KernelDatapath(fast_path)
         times.took("maps")
-        attached = _attach(fast_path, uplink)
+        attachment = Attachment(fast_path, uplink, lambda: find_uplink(settings.interface, settings.node_address))
+        _attach(attachment, fast_path, uplink)
         times.took("attach")
         hops = Neighbours(uplink.address)
         times.took("neighbours")
@@ -82,12 +84,13 @@ def run_agent(settings: Settings) -> None:
             credentials=credentials,
             listen=settings.listen,
             metrics_listen=settings.metrics_listen,
-            facts=_facts(fast_path, uplink, attached),
+            facts=_facts(fast_path, uplink),
             node=settings.node,
-            substitutes=lambda: _substitutes(attached, datapath, hops),
+            substitutes=lambda: _substitutes(attachment, datapath, hops),
             redis=settings.redis_url,
             times=times,
             withdraw_ns=round(settings.withdraw_seconds * 1e9) if settings.on_term is OnTerm.LEAVE else None,
+            attachment=attachment,
         )
         is_farewell = serve(parts)
         if settings.detach_on_exit or is_farewell:
@@ -107,38 +110,34 @@ def _probe(settings: Settings, uplink: Uplink) -> None:
         _LOG.warning("missing", feature=finding.feature.value, sentence=finding.sentence)
 
 
-def _attach(fast_path: FastPath, uplink: Uplink) -> XdpAttachment:
-    attached = attach_xdp(fast_path, uplink.name)
-    tc = attach_tc(fast_path, uplink.name)
+def _attach(attachment: Attachment, fast_path: FastPath, uplink: Uplink) -> None:
+    attachment.attach()
     _LOG.info(
         "attached",
         interface=uplink.name,
         address=format_address(uplink.address),
         mtu=uplink.mtu,
-        xdp=attached.mode.value,
-        why=attached.reason,
-        replaced=attached.replaced and tc.replaced,
+        xdp=attachment.mode,
+        why=attachment.why,
+        replaced=attachment.replaced,
         old_programs=forget_old_programs(fast_path),
         old_maps=forget_old_maps(fast_path),
     )
-    return attached
 
 
-def _substitutes(attached: XdpAttachment, datapath: KernelDatapath, hops: Neighbours) -> list[str]:
+def _substitutes(attachment: Attachment, datapath: KernelDatapath, hops: Neighbours) -> list[str]:
     """What this machine lacks and what is done instead, as far as that has shown yet."""
     missed = datapath.misses | hops.misses
-    if attached.miss is not None:
-        missed |= {attached.miss}
+    if attachment.miss is not None:
+        missed |= {attachment.miss}
     return sorted(miss.value for miss in missed)
 
 
-def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Facts:
+def _facts(fast_path: FastPath, uplink: Uplink) -> Facts:
     return Facts(
         version=__version__,
         interface=uplink.name,
         address=format_address(uplink.address),
-        attached=attached.mode.value,
-        attached_why=attached.reason,
         maps=MappingProxyType({name: each.info.max_entries for name, each in fast_path.maps.items()}),
         taken_over=any(each.taken_over for each in fast_path.maps.values()),
     )
@@ -147,7 +146,8 @@ def _facts(fast_path: FastPath, uplink: Uplink, attached: XdpAttachment) -> Fact
 def serve(parts: Parts) -> bool:
     """Runs until SIGTERM or SIGINT; True: all that is on this node is to go with it.
 
-    Raises StartError, or BrokenError where a mistake of ours has ended it.
+    Raises StartError, DatapathError where only a new start can go on (the uplink has been made anew), or BrokenError
+    where a mistake of ours has ended it.
     """
     try:
         return asyncio.run(_serve(parts))

@@ -1,11 +1,13 @@
 """Which interface is the uplink, and what has to be known of it: index, MAC, MTU and the node's address there.
 
-Asked once, when the agent starts. An interface that is renamed, or given another address, takes a restart of the agent,
-which loses no packet.
+Asked when the agent starts; name, MTU and MAC are followed from then on (``current``). An interface that is given
+another address takes a restart of the agent, which loses no packet.
 """
 
+import errno
 import socket
 from contextlib import closing
+from dataclasses import replace
 from typing import Final
 
 from lbpod.core.model import format_address, is_v4, parse_address
@@ -58,6 +60,23 @@ def find_uplink(interface: str, address: str) -> Uplink:
             return Uplink(name, index, mac, link.number(IFLA_MTU) or 0, found)
     except (DatapathError, OSError) as error:
         raise UplinkError(f"the kernel does not say what the interfaces are: {error}") from error
+
+
+def current(uplink: Uplink) -> Uplink | None:
+    """The same interface as it is now (name, MTU and MAC may change while it is in use), None where it is gone.
+
+    Raises UplinkError.
+    """
+    try:
+        with closing(Netlink()) as kernel:
+            link = kernel.get(RTM_GETLINK, LinkMessage(index=uplink.ifindex))
+    except (DatapathError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENODEV:
+            return None
+        raise UplinkError(f"the kernel does not say what the interface {uplink.name} is: {error}") from error
+    name, mac = link.raw(IFLA_IFNAME).rstrip(b"\0").decode(), link.raw(IFLA_ADDRESS)
+    mac = mac if len(mac) == _MAC_BYTES else uplink.mac
+    return replace(uplink, name=name, mac=mac, mtu=link.number(IFLA_MTU) or 0)
 
 
 def _index(kernel: Netlink, interface: str) -> int:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from lbpod.agent.attachment import Attachment
 from lbpod.agent.clock import now_ns
 from lbpod.agent.driver import Driver
 from lbpod.agent.outbox import Outbox, Standing
@@ -38,10 +39,6 @@ class Facts:
     version: str
     interface: str
     address: str
-    attached: str
-    """native, generic, or none."""
-
-    attached_why: str
     maps: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Entries that each map has room for."""
 
@@ -61,11 +58,14 @@ class View:
         facts: Facts,
         substitutes: Callable[[], Sequence[str]],
         outbox: Outbox | None,
+        attachment: Attachment | None,
     ) -> None:
         self.driver: Final = driver
         self.peers: Final = peers
         self.credentials: Final = credentials
         self.facts: Final = facts
+        self.attachment: Final = attachment
+        """None: no interface is in play, on maps in memory."""
         self.refused: Final[Counter[tuple[str, int]]] = Counter()
         """Calls by path and status."""
         self._datapath = datapath
@@ -81,6 +81,12 @@ class View:
         """VIPs that have arrays."""
         return len(self._datapath.vip_ids())
 
+    def xdp(self) -> dict[str, str]:
+        """How hf_xdp sits on the uplink, and why so."""
+        if self.attachment is None:
+            return {"mode": "none", "why": "maps in memory"}
+        return {"mode": self.attachment.mode, "why": self.attachment.why}
+
     def why_not_ready(self) -> str:
         """One sentence, or empty where VIP traffic may come.
 
@@ -89,6 +95,8 @@ class View:
         status = self.driver.status
         if self.driver.leaving:
             return "this LB is leaving the ring; send it no more VIP traffic"
+        if self.attachment is not None and self.attachment.problem:
+            return self.attachment.problem
         if status.problem and not self.driver.beliefs.fenced_why:
             return status.problem
         if self.driver.failure:
@@ -147,7 +155,7 @@ class View:
             "started": self._started.isoformat(timespec="seconds"),
             "version": self.facts.version,
             "address": self.facts.address,
-            "xdp": self.facts.attached,
+            "xdp": self.xdp()["mode"],
             "ready": self.why_not_ready() or "yes",
             "problem": status.problem,
             "serving": "yes" if status.serving else "no",
@@ -194,7 +202,7 @@ class View:
             "started": self._started.isoformat(timespec="seconds"),
             "interface": self.facts.interface,
             "address": self.facts.address,
-            "xdp": {"mode": self.facts.attached, "why": self.facts.attached_why},
+            "xdp": self.xdp(),
             "substitutes": list(self._substitutes()),
             "taken_over": self.facts.taken_over,
             "maps": dict(sorted(self.facts.maps.items())),

@@ -173,6 +173,16 @@ def attach_tc(fast_path: FastPath, interface: str) -> TcAttachment:
     return TcAttachment(interface, ifindex, old_fd is not None)
 
 
+def lost(fast_path: FastPath, ifindex: int) -> tuple[str, ...]:
+    """Which of hf_xdp and hf_tc are not on this interface (any more): whoever takes one off tells nobody."""
+    there = libbpf.xdp_query(ifindex)
+    found = {
+        "hf_xdp": (there.native_id, there.generic_id),
+        "hf_tc": (libbpf.tc_query(ifindex, TC_HANDLE, TC_PRIORITY),),
+    }
+    return tuple(name for name, ids in found.items() if fast_path.program(name).id not in ids)
+
+
 @contextmanager
 def _may_vanish() -> Iterator[None]:
     """An interface may vanish between any two questions (a pod's veth, when the pod ends); nothing is attached then."""

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 from lbpod.certs import client_context, files_in, server_name
 from lbpod.core import wire
 from lbpod.core.layout import SLOT_CURRENT_MASK
+from lbpod.core.limits import LOOK_AFTER_NS
 from lbpod.core.messages import CommitCall, PrepareCall
 from lbpod.core.model import (
     Affinity,
@@ -39,6 +40,7 @@ from lbpod.lab import Lab, python, start_nginx
 from lbpod.lab.program import Program
 from lbpod.lab.workload import Backend
 from lbpod.minting import mint
+from tests.bpf.datapaths import built
 
 pytestmark = [
     pytest.mark.root,
@@ -135,6 +137,16 @@ class OneNode:
         array.close()
         return found
 
+    def page(self, name: str) -> str:
+        """/readyz, /healthz or /metrics, as whoever is on the node sees it."""
+        return self.node.run(["curl", "-s", "-m", "5", f"http://127.0.0.1:9902/{name}"]).stdout
+
+    def metric(self, name: str) -> float:
+        """One sample of /metrics, by name and labels."""
+        found = [line for line in self.page("metrics").splitlines() if line.startswith(f"{name} ")]
+        assert 1 == len(found), f"{name} is there once"
+        return float(found[0].rpartition(" ")[2])
+
     def fetch(self) -> str:
         """Who answers a new connection from outside."""
         return self.lab.clients[0].run(["curl", "-s", "-m", "5", f"http://{VIP}/"]).stdout.strip()
@@ -144,6 +156,14 @@ class OneNode:
 def one(tmp_path: Path) -> Iterator[OneNode]:
     with Lab(nodes=1) as lab:
         yield OneNode(lab, tmp_path)
+
+
+def until(is_so: Callable[[], bool], what: str) -> None:
+    """Waits for the agent's next looks, and some more."""
+    deadline = time.monotonic() + 4 * LOOK_AFTER_NS / 1e9
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
 
 
 def _ask(connection: http.client.HTTPConnection, what: str) -> str:
@@ -232,6 +252,63 @@ def test_an_end_after_a_farewell_leaves_nothing_and_only_that(one: OneNode) -> N
     assert not (one.lab.pin_dir(one.node) / "maps").exists()
     assert "prog/xdp" not in one.node.run(["ip", "link", "show", "eth0"]).stdout
     assert "clsact" not in one.node.run(["tc", "qdisc", "show", "dev", "eth0"]).stdout
+
+
+def test_programs_that_somebody_takes_off_the_uplink_are_put_back(one: OneNode) -> None:
+    agent = one.start()
+    one.add_backend()
+    one.roll_out()
+    assert "web0" == one.fetch()
+    for program, line in (("hf_xdp", "ip link set dev eth0 xdp off"), ("hf_tc", "tc qdisc del dev eth0 clsact")):
+        one.node.run(line.split())
+        sample = f'holdfast_reattached_total{{program="{program}"}}'
+        until(lambda sample=sample: 1 == one.metric(sample), program)  # type: ignore[misc]
+        assert ("web0", "ok\n") == (one.fetch(), one.page("readyz"))
+    assert 2 == agent.log_text().count('"event": "attached again"')
+    assert ("native", "") == (one.state()["xdp"]["mode"], one.state()["problem"])
+
+
+def test_an_lb_whose_place_on_the_uplink_is_taken_is_not_ready_and_says_by_whom(one: OneNode) -> None:
+    agent = one.start()
+    one.add_backend()
+    one.roll_out()
+    one.node.run(["ip", "link", "set", "dev", "eth0", "xdp", "off"])
+    one.node.run(["ip", "link", "set", "dev", "eth0", "xdp", "object", str(built("foreign")), "section", "xdp"])
+    until(lambda: "ok\n" != one.page("readyz"), "503")
+    sentence = one.page("readyz")
+    assert sentence.startswith("hf_xdp is not attached to eth0 any more: another program (id "), sentence
+    assert "ip link set dev eth0 xdp off" in sentence
+    assert (0, 1) == (
+        one.metric('holdfast_xdp_attached{interface="eth0",mode="none"}'),
+        one.metric('holdfast_tc_attached{interface="eth0"}'),
+    )
+    assert sentence.strip() == one.state()["xdp"]["why"]
+    one.node.run(["ip", "link", "set", "dev", "eth0", "xdp", "off"])
+    until(lambda: "ok\n" == one.page("readyz"), "200")
+    assert ("web0", 1) == (one.fetch(), one.metric('holdfast_xdp_attached{interface="eth0",mode="native"}'))
+    assert 1 == agent.log_text().count('"event": "not attached"'), "one line, however long it takes"
+
+
+def test_an_uplink_that_is_made_anew_ends_the_agent_once_it_is_there_again(one: OneNode) -> None:
+    agent = one.start()
+    one.add_backend()
+    one.roll_out()
+    one.node.run(["ip", "link", "del", "dev", "eth0"])
+    until(lambda: "the interface eth0 is gone" in one.page("readyz"), "503")
+    assert (0, 0) == (
+        one.metric('holdfast_xdp_attached{interface="eth0",mode="none"}'),
+        one.metric('holdfast_tc_attached{interface="eth0"}'),
+    )
+    one.node.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "cable"])
+    time.sleep(1.5 * LOOK_AFTER_NS / 1e9)
+    assert agent.alive, "a start could do nothing yet: it has no address, and is down"
+    for line in ("link set cable up", "link set eth0 up", f"address add {one.node.address}/24 dev eth0"):
+        one.node.run(["ip", *line.split()])
+    assert 1 == agent.wait(20)
+    (sentence,) = [line for line in agent.log_text().splitlines() if not line.startswith("{")]
+    assert "the interface eth0 has been made anew (index " in sentence
+    one.start()
+    assert ("native", 1, "") == (one.state()["xdp"]["mode"], one.state()["committed"], one.state()["problem"])
 
 
 def test_what_the_machine_lacks_is_one_sentence_and_exit_1(one: OneNode) -> None:
