@@ -31,7 +31,7 @@ from lbpod.certs import CertsError, Credentials
 from lbpod.core.limits import CLOSE_NS_MAX, LOOK_AFTER_NS
 from lbpod.core.messages import Restored
 from lbpod.datapath.apply import Applier, NextHops, found_in
-from lbpod.datapath.port import ArrayName, Datapath
+from lbpod.datapath.port import ArrayName, Datapath, DatapathError
 from lbpod.datapath.rows import Uplink
 
 if TYPE_CHECKING:
@@ -75,12 +75,10 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self.driver: Final = Driver(
-            parts.brain,
-            parts.datapath,
-            Applier(parts.datapath, parts.node, parts.uplink, parts.hops),
-            parts.memory,
-        )
+        self._applier: Final = Applier(parts.datapath, parts.node, parts.uplink, parts.hops)
+        self._uplink = parts.uplink
+        """As the maps have it."""
+        self.driver: Final = Driver(parts.brain, parts.datapath, self._applier, parts.memory)
         self.peers: Final = Peers(parts.credentials.client, self.driver.post)
         self.driver.connect(self.peers)
         self._outbox: Final = Outbox() if parts.redis is not None else None
@@ -191,12 +189,25 @@ class Agent:
         while True:
             if self._parts.attachment is not None:
                 self._parts.attachment.look()
+                self._follow(self._parts.attachment.uplink)
             self._name_substitutes()
             self._renew()
             give_back()
             if self._outbox is not None:
                 self._outbox.put_state(self.view.summary())
             await asyncio.sleep(LOOK_AFTER_NS * 1e-9)
+
+    def _follow(self, uplink: Uplink) -> None:
+        """Has the maps say what the uplink is now. In the loop's thread, as whatever else writes to them."""
+        if uplink == self._uplink:
+            return
+        try:
+            self._applier.follow(uplink)
+        except DatapathError as error:
+            _LOG.warning("uplink not followed", reason=str(error))  # the next look tries again
+            return
+        _LOG.info("uplink changed", interface=uplink.name, mtu=uplink.mtu, mtu_before=self._uplink.mtu)
+        self._uplink = uplink
 
     def _name_substitutes(self) -> None:
         """Most show only when something is needed for the first time."""

@@ -9,7 +9,8 @@ Decided here: what follows. A program that is gone is attached again, with a lin
 refused (a stranger's program has its place), this LB is not ready, says why, and tries again with the next look. An
 interface that is gone takes its index with it, which stands in `config` and in `nodes`, and a start is what gets all
 that right: so once an interface of that name would do for a start, this agent ends with a sentence, and its supervisor
-starts the next one. Not before: until then it answers, and says what is missing.
+starts the next one. Not before: until then it answers, and says what is missing. An MTU that has changed takes no new
+start: whoever asks for `uplink` writes it on.
 
 Left to others: how a program is attached, and what counts as ours (``datapath.attach``).
 """

@@ -347,6 +347,13 @@ class Applier:
         self._write(ArrayName.CONFIG, row)
         self._ring_change = ring_change
 
+    def follow(self, uplink: Uplink) -> None:
+        """The uplink's MTU or MAC is another one from now on. Where a configuration is half written, the next one
+        writes that, too."""
+        self._uplink = uplink
+        if self._whole is not None:
+            self._write_config(self._ring_changes())
+
     def _ring_changes(self) -> bool:
         if self._ring_change is None:
             config: npt.NDArray[Any] = self._datapath.read(ArrayName.CONFIG)

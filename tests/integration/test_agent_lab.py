@@ -22,7 +22,7 @@ import pytest
 from lbpod.certs import client_context, files_in, server_name
 from lbpod.core import wire
 from lbpod.core.layout import SLOT_CURRENT_MASK
-from lbpod.core.limits import LOOK_AFTER_NS
+from lbpod.core.limits import LOOK_AFTER_NS, UNDERLAY_EXTRA_BYTES
 from lbpod.core.messages import CommitCall, PrepareCall
 from lbpod.core.model import (
     Affinity,
@@ -36,6 +36,7 @@ from lbpod.core.model import (
     parse_address,
 )
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot
+from lbpod.datapath.rows import MSS_OVERHEAD_BYTES
 from lbpod.lab import Lab, python, start_nginx
 from lbpod.lab.program import Program
 from lbpod.lab.workload import Backend
@@ -146,6 +147,13 @@ class OneNode:
         found = [line for line in self.page("metrics").splitlines() if line.startswith(f"{name} ")]
         assert 1 == len(found), f"{name} is there once"
         return float(found[0].rpartition(" ")[2])
+
+    def mss(self) -> int:
+        """What a client may send in one packet over a new connection to the VIP, as the SYN-ACK has it."""
+        with self.lab.clients[0].in_netns():
+            connection = socket.create_connection((VIP, 80), timeout=5)
+        with connection:
+            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
     def fetch(self) -> str:
         """Who answers a new connection from outside."""
@@ -309,6 +317,17 @@ def test_an_uplink_that_is_made_anew_ends_the_agent_once_it_is_there_again(one: 
     assert "the interface eth0 has been made anew (index " in sentence
     one.start()
     assert ("native", 1, "") == (one.state()["xdp"]["mode"], one.state()["committed"], one.state()["problem"])
+
+
+def test_the_mss_follows_the_mtu_of_the_uplink(one: OneNode) -> None:
+    one.start()
+    one.add_backend()
+    one.roll_out()
+    before = one.mss()
+    one.node.run(["ip", "link", "set", "dev", "eth0", "mtu", "1300"])
+    until(lambda: one.mss() <= 1300 - UNDERLAY_EXTRA_BYTES - MSS_OVERHEAD_BYTES, f"{before} has become less")
+    assert before > 1300 - UNDERLAY_EXTRA_BYTES - MSS_OVERHEAD_BYTES
+    assert "web0" == one.fetch()
 
 
 def test_what_the_machine_lacks_is_one_sentence_and_exit_1(one: OneNode) -> None:

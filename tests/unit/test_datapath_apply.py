@@ -1,6 +1,7 @@
 """Effects become rows: the right ones, in the right order, and only those that changed."""
 
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 
 import msgspec
@@ -136,6 +137,26 @@ def test_a_belief_writes_one_row_and_a_failure_before_it_is_made_good_by_all_of_
     agent.apply(Configure(known, None, frozenset({10}), frozenset({0, 1})))
     assert [BACKEND_ALIVE, 0] == (datapath.maps.backends["flags"][[10, 11]] & BACKEND_ALIVE).tolist()
     assert MEMBER_UP == datapath.maps.members["flags"][1] & MEMBER_UP
+
+
+def test_the_mss_follows_the_uplinks_mtu_at_once_or_with_what_was_half_written() -> None:
+    datapath = Watched()
+    agent = applier(datapath)
+    agent.follow(replace(UPLINK, mtu=1_500))
+    assert [] == datapath.written, "before the first snapshot nothing of an earlier agent is touched"
+    agent.apply(Configure(snapshot(1), None, frozenset({10, 11}), frozenset({0, 1})))
+    assert 1_500 - 64 - 40 == datapath.maps.config["mss_max"][0]
+    datapath.written.clear()
+    agent.follow(replace(UPLINK, mtu=9_000))
+    assert (9_000 - 64 - 40, [("config", 1)]) == (datapath.maps.config["mss_max"][0], datapath.written)
+    datapath.fails = ArrayName.BACKENDS
+    with pytest.raises(DatapathError):
+        agent.apply(Configure(snapshot(2), None, frozenset({10}), frozenset({0, 1})))
+    datapath.fails = None
+    agent.follow(UPLINK)
+    assert (1, 9_000 - 64 - 40) == (datapath.maps.config["epoch"][0], datapath.maps.config["mss_max"][0])
+    agent.apply(Configure(snapshot(2), None, frozenset({10}), frozenset({0, 1})))
+    assert (2, 1_600 - 64 - 40) == (datapath.maps.config["epoch"][0], datapath.maps.config["mss_max"][0])
 
 
 @pytest.mark.parametrize("fails", list(ArrayName))
