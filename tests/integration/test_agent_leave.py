@@ -195,7 +195,7 @@ async def test_a_restore_is_waited_for_so_long_and_no_longer(
 async def test_who_is_alone_ends_at_once(two: Two, logs: Logs) -> None:
     """First one leaves the other alone, then that has nobody to hand over to."""
     await two.change_ring("n2")
-    await until(lambda: () == two.two.driver.beliefs.others)
+    await until(lambda: () == two.two.driver.beliefs.others and not two.one.driver.status.serving)  # as of a tick, both
     assert 503 == (await readyz(two.one))[0], "it is an LB, and in no ring"
     for agent in (two.one, two.two):
         agent.terminate()
