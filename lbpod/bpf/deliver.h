@@ -88,20 +88,15 @@ HF_INLINE int hf_dnat_icmp(struct xdp_md *ctx, __be32 pod, __be16 port_be)
 HF_COLD __u32 hf_deliver(struct xdp_md *ctx, __u32 pod, __u32 port_be, __u32 room, __u32 verdict)
 {
 	struct hf_packet packet;
-	int failed = -1;
+	int failed;
 
-	if (hf_strip(ctx, room))
+	if (hf_strip(ctx, room) || hf_packet_again(ctx, 0, &packet))
 		return HF_DROP(HF_DROP_MALFORMED);
-	switch (hf_parse(ctx, 0, 0xffff, &packet)) {
-	case HF_KIND_FLOW:
+	if (packet.protocol == HF_PROTOCOL_ICMP) {
+		failed = hf_dnat_icmp(ctx, pod, port_be);
+	} else {
 		hf_nat_inbound(&packet, pod, port_be);
 		failed = hf_dnat_flow(ctx, packet.protocol, pod, port_be);
-		break;
-	case HF_KIND_ICMP:
-		failed = hf_dnat_icmp(ctx, pod, port_be);
-		break;
-	default:
-		break;
 	}
 	return failed ? HF_DROP(HF_DROP_MALFORMED) : HF_PASS(verdict);
 }
