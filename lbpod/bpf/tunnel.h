@@ -20,7 +20,6 @@ struct hf_geneve {
 	__u32 type;	/* of the option */
 	__u32 overhead; /* bytes from the outer to the inner IPv4 header */
 	__u32 there;	/* bytes from the inner IPv4 header to the end of the UDP payload */
-	__u32 vni;
 };
 
 HF_INLINE __u32 hf_overhead_of(__u32 type)
@@ -46,7 +45,7 @@ HF_INLINE int hf_option_check(void *body, void *data_end, __u32 type)
 	return 0;
 }
 
-/* 0 where the outer headers are sound. Every length is compared with the one around it. */
+/* 0 where the outer headers are sound, given IPv4 inside. Every length is compared with the one around it. */
 HF_INLINE int hf_geneve_parse(void *data, void *data_end, struct hf_geneve *geneve)
 {
 	void *ip = data + HF_ETH_BYTES, *udp = ip + HF_IP_BYTES, *head = udp + HF_UDP_BYTES;
@@ -62,9 +61,7 @@ HF_INLINE int hf_geneve_parse(void *data, void *data_end, struct hf_geneve *gene
 	if (!geneve->overhead || tot_len < geneve->overhead)
 		return -1;
 	geneve->there = tot_len - geneve->overhead;
-	geneve->vni = bpf_ntohl(HF_U32(head + 4)) >> 8;
-	if (HF_U8(head) != HF_OPTION_BYTES(geneve->overhead) / 4 || HF_U8(head + 1) & 0x80 ||
-	    HF_U16(head + 2) != bpf_htons(0x0800))
+	if (HF_U8(head) != HF_OPTION_BYTES(geneve->overhead) / 4 || HF_U8(head + 1) & 0x80)
 		return -1;
 	if (HF_U16(head + 8) != bpf_htons(HF_OPTION_CLASS) ||
 	    (HF_U8(head + 11) & 0x1f) != (HF_OPTION_BYTES(geneve->overhead) - 4) / 4)
@@ -112,25 +109,31 @@ HF_INLINE __u64 hf_tunnel_open(struct xdp_md *ctx, const struct hf_config *confi
 	return hf_found_flow(config, vip, packet, origin | HF_ORIGIN_RELAY | HF_ORIGIN_SET_HOPS(hops));
 }
 
-/* For us as tunnel end, its outer UDP header whole: step 8 of README.md. What was found: an exit, or a flow. */
+/*
+ * To our end of the tunnel, its outer UDP header whole: step 8 of README.md. What was found: an exit, or a flow.
+ *
+ * The port is Geneve's, not ours: this node may be in other overlays, too, and what is theirs goes on as it came.
+ */
 HF_COLD __u64 hf_tunnel(struct xdp_md *ctx)
 {
-	void *data = hf_data(ctx), *data_end = hf_data_end(ctx);
+	void *data = hf_data(ctx), *data_end = hf_data_end(ctx), *head = data + HF_GENEVE_AT;
 	const struct hf_config *config = hf_config();
 	const struct hf_vip *vip;
 	struct hf_geneve geneve;
 	struct hf_packet packet;
 	__u8 source[16];
 	__u32 origin;
+	int is_ours;
 
-	if (!config || data + HF_GENEVE_AT > data_end)
-		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
+	if (!config || head + 8 > data_end || HF_U16(head + 2) != bpf_htons(0x0800))
+		return HF_PASS(HF_PASS_OTHER);
 	hf_mapped(source, HF_U32(data + HF_ETH_BYTES + 12));
+	is_ours = bpf_ntohl(HF_U32(head + 4)) >> 8 == config->vni;
 	if (!bpf_map_lookup_elem(&member_by_addr, source))
-		return HF_DROP(HF_DROP_GENEVE_SOURCE);
+		return is_ours ? HF_DROP(HF_DROP_GENEVE_SOURCE) : HF_PASS(HF_PASS_OTHER);
 	if (hf_geneve_parse(data, data_end, &geneve))
-		return HF_DROP(HF_DROP_GENEVE_MALFORMED);
-	if (geneve.vni != config->vni)
+		return is_ours ? HF_DROP(HF_DROP_GENEVE_MALFORMED) : HF_PASS(HF_PASS_OTHER);
+	if (!is_ours)
 		return HF_DROP(HF_DROP_GENEVE_VNI);
 	origin = geneve.overhead;
 	vip = hf_inner_flow(ctx, &geneve, &packet, &origin);

@@ -35,7 +35,7 @@ enum hf_verdict {
 	HF_DROP_IP_OPTIONS,	 /* IP options to a VIP */
 	HF_PASS_VLAN,		 /* VLAN-tagged packet to a VIP: not served, into the stack */
 	HF_DROP_GENEVE_SOURCE,	 /* tunnel packet from someone who is not a member */
-	HF_DROP_GENEVE_VNI,	 /* tunnel packet of another cluster */
+	HF_DROP_GENEVE_VNI,	 /* a member's tunnel packet, like ours in all but the VNI */
 	HF_DROP_GENEVE_MALFORMED, /* tunnel packet that is truncated, oversized or of unknown form */
 	HF_DROP_GENEVE_INNER,	 /* tunnel packet whose inner packet makes no sense here */
 	HF_DROP_ICMP,		 /* ICMP to a VIP that is neither echo nor a routable error */

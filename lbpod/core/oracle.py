@@ -202,13 +202,14 @@ def _inspect_icmp(maps: Maps, ip: bytes) -> _Subject | Verdict:
 # --- Step 8: out of the tunnel ----------------------------------------------------------------------------------------
 def _open_tunnel(maps: Maps, frame: bytes, ifindex: int, now_ns: int) -> Outcome:
     ip, config = frame[ETHERNET_BYTES:], maps.settings()
-    if mapped(packets.source(ip)) not in maps.member_by_addr:
+    tunnel, is_member = packets.parse_tunnel(ip), mapped(packets.source(ip)) in maps.member_by_addr
+    if packets.overlay(ip) != (packets.ETHERTYPE_IPV4, config.vni):
+        # The node may be in other overlays, too. But no other one sends our option, and from a member.
+        raise _End(Verdict.DROP_GENEVE_VNI if tunnel is not None and is_member else Verdict.PASS_OTHER)
+    if not is_member:
         raise _End(Verdict.DROP_GENEVE_SOURCE)
-    tunnel = packets.parse_tunnel(ip)
     if tunnel is None:
         raise _End(Verdict.DROP_GENEVE_MALFORMED)
-    if tunnel.vni != config.vni:
-        raise _End(Verdict.DROP_GENEVE_VNI)
     if tunnel.room_bytes < IPV4_BYTES or not packets.is_ipv4(tunnel.inner):
         raise _End(Verdict.DROP_GENEVE_INNER)
     found = _inspect(maps, tunnel.inner, tunnel.room_bytes)

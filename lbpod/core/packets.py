@@ -204,6 +204,15 @@ def quoted_packet(ip: bytes) -> bytes | None:
     return quoted
 
 
+def overlay(ip: bytes) -> tuple[int, int] | None:
+    """Say whose a Geneve packet is: its protocol type and VNI, wherever the frame ends; None where it ends before them.
+
+    ip: as for ``parse_tunnel``. Lengths are not looked at: what is another's need not be sound by our lights.
+    """
+    head = ip[IPV4_BYTES + UDP_BYTES :]
+    return (_u16(head, 2), int.from_bytes(head[4:7], "big")) if len(head) >= GENEVE_BYTES else None
+
+
 def parse_tunnel(ip: bytes) -> Tunnel | None:
     """Open a Geneve packet (outer IPv4 without options, whole UDP header there); None where its form is not ours."""
     total = total_bytes(ip)

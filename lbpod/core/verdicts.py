@@ -69,7 +69,7 @@ class Verdict(IntEnum):
     DROP_GENEVE_SOURCE = 28
     """Tunnel packet from someone who is not a member."""
     DROP_GENEVE_VNI = 29
-    """Tunnel packet of another cluster."""
+    """A member's tunnel packet, like ours in all but the VNI."""
     DROP_GENEVE_MALFORMED = 30
     """Tunnel packet that is truncated, oversized or of unknown form."""
     DROP_GENEVE_INNER = 31

@@ -15,8 +15,8 @@ from lbpod.core.verdicts import Verdict
 from lbpod.lab import Capture, Node, Pod
 from lbpod.lab.checksums import frame_payload
 from tests.integration.traffic import TCP, UDP, VIP, VNI, Fabric, address, slot_word
-from tests.integration.traffic_frames import ACK, SYN, Wire, icmp, ipv4, is_ip, tcp, tunnel, udp
-from tests.integration.traffic_hosts import TcpFlow, TcpServer
+from tests.integration.traffic_frames import ACK, GENEVE_PORT, SYN, Wire, icmp, ipv4, is_ip, tcp, tunnel, udp
+from tests.integration.traffic_hosts import TcpFlow, TcpServer, udp_socket
 
 pytestmark = [
     pytest.mark.root,
@@ -83,12 +83,12 @@ TO_THE_LB: dict[str, tuple[Callable[[], bytes], Verdict]] = {
 TO_THE_HOST: dict[str, tuple[Callable[[], bytes], Verdict]] = {
     "from a stranger": (lambda: tunnel("10.76.1.2", HOST, _forward(), _inner()), Verdict.DROP_GENEVE_SOURCE),
     "from a node that is no LB": (lambda: tunnel("10.77.3.2", HOST, _forward(), _inner()), Verdict.DROP_GENEVE_SOURCE),
-    "of another cluster": (
+    "of an LB with another VNI": (
         lambda: tunnel(LB, HOST, _forward(), _inner(), vni=VNI ^ 1),
         Verdict.DROP_GENEVE_VNI,
     ),
-    "truncated within Geneve": (
-        lambda: _cut(tunnel(LB, HOST, _forward(), _inner()), 34),
+    "truncated behind Geneve's header": (
+        lambda: _cut(tunnel(LB, HOST, _forward(), _inner()), 36),
         Verdict.DROP_GENEVE_MALFORMED,
     ),
     "truncated within the option": (
@@ -105,10 +105,6 @@ TO_THE_HOST: dict[str, tuple[Callable[[], bytes], Verdict]] = {
     ),
     "Geneve control packet": (
         lambda: _patched(tunnel(LB, HOST, _forward(), _inner()), 29, b"\xc0"),
-        Verdict.DROP_GENEVE_MALFORMED,
-    ),
-    "Ethernet inside": (
-        lambda: _patched(tunnel(LB, HOST, _forward(), _inner()), 30, b"\x65\x58"),
         Verdict.DROP_GENEVE_MALFORMED,
     ),
     "another option class": (
@@ -150,6 +146,24 @@ TO_THE_HOST: dict[str, tuple[Callable[[], bytes], Verdict]] = {
     ),
 }
 
+STRANGER = "10.76.1.2"
+OVN: bytes = bytes.fromhex("02006558 00000500 0102800100010002") + bytes(range(60))
+"""As OVN sends it: VNI 5, an option of class 0x0102 with ports in it, and an Ethernet frame."""
+
+ANOTHERS: dict[str, Callable[[], bytes]] = {
+    "of OVN, from a node that is an LB": lambda: _geneve(LB, OVN),
+    "of OVN, from any other": lambda: _geneve(STRANGER, OVN),
+    "Ethernet inside, and our VNI": lambda: _patched(tunnel(LB, HOST, _forward(), _inner()), 30, b"\x65\x58"),
+    "IPv4 inside, another VNI": lambda: _geneve(LB, bytes.fromhex("00000800 00000500") + _inner()),
+    "of another cluster": lambda: tunnel(STRANGER, HOST, _forward(), _inner(), vni=VNI ^ 1),
+    "less than a Geneve header": lambda: _geneve(LB, OVN[:6]),
+    "nothing but UDP": lambda: _geneve(LB, b""),
+}
+
+
+def _geneve(source: str, payload: bytes) -> bytes:
+    return ipv4(source, HOST, UDP, udp(source, 55_555, HOST, GENEVE_PORT, payload))
+
 
 def _cut(packet: bytes, length: int) -> bytes:
     """The packet ends here, and its outer headers agree with that."""
@@ -188,6 +202,22 @@ def test_an_odd_packet_to_a_vip_is_dropped_by_its_own_verdict(scene: Scene, name
 def test_an_odd_tunnel_packet_is_dropped_by_its_own_verdict(scene: Scene, name: str) -> None:
     make, verdict = TO_THE_HOST[name]
     _meets(scene, scene.fabric.lab.nodes[1], make(), verdict)
+
+
+@pytest.mark.parametrize("name", ANOTHERS)
+def test_what_another_overlay_sends_to_a_node_reaches_its_socket(scene: Scene, name: str) -> None:
+    """A node has one port 6081 for all of its overlays. The kernel's own Geneve device is such a socket."""
+    node, packet = scene.fabric.lab.nodes[1], ANOTHERS[name]()
+    with (
+        udp_socket(node, port=GENEVE_PORT) as overlay,
+        Wire(scene.fabric.lab.router, node) as wire,
+        scene.fabric.counting() as counted,
+    ):
+        wire.send(packet)
+        payload, peer = overlay.recvfrom(65_536)
+    source = ".".join(str(part) for part in packet[12:16])
+    assert (packet[28:], (source, int.from_bytes(packet[20:22]))) == (payload, peer)
+    assert {} == counted
 
 
 @pytest.mark.parametrize("tag", [0x8100, 0x88A8])
