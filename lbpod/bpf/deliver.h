@@ -95,7 +95,8 @@ HF_COLD __u32 hf_deliver(struct xdp_md *ctx, __u32 pod, __u32 port_be, __u32 roo
 	if (packet.protocol == HF_PROTOCOL_ICMP) {
 		failed = hf_dnat_icmp(ctx, pod, port_be);
 	} else {
-		hf_nat_inbound(&packet, pod, port_be);
+		if (hf_nat_inbound(&packet, pod, port_be))
+			return HF_DROP(HF_DROP_NAT_TAKEN);
 		failed = hf_dnat_flow(ctx, packet.protocol, pod, port_be);
 	}
 	return failed ? HF_DROP(HF_DROP_MALFORMED) : HF_PASS(verdict);

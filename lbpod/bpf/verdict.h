@@ -40,6 +40,7 @@ enum hf_verdict {
 	HF_DROP_GENEVE_INNER,	 /* tunnel packet whose inner packet makes no sense here */
 	HF_DROP_ICMP,		 /* ICMP to a VIP that is neither echo nor a routable error */
 	HF_DROP_NO_HEADROOM,	 /* the driver left no room for the outer header */
+	HF_DROP_NAT_TAKEN,	 /* host agent: another VIP's live flow has the client's port at this pod's port */
 	HF_VERDICT_COUNT
 };
 

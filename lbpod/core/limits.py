@@ -150,6 +150,14 @@ NAT_SILENT_MARGIN_NS: Final = 60_000_000_000
 NAT_UNKNOWN_IDLE_NS: Final = 3_600_000_000_000
 """The least idle timeout that flows of a VIP that is not known (any more) are credited with."""
 
+NAT_TAKEN_NS: Final = 3_600_000_000_000
+"""A flow that has not been closed keeps its place at the pod against those of other VIPs for so long after its last
+packet: the default idle timeout, until which flows are promised to live. The programs do not know that of a VIP; where
+it is shorter, the agent sweeps the entry sooner ..."""
+
+NAT_TAKEN_UDP_NS: Final = 60_000_000_000
+"""... and so long UDP's, whose end nobody can see."""
+
 EARLY_FRESH_NS: Final = 1_000_000_000
 """What host agents said may be used for an early settle for so long, counted from the question."""
 
@@ -564,6 +572,8 @@ def check() -> None:
         "nothing is swept that early settle calls live"
     )
     assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
+    assert NAT_TAKEN_NS == IDLE_TIMEOUT_SECONDS_DEFAULT * 1_000_000_000, "what is promised by default is kept"
+    assert NAT_TAKEN_UDP_NS == UDP_IDLE_TIMEOUT_SECONDS_DEFAULT * 1_000_000_000
     assert ENDED_NS + FORGET_SCAN_NS <= LEASE_NS_MAX, (
         "an id rests until the last lease is over: until then its records are"
     )

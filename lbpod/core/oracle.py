@@ -526,16 +526,27 @@ class _Passage:
         return Outcome(Action.PASS, verdict, self.frame[:ETHERNET_BYTES] + ip)
 
     def _note_nat(self, pod: bytes, pod_port: int) -> None:
+        """One five-tuple at the pod is one VIP's, until its flow ends or has been silent for as long as it may be."""
         subject = self.subject
         key = nat_key(mapped(subject.client), pod, subject.client_port, pod_port, subject.protocol)
         entry = self.maps.nat.get(key)
         ours = entry is not None and (entry.vip, entry.vip_port) == (self.vip.address, self.vip.port)
+        if entry is not None and not ours and self._nat_lives(entry):
+            raise _End(Verdict.DROP_NAT_TAKEN)
         flags = entry.flags if entry is not None and ours and not subject.syn else 0
         if subject.tcp_flags & packets.TCP_FIN:
             flags |= layout.NAT_FIN_IN
         if subject.tcp_flags & packets.TCP_RST:
             flags |= layout.NAT_RST
         self.maps.nat.put(key, Nat(self.vip.address, self.vip.port, flags, self.now_ns))
+
+    def _nat_lives(self, entry: Nat) -> bool:
+        """Only TCP says when it ends; about UDP the clock decides, and sooner."""
+        fins = layout.NAT_FIN_IN | layout.NAT_FIN_OUT
+        if entry.flags & layout.NAT_RST or entry.flags & fins == fins:
+            return False
+        is_udp = self.subject.protocol == layout.PROTOCOL_UDP
+        return entry.seen_ns + (limits.NAT_TAKEN_UDP_NS if is_udp else limits.NAT_TAKEN_NS) > self.now_ns
 
     def _send(self, verdict: Verdict, node_index: int, option: packets.Option) -> Outcome:
         """Through the tunnel to a node."""

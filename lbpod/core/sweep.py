@@ -17,6 +17,8 @@ silence that would be lost. Hence:
   the flags and renews the stamp. (An RST that the pod ignored, of an old sequence number, marks a flow as closed
   that lives on; each of its packets renews the stamp. Should it then be silent for a minute and the pod speak first,
   the reply is lost; clearing the mark with each packet was dropped, for it would cost a write per packet.)
+- An entry that is kept for too long keeps the same client's port away from the same pod's where it comes by another VIP
+  (DROP_NAT_TAKEN). Where no agent sweeps, the fast path has a bound of its own (NAT_TAKEN_NS).
 - Between choosing and deleting time passes. The deletion therefore names the stamp that the entry had, and the fast
   path's own map is compared with it in the very step that deletes.
 

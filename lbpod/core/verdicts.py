@@ -78,3 +78,5 @@ class Verdict(IntEnum):
     """ICMP to a VIP that is neither echo nor a routable error."""
     DROP_NO_HEADROOM = 33
     """The driver left no room for the outer header."""
+    DROP_NAT_TAKEN = 34
+    """Host agent: another VIP's live flow has the client's port at this pod's port."""

@@ -70,6 +70,28 @@ def test_the_server_sees_the_clients_own_address_and_port(fabric: Fabric) -> Non
         assert [(fabric.lab.client.address, 23_456)] == server.peers
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_client_port_at_a_pods_port_is_one_vips_until_its_connection_ends(fabric: Fabric, number: int) -> None:
+    """A client behind a carrier's NAT, or a proxy, has one port for two VIPs, and both lead to one port of a pod.
+
+    To the pod that is one five-tuple. 0: the pod is on the LB's own node, 1: behind another one.
+    """
+    node, client = fabric.lab.nodes[number], fabric.lab.client
+    pod, first, second = fabric.lab.add_pod(node), 90 + 2 * number, 91 + 2 * number
+    for port in (first, second):
+        vip = fabric.add_vip(port)
+        fabric.set_slots(vip, slot_word(fabric.add_backend(vip, pod, 7000)))
+    with TcpServer(pod, 7000) as server:
+        with TcpFlow(client, VIP, first, source_port=45_000) as flow:
+            with fabric.counting() as counted, pytest.raises(TimeoutError):
+                TcpFlow(client, VIP, second, source_port=45_000)
+            assert Verdict.DROP_NAT_TAKEN in counted[node.name]
+            assert FILE == flow.echo(FILE)
+        with TcpFlow(client, VIP, second, source_port=45_000) as flow:
+            assert FILE == flow.echo(FILE)
+        assert [(client.address, 45_000)] * 2 == server.peers
+
+
 def _is_from_vip(frame: bytes) -> bool:
     kind, packet = frame_payload(frame)
     return kind == 0x0800 and packet[12:16] == address(VIP)[12:]

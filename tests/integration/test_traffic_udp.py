@@ -40,6 +40,22 @@ def test_datagrams_of_every_size_that_fits_come_back(fabric: Fabric) -> None:
             assert f"{server.name} ".encode() + data == ask(client, VIP, 55, data)[0]
 
 
+def test_a_socket_at_a_pods_port_is_one_vips_while_it_is_used(fabric: Fabric) -> None:
+    """From which VIP the pod's answers come must not depend on who has asked last."""
+    node = fabric.lab.nodes[1]
+    pod = fabric.lab.add_pod(node)
+    for port in (62, 63):
+        vip = fabric.add_vip(port, UDP)
+        fabric.set_slots(vip, slot_word(fabric.add_backend(vip, pod, 9000)))
+    with UdpServer(pod, 9000, "u") as server, udp_socket(fabric.lab.client) as client:
+        assert (b"u first", (VIP, 62)) == ask(client, VIP, 62, b"first")
+        with fabric.counting() as counted:
+            client.sendto(b"another's", (VIP, 63))
+        assert {Verdict.DROP_NAT_TAKEN: 1} == counted[node.name]
+        assert (b"u again", (VIP, 62)) == ask(client, VIP, 62, b"again")
+        assert 2 == len(server.peers)
+
+
 def _is_udp(frame: bytes) -> bool:
     kind, packet = frame_payload(frame)
     return kind == 0x0800 and packet[9] == UDP
