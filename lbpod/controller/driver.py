@@ -1,7 +1,8 @@
 """The only loop of a controller: Worlds, answers and time to the Planner, its effects to the disk and the network.
 
 Decided here: nothing about the cluster (the Planner does that), only how its effects are carried out: in their order,
-one event at a time; ``Persist`` before anything after it; calls side by side, each answered by exactly one event.
+one event at a time; ``Persist`` before anything after it; calls side by side, each answered by exactly one event (but
+one that the Planner has given up while it waited for its turn by none).
 
 Left to its owner: where Worlds come from (``see``), where a generation is written down (``Store``), what is said of it
 (``Listener``). Before the first World nothing at all happens: half a World would take backends away.
@@ -170,6 +171,8 @@ class Driver:
 
     async def _call(self, client: PushClient, effect: AskStatus | Push) -> None:
         event = await client.call(effect)
+        if event is None:  # an older call to this node, which waits, has taken this one over
+            return
         self._metrics.called(effect, event)
         if isinstance(event, LbAnswered):
             self.tracking[event.node] = dict(event.status.tracking)

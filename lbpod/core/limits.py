@@ -479,7 +479,15 @@ CONFIG_LOOK_NS: Final = 1_000_000_000
 """A configuration file is looked at this often even if no edit was noticed (some file systems do not tell)."""
 
 CALLS_MAX: Final = 64
-"""Calls that a controller has under way at one time; more wait for their turn."""
+"""Places for a controller's calls to LBs, and as many for those to other nodes: more wait for their turn."""
+
+CALL_PLACE_NS: Final = 250_000_000
+"""A call that takes longer goes on without a place: whoever lives has mostly answered by then, and the living are not
+to wait for the others' timeouts."""
+
+DARK_CALLS_MAX: Final = 64
+"""Calls to nodes without an LB that did not answer the last one; each keeps its place until it ends. By it, nodes that
+are away cost a controller no more than so many calls in PEER_TIMEOUT_NS, however many they are."""
 
 CALL_LOST_NS: Final = 10_000_000_000
 """A call of the Planner that its shell has not answered within this time counts as failed."""
@@ -597,7 +605,10 @@ def check() -> None:
     assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, (
         "a shell gives up before the Planner gives up on the shell"
     )
-    assert PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
+    assert MEMBERS_MAX * CALL_PLACE_NS // CALLS_MAX + PEER_TIMEOUT_NS < CALL_LOST_NS, (
+        "where all LBs are silent, each of them has been asked before its call counts as lost"
+    )
+    assert CALL_PLACE_NS < PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
     assert LOST_NS < AGENT_GRACE_NS, "the Planner has noticed by then"
     assert LEASE_RENEW_NS + API_TIMEOUT_NS < LEASE_HOLD_NS, "one call may fail"
     assert STATUS_GATHER_NS < API_RETRY_NS <= API_TIMEOUT_NS

@@ -462,6 +462,8 @@ class AskStatus(msgspec.Struct, frozen=True):
     node: str
     control: str
     with_snapshot: bool
+    lb: bool = False
+    """It is in the ring, or may join it: changes wait for it, and its silence counts."""
 
 
 class Push(msgspec.Struct, frozen=True):
@@ -471,6 +473,8 @@ class Push(msgspec.Struct, frozen=True):
     control: str
     generation: int
     body: ControlCall
+    lb: bool = False
+    """As in AskStatus."""
 
 
 class VipStatus(msgspec.Struct, frozen=True):

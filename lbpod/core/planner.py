@@ -660,7 +660,7 @@ class Planner:
         pushed = self._roster.next_call(peer, peer.status, self._where())
         if pushed is not None:
             peer.sent(now_ns, is_step=not isinstance(pushed[1], Snapshot))
-            self._effects.append(Push(peer.name, peer.role.control, *pushed))
+            self._effects.append(Push(peer.name, peer.role.control, *pushed, peer.is_lb))
             return
         is_open = self._aim is not None and has_left_open(peer.status, self._aim)
         if peer.asked_ns + (PROBE_NS if peer.is_lb or is_open else HOST_PROBE_NS) <= now_ns:
@@ -668,7 +668,7 @@ class Planner:
 
     def _ask(self, peer: Peer, with_snapshot: bool, now_ns: int) -> None:
         peer.sent(now_ns, full=with_snapshot)
-        self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot))
+        self._effects.append(AskStatus(peer.name, peer.role.control, with_snapshot, peer.is_lb))
 
     # --- What is said -------------------------------------------------------------------------------------------------
     def _report(self) -> None:

@@ -404,6 +404,19 @@ def test_one_call_at_a_time_for_each_node(scene: Scene) -> None:
         assert [] == [one for one in scene.step(Tick()) if isinstance(one, AskStatus | Push)]
 
 
+def test_a_call_says_whether_it_is_to_an_lb(scene: Scene) -> None:
+    """The shell has places for those of their own."""
+    scene.see(world(1, hosts=1))
+    scene.step(WorldSeen(world(1, 2, hosts=1)))
+    scene.now_ns += CHANGE_GATHER_NS
+    scene.step(Tick())
+    pushes = [one for one in scene.step(Persisted(2)) if isinstance(one, Push)]
+    assert [("host1", False), ("lb1", True), ("lb2", True)] == sorted((one.node, one.lb) for one in pushes)
+    scene.restart()
+    asked = [one for one in scene.step(WorldSeen(world(1, hosts=1))) if isinstance(one, AskStatus)]
+    assert [("host1", False), ("lb1", True), ("lb2", True)] == sorted((one.node, one.lb) for one in asked)
+
+
 def test_a_call_that_is_never_answered_is_given_up(scene: Scene) -> None:
     scene.step(WorldSeen(world(1)))
     scene.now_ns += CALL_LOST_NS
