@@ -478,6 +478,14 @@ CONFIG_NESTING_MAX: Final = 32
 CONFIG_LOOK_NS: Final = 1_000_000_000
 """A configuration file is looked at this often even if no edit was noticed (some file systems do not tell)."""
 
+CONFIG_QUIET_NS: Final = 1_000_000_000
+"""A configuration file that is written in place is used once it has been the same for so long: it may be half
+written."""
+
+CONFIG_REPLACED_QUIET_NS: Final = 100_000_000
+"""The same for a file that another one was put in place of, which is whole where that was a rename. Not zero, for some
+editors move the old file away and write a new one."""
+
 CALLS_MAX: Final = 64
 """Places for a controller's calls to LBs, and as many for those to other nodes: more wait for their turn."""
 
@@ -613,6 +621,7 @@ def check() -> None:
     assert LEASE_RENEW_NS + API_TIMEOUT_NS < LEASE_HOLD_NS, "one call may fail"
     assert STATUS_GATHER_NS < API_RETRY_NS <= API_TIMEOUT_NS
     assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
+    assert CONFIG_REPLACED_QUIET_NS < CONFIG_QUIET_NS, "a file that was replaced is whole more often than not"
     assert LOOK_AFTER_NS < ISSUED_TOLD_NS < ISSUED_LOOK_NS < CA_SPREAD_NS
     assert 2 * BEAT_NS + TICK_NS <= BEAT_DOWN_NS < 1_000_000_000, (
         "two beats each way have to be lost, and the backup serves within a second"

@@ -6,7 +6,7 @@ otherwise know), and VirtualServices exactly as their CRD has them, as documents
 
 Decided here: what each field means, its default, and what is refused; always the first mistake, in one sentence with
 file, line and field. A file is used whole or not at all. Left to others: reading YAML (``marks``), watching the file
-and keeping the last good state (``driver``), ids and limits of a cluster (``core.snapshot``)."""
+and keeping the last good state (``driver``, ``lookout``), ids and limits of a cluster (``core.snapshot``)."""
 
 import re
 import sys
@@ -41,6 +41,7 @@ from lbpod.core.model import (
     format_address,
 )
 from lbpod.core.snapshot import check_world, endpoint
+from lbpod.standalone.lookout import Sight, look_at
 from lbpod.standalone.marks import ConfigError, Value, documents
 
 API_VERSION: Final = "holdfast.dev/v1alpha1"
@@ -101,13 +102,21 @@ class _Port:
 
 def load(path: Path) -> tuple[World, Settings]:
     """The file's World and settings. Raises ConfigError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(CONFIG_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return read(path, look_at(path))
+
+
+def read(path: Path, sight: Sight) -> tuple[World, Settings]:
+    """The same of what a look at the file has found. Raises ConfigError."""
+    data = sight.data
+    if sight.error:
+        raise ConfigError(f"{path}: cannot be read: {sight.error}")
     if len(data) > CONFIG_BYTES_MAX:
         raise ConfigError(f"{path}:1: the file is larger than {CONFIG_BYTES_MAX} bytes; take something out")
+    if data and not data.endswith(b"\n"):
+        line = data.count(b"\n") + 1
+        raise ConfigError(
+            f"{path}:{line}: the last line does not end, so the file may be half written; end it with a newline"
+        )
     return parse(str(path), data, path.parent)
 
 

@@ -1,17 +1,18 @@
 """The standalone controller around its Driver: a watched file that becomes Worlds, and a state file.
 
-Decided here: when the file is used. It is read again when its folder changes (an editor's rename, a ConfigMap's
-symlink) and looked at once a second in case nobody tells; it is used only if its bytes have changed and all of it is
-good. A bad edit changes nothing but /readyz, ``holdfast_config_error`` and one line in the log.
+Decided here: when the file is looked at. That is when its folder changes (an editor's rename, a ConfigMap's symlink)
+and once a second in case nobody tells; it is used only if its bytes are others than those used last, have come to rest,
+and all of it is good. A bad edit changes nothing but /readyz, ``holdfast_config_error`` and one line in the log.
 
-Left to others: the loop around the Planner (``lbpod.controller``), logs' form (the command), certificates.
+Left to others: whether an edit has come to rest (``lookout``), the loop around the Planner (``lbpod.controller``), the
+logs' form (the command), certificates.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,12 @@ from aiohttp import web
 
 from lbpod.certs import CertsError, Credentials
 from lbpod.controller.driver import Driver
-from lbpod.core.limits import CONFIG_LOOK_NS, LOOK_AFTER_NS
+from lbpod.core.limits import CONFIG_LOOK_NS, CONFIG_REPLACED_QUIET_NS, LOOK_AFTER_NS
 from lbpod.core.messages import Persist, Persisted, PersistFailed, PlannerStatus
 from lbpod.core.model import World
-from lbpod.standalone.config import Settings, load
+from lbpod.standalone.config import Settings, read
 from lbpod.standalone.http import FileMetrics, make_app
+from lbpod.standalone.lookout import Lookout, Sight, look_at
 from lbpod.standalone.marks import ConfigError
 from lbpod.standalone.state import StateError, StateFile, Written
 
@@ -58,12 +60,15 @@ class Generations:
 
 
 class Controller:
-    """One controller. ``run`` until ``stop``; make it anywhere, run it in an event loop."""
+    """One controller. ``run`` until ``stop``; make it anywhere, run it in an event loop.
 
-    def __init__(self, config: Path, world: World, settings: Settings) -> None:
+    seen: the look at the file that world and settings were read from; what comes after it is an edit."""
+
+    def __init__(self, config: Path, seen: Sight, world: World, settings: Settings) -> None:
         self.config_error = ""
         self.metrics = FileMetrics()
         self._config = config
+        self._lookout = Lookout(seen)
         self._settings = settings
         self._world = world
         self._credentials = Credentials(settings.tls)
@@ -111,7 +116,6 @@ class Controller:
 
     # --- The file -----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:
-        seen = await asyncio.to_thread(_fingerprint, self._config)
         blind = ""
         while True:
             # The folder, not the file: a file that is replaced takes its watch with it.
@@ -126,24 +130,30 @@ class Controller:
             )
             try:
                 async for _ in changes:
-                    seen = await self._look(seen)
+                    await self._look()
             except (OSError, RuntimeError) as error:  # the folder is gone, or there are no watches left
                 if str(error) != blind:
                     blind = str(error)
                     _LOG.warning("watch", reason=blind, instead="looking once a second")
                 await asyncio.sleep(CONFIG_LOOK_NS / _SECOND_NS)
-                seen = await self._look(seen)
+                await self._look()
 
-    async def _look(self, seen: bytes) -> bytes:
-        """The file's fingerprint now; where it is not the one that was seen, the file is read."""
-        found = await asyncio.to_thread(_fingerprint, self._config)
-        if found != seen:
-            await self._reload()
-        return found
+    async def _look(self) -> None:
+        """Uses the file where it has changed, once it has come to rest."""
+        while True:
+            sight = await asyncio.to_thread(look_at, self._config)
+            wait_ns = self._lookout.wait_ns(sight, time.monotonic_ns())
+            if wait_ns is None:
+                return
+            if wait_ns == 0:
+                await self._use(sight)
+                return
+            # Not all of it at once: what is being written in place may be replaced meanwhile.
+            await asyncio.sleep(min(wait_ns, CONFIG_REPLACED_QUIET_NS) / _SECOND_NS)
 
-    async def _reload(self) -> None:
+    async def _use(self, sight: Sight) -> None:
         try:
-            world, settings = await asyncio.to_thread(load, self._config)
+            world, settings = await asyncio.to_thread(read, self._config, sight)
             if settings != self._settings:
                 sentence = "cluster, tls and state are fixed while running; restart the controller"
                 raise ConfigError(f"{self._config}: {sentence}")
@@ -158,15 +168,6 @@ class Controller:
         self._driver.see(world)
 
 
-def _fingerprint(path: Path) -> bytes:
-    """Of the bytes of the file; empty where it cannot be read (``load`` then says why)."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
-    except OSError:
-        return b"unreadable"
-
-
 def run(config: Path, listen: str = LISTEN_DEFAULT) -> int:
     """`holdfast controller`: runs until SIGTERM or SIGINT. Returns the exit status: 0, 1 (cannot listen) or 2 (bad
     file), the latter two with one sentence on standard error."""
@@ -174,9 +175,10 @@ def run(config: Path, listen: str = LISTEN_DEFAULT) -> int:
     if not host or not port.isdecimal() or int(port) > 65_535:
         return _fail(f"--listen {listen} is not of the form ADDRESS:PORT", 2)
     try:
-        world, settings = load(config)
+        seen = look_at(config)
+        world, settings = read(config, seen)
         StateFile(settings.state).read()
-        controller = Controller(config, world, settings)
+        controller = Controller(config, seen, world, settings)
     except (ConfigError, CertsError, StateError) as error:
         return _fail(str(error), 2)
     try:

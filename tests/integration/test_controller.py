@@ -32,9 +32,10 @@ from lbpod.core.messages import LbStatus, Phase
 from lbpod.core.model import parse_address
 from lbpod.datapath.memory import MemoryDatapath
 from lbpod.minting import mint
-from lbpod.standalone.config import load
+from lbpod.standalone.config import read
 from lbpod.standalone.driver import Controller
 from lbpod.standalone.http import make_app
+from lbpod.standalone.lookout import look_at
 from lbpod.standalone.state import StateFile
 from tests.agents import Caller, make_parts, running
 
@@ -120,7 +121,8 @@ class Site:
     @asynccontextmanager
     async def controller(self) -> AsyncIterator[Controller]:
         """A controller that runs until the block ends."""
-        controller = Controller(self.config, *load(self.config))
+        seen = look_at(self.config)
+        controller = Controller(self.config, seen, *read(self.config, seen))
         task = asyncio.create_task(controller.run())
         try:
             yield controller
@@ -175,6 +177,39 @@ async def test_the_file_reaches_every_agent_and_so_does_an_edit(site: Site) -> N
     assert (slots[0] == slots[1]).all()
     assert [1, 2, 3] == sorted(np.unique(slots[0]).tolist())
     assert 2 == StateFile(site.config.parent / "demo.state").read().generation
+
+
+async def test_a_file_that_is_being_written_in_place_withdraws_no_vip(site: Site) -> None:
+    """Cut off before its second document it is good YAML without any VIP."""
+    site.write([1, 2])
+    whole = site.config.read_bytes()
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+        services = list(yaml.safe_load(whole).pop("virtualServices"))
+        head = yaml.safe_dump({key: value for key, value in yaml.safe_load(whole).items() if key != "virtualServices"})
+        with site.config.open("w") as file:
+            file.write(head.replace("10.1.0.2", "10.1.0.3"))
+            file.flush()
+            await asyncio.sleep(0.4)
+            assert (1, "") == (controller.status.generation, controller.config_error)
+            file.write("---\n" + yaml.safe_dump_all(services))
+        await until(idle_at(controller, 2), "the edit")
+        assert [2] == [vip.ready for vip in controller.status.vips]
+        await asyncio.sleep(1.2)
+        assert (2, "") == (controller.status.generation, controller.config_error)
+
+
+async def test_an_edit_while_the_controller_starts_is_not_lost(site: Site) -> None:
+    site.write([1, 2])
+    seen = look_at(site.config)
+    controller = Controller(site.config, seen, *read(site.config, seen))
+    site.write([1, 2, 3])
+    task = asyncio.create_task(controller.run())
+    try:
+        await until(lambda: [3] == [vip.ready for vip in controller.status.vips], "the edit")
+    finally:
+        controller.stop()
+        await asyncio.wait_for(task, 10)
 
 
 async def test_a_bad_edit_changes_nothing_and_is_said(site: Site) -> None:

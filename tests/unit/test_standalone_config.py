@@ -279,6 +279,18 @@ def test_files_that_are_something_else(text: str, wanted: str) -> None:
     assert sentence(text).startswith(wanted)
 
 
+def test_a_file_whose_last_line_does_not_end_is_not_used(tmp_path: Path) -> None:
+    """Whatever has written so much of it may not be done."""
+    file = tmp_path / "demo.yaml"
+    file.write_text((HEAD + SERVICE).rstrip("\n"))
+    with pytest.raises(
+        ConfigError, match=r"demo\.yaml:17: the last line does not end, so the file may be half written"
+    ):
+        load(file)
+    file.write_text(HEAD + SERVICE)
+    assert read(HEAD + SERVICE)[0] == load(file)[0]
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "none.yaml"
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
