@@ -12,6 +12,7 @@ beside the shells because both sides of each call use it.
 """
 
 import os
+import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,10 @@ from typing import Final
 from lbpod.core.errors import RemoteError
 
 ORGANIZATION: Final = "holdfast:"
+_NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+_RESERVED: Final = ("ca", "controller", "viewer")
+NODE_NAME_RULE: Final = f"a-z, 0-9, '-' and '.', 63 characters at most, and none of {', '.join(_RESERVED)}"
+"""In words, for sentences."""
 
 
 class CertsError(Exception):
@@ -57,6 +62,11 @@ class TlsFiles:
 def files_in(directory: Path, name: str) -> TlsFiles:
     """The files that ``mint`` made for this name: a node's, ``controller`` or ``viewer``."""
     return TlsFiles(directory / "ca.crt", directory / f"{name}.crt", directory / f"{name}.key")
+
+
+def is_node_name(name: str) -> bool:
+    """Whether a node may be called so: the name becomes a file's, and is held in a certificate, which bounds it."""
+    return _NODE_NAME.fullmatch(name) is not None and name not in _RESERVED
 
 
 def server_name(name: str, role: Role = Role.LB) -> str:

@@ -7,7 +7,6 @@ and that nothing which is still good is ever replaced.
 """
 
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from lbpod.certs import ORGANIZATION, CertsError, Role, TlsFiles, files_in, server_name
+from lbpod.certs import (
+    NODE_NAME_RULE,
+    ORGANIZATION,
+    CertsError,
+    Role,
+    TlsFiles,
+    files_in,
+    is_node_name,
+    server_name,
+)
 from lbpod.core.limits import CA_DAYS, CERTIFICATE_DAYS, CERTIFICATE_RENEW_DAYS, CLOCK_SKEW_DAYS
 
 _CA_NAME: Final = x509.Name(
@@ -29,8 +37,6 @@ _CA_NAME: Final = x509.Name(
         x509.NameAttribute(NameOID.COMMON_NAME, "holdfast cluster CA"),
     ]
 )
-_NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
-_RESERVED: Final = ("ca", "controller", "viewer")
 
 
 def mint(directory: Path, nodes: Sequence[str]) -> list[Path]:
@@ -39,11 +45,8 @@ def mint(directory: Path, nodes: Sequence[str]) -> list[Path]:
     A CA that exists is never replaced: that would cut off every node that trusts it. Raises CertsError.
     """
     for name in nodes:
-        if not _NODE_NAME.fullmatch(name) or name in _RESERVED:
-            raise CertsError(
-                f"{name!r} cannot be the name of a node's certificate: use a-z, 0-9, '-' and '.', 63 characters at"
-                f" most, and none of {', '.join(_RESERVED)}"
-            )
+        if not is_node_name(name):
+            raise CertsError(f"{name!r} cannot be the name of a node's certificate: use {NODE_NAME_RULE}")
     try:
         return _mint(directory, nodes)
     except OSError as error:

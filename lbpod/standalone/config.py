@@ -10,11 +10,11 @@ and keeping the last good state (``driver``, ``lookout``), ids and limits of a c
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lbpod.certs import TlsFiles, files_in
+from lbpod.certs import NODE_NAME_RULE, TlsFiles, files_in, is_node_name
 from lbpod.core.errors import SnapshotError
 from lbpod.core.limits import (
     BACKENDS_MAX,
@@ -87,17 +87,21 @@ class _Backend:
     state: BackendState
     port: int | None
     ports: dict[str, int]
+    names: dict[str, Value]
+    """Where each of ``ports`` stands."""
 
 
 @dataclass(frozen=True)
 class _Port:
-    """One entry of ``spec.ports``. target: a number, or the name of a backend's port."""
+    """One entry of ``spec.ports``. target: a number, or the name of a backend's port; is_given: it was written down,
+    and not just taken from the VIP's port."""
 
     at: Value
     name: str
     protocol: Protocol
     port: int
     target: int | str
+    is_given: bool
 
 
 def load(path: Path) -> tuple[World, Settings]:
@@ -164,7 +168,7 @@ def parse(file: str, data: bytes, folder: Path) -> tuple[World, Settings]:
     )
     nodes = _nodes(fields["nodes"])
     backends = _all_backends(fields["backends"], {node.name for node in nodes})
-    world = World(nodes, _all_vips(services, backends))
+    world = World(nodes, _all_vips(services, nodes, backends))
     try:
         check_world(world)
     except SnapshotError as error:
@@ -191,7 +195,9 @@ def _nodes(at: Value) -> tuple[WorldNode, ...]:
     for one in at.items():
         required = {"name": "give the node's name", "address": "give the node's address"}
         fields = one.fields(required, ("control", "lb"))
-        name = _name(fields["name"])
+        name = fields["name"].text()
+        if not is_node_name(name):
+            raise fields["name"].error(f"{name} is not a name for a node; use {NODE_NAME_RULE}")
         address = fields["address"].address()
         control = _control(fields["control"]) if "control" in fields else f"{format_address(address)}:{AGENT_PORT}"
         if name in nodes:
@@ -242,17 +248,34 @@ def _backend(at: Value, nodes: set[str]) -> _Backend:
         state=BackendState(fields["state"].choice(_STATES)) if "state" in fields else BackendState.READY,
         port=fields["port"].port() if "port" in fields else None,
         ports={name: value.port() for name, value in ports.items()},
+        names=ports,
     )
 
 
 # --- VirtualServices --------------------------------------------------------------------------------------------------
-def _all_vips(services: list[Value], backends: dict[str, list[_Backend]]) -> tuple[WorldVip, ...]:
+@dataclass(frozen=True)
+class _Known:
+    """What a VirtualService is read against; the last two grow with each that has been read."""
+
+    backends: dict[str, list[_Backend]]
+    owners: dict[bytes, str]
+    """Whose an address is, of nodes and backends."""
+    described: dict[str, int] = field(default_factory=dict)
+    """Line of each VirtualService."""
+    meant: dict[str, set[str]] = field(default_factory=dict)
+    """Names that a backend's port may have, by Service."""
+
+
+def _all_vips(
+    services: list[Value], nodes: tuple[WorldNode, ...], backends: dict[str, list[_Backend]]
+) -> tuple[WorldVip, ...]:
     vips: list[WorldVip] = []
     seen: dict[str, tuple[str, int]] = {}
-    described: dict[str, int] = {}
     backends_count = 0
+    owners = {one.address: f"a backend of {service}" for service, listed in backends.items() for one in listed}
+    known = _Known(backends, owners | {node.address: f"the node {node.name}" for node in nodes})
     for service in services:
-        for at, vip in _vips(service, backends, described):
+        for at, vip in _vips(service, known):
             where = endpoint(vip)
             if where in seen:
                 name, line = seen[where]
@@ -262,11 +285,12 @@ def _all_vips(services: list[Value], backends: dict[str, list[_Backend]]) -> tup
             if backends_count > BACKENDS_MAX:
                 raise at.error(f"with the backends of this port there are {backends_count}; the most is {BACKENDS_MAX}")
             vips.append(vip)
+    _check_port_names(known)
     return tuple(vips)
 
 
-def _vips(at: Value, backends: dict[str, list[_Backend]], described: dict[str, int]) -> list[tuple[Value, WorldVip]]:
-    """described: lines of the VirtualServices before this one, which is added."""
+def _vips(at: Value, known: _Known) -> list[tuple[Value, WorldVip]]:
+    """Each port of a VirtualService, and where it stands."""
     required = {
         "apiVersion": f"use {API_VERSION}",
         "kind": f"use {KIND}",
@@ -274,15 +298,15 @@ def _vips(at: Value, backends: dict[str, list[_Backend]], described: dict[str, i
         "spec": "describe it",
     }
     fields = at.fields(required, ("status",))
-    for field, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
-        if fields[field].text() != wanted:
-            raise fields[field].error(f"{fields[field].text()} is not known; use {wanted}")
+    for one, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if fields[one].text() != wanted:
+            raise fields[one].error(f"{fields[one].text()} is not known; use {wanted}")
     metadata = fields["metadata"].fields({"name": "give the VirtualService one"}, _METADATA)
     namespace = _name(metadata["namespace"]) if "namespace" in metadata else NAMESPACE_DEFAULT
     name = f"{namespace}/{_name(metadata['name'])}"
-    if name in described:
-        raise metadata["name"].error(f"{name} is already described on line {described[name]}; remove one")
-    described[name] = metadata["name"].line
+    if name in known.described:
+        raise metadata["name"].error(f"{name} is already described on line {known.described[name]}; remove one")
+    known.described[name] = metadata["name"].line
     spec_required = {
         "address": "give the VIP",
         "ports": "list the ports that are served",
@@ -291,9 +315,12 @@ def _vips(at: Value, backends: dict[str, list[_Backend]], described: dict[str, i
     timeouts = ("idleTimeoutSeconds", "udpIdleTimeoutSeconds", "drainTimeoutSeconds")
     spec = fields["spec"].fields(spec_required, ("affinity", *timeouts))
     address = spec["address"].address()
+    if address in known.owners:
+        whose = known.owners[address]
+        raise spec["address"].error(f"{format_address(address)} is {whose}; a VIP is the address of no machine")
     reference = spec["backendRef"].fields({"name": "name the Service"})["name"]
     service = f"{namespace}/{reference.text()}"
-    if service not in backends:
+    if service not in known.backends:
         raise reference.error(f"no backends are listed for {service}; list them under backends (an empty list will do)")
     affinity = Affinity(spec["affinity"].choice(_AFFINITIES)) if "affinity" in spec else Affinity.NONE
     idle_ns = {
@@ -302,6 +329,7 @@ def _vips(at: Value, backends: dict[str, list[_Backend]], described: dict[str, i
     }
     drain_ns = _seconds(spec, timeouts[2], DRAIN_TIMEOUT_SECONDS_DEFAULT, 0, DRAIN_TIMEOUT_SECONDS_MAX)
     ports = _ports(spec["ports"])
+    known.meant.setdefault(service, set()).update(*({one.name, str(one.target)} for one in ports))
     return [
         (
             port.at,
@@ -313,7 +341,7 @@ def _vips(at: Value, backends: dict[str, list[_Backend]], described: dict[str, i
                 affinity=affinity,
                 idle_ns=idle_ns[port.protocol],
                 drain_ns=drain_ns,
-                backends=_backends_of(port, backends[service], alone=len(ports) == 1),
+                backends=_backends_of(port, known.backends[service], alone=len(ports) == 1),
             ),
         )
         for port in ports
@@ -333,7 +361,7 @@ def _ports(at: Value) -> list[_Port]:
         if "targetPort" in fields:
             at_target = fields["targetPort"]
             target = at_target.port() if at_target.is_integer else at_target.text()
-        ports.append(_Port(fields["port"], name, protocol, port, target))
+        ports.append(_Port(fields["port"], name, protocol, port, target, "targetPort" in fields))
     if not ports:
         raise at.error("the list is empty; a VirtualService serves one port at least")
     return ports
@@ -343,16 +371,40 @@ def _backends_of(port: _Port, backends: list[_Backend], *, alone: bool) -> tuple
     """alone: the VirtualService has this port only, so that a backend's ``port`` cannot mean another one."""
     found: dict[tuple[bytes, int], WorldBackend] = {}
     for one in backends:
-        number: int | str | None = one.ports.get(str(port.target)) or one.ports.get(port.name)
-        if number is None:
-            number = one.port if alone and one.port is not None else port.target
-        if isinstance(number, str):
-            raise one.at.error(f"port {number} is not among its ports, but it is the targetPort on line {port.at.line}")
+        number = _number_of(port, one, alone=alone)
         backend = WorldBackend(one.address, number, one.node, one.weight, one.state)
         if (one.address, number) in found:
             raise one.at.error(f"{endpoint(backend)} is listed twice; remove one")
         found[one.address, number] = backend
     return tuple(found.values())
+
+
+def _number_of(port: _Port, one: _Backend, *, alone: bool) -> int:
+    """The backend's port that this one of a VIP means. Nothing that the backend says of it is passed over."""
+    line = port.at.line
+    named = one.ports.get(str(port.target)) or one.ports.get(port.name)
+    if named is not None:
+        return named
+    if one.port is None:
+        if isinstance(port.target, str):
+            raise one.at.error(f"port {port.target} is not among its ports, but it is the targetPort on line {line}")
+        return port.target
+    if not alone:
+        raise one.at.error(
+            f"port {one.port} could mean any of several ports (one is on line {line}); use ports, by name"
+        )
+    if port.is_given and isinstance(port.target, int) and port.target != one.port:
+        raise one.at.error(f"port {one.port} is not the targetPort on line {line}, {port.target}; remove one of them")
+    return one.port
+
+
+def _check_port_names(known: _Known) -> None:
+    """Raises where a backend names a port that nobody asks for, of the Services that anything is served by."""
+    for service, meant in known.meant.items():
+        for one in known.backends[service]:
+            for name in sorted(one.names.keys() - meant):
+                ports = ", ".join(sorted(meant))
+                raise one.names[name].error(f"no port of a VirtualService is meant by that name; known here: {ports}")
 
 
 def _seconds(

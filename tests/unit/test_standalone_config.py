@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lbpod.certs import CertsError
 from lbpod.core.model import (
     Affinity,
     BackendState,
@@ -16,6 +17,7 @@ from lbpod.core.model import (
     format_address,
     parse_address,
 )
+from lbpod.minting import mint
 from lbpod.standalone.config import Settings, check, load, parse
 from lbpod.standalone.marks import ConfigError
 
@@ -108,11 +110,14 @@ def test_udp_has_an_idle_timeout_of_its_own() -> None:
 def test_which_port_of_a_backend_is_meant() -> None:
     """Its only one, or one by the target's or the port's name, or the target's number."""
     backend = "port: 8080, node"
-    assert 8081 == read(changed(backend, "port: 8081, node"))[0].vips[0].backends[0].port
+    only = changed(", targetPort: 8080", "")
+    assert 8081 == read(changed(backend, "port: 8081, node", only))[0].vips[0].backends[0].port
+    assert 8080 == read(changed("targetPort: 8080", "targetPort: web"))[0].vips[0].backends[0].port
     assert 8080 == read(changed(backend, "node"))[0].vips[0].backends[0].port
     assert 8082 == read(changed(backend, "ports: {http: 8082}, node"))[0].vips[0].backends[0].port
     named = changed("targetPort: 8080", "targetPort: web")
     assert 8083 == read(changed(backend, "ports: {http: 1, web: 8083}, node", named))[0].vips[0].backends[0].port
+    assert 8084 == read(changed(backend, 'ports: {"8080": 8084}, node'))[0].vips[0].backends[0].port
     assert 80 == read(changed(", targetPort: 8080", "", changed(backend, "node")))[0].vips[0].backends[0].port
 
 
@@ -211,6 +216,60 @@ def test_which_port_of_a_backend_is_meant() -> None:
 )
 def test_each_mistake_is_one_sentence_with_file_line_and_field(old: str, new: str, wanted: str) -> None:
     assert sentence(changed(old, new)).startswith(wanted)
+
+
+def test_a_second_port_moves_no_backend_silently() -> None:
+    """A backend's only port meant the only port; now it could mean either."""
+    second = "  - {name: http, protocol: TCP, port: 80}\n  - {name: https, port: 443, targetPort: 8443}\n"
+    text = changed("  - {name: http, protocol: TCP, port: 80, targetPort: 8080}\n", second)
+    assert (
+        "demo.yaml:8: backends.shop/web[0]: port 8080 could mean any of several ports (one is on line 16); "
+        "use ports, by name"
+    ) == sentence(text)
+    vips = read(changed("port: 8080, node", "ports: {http: 8080}, node", text))[0].vips
+    assert [8080, 8443] == [vip.backends[0].port for vip in vips]
+
+
+def test_a_backend_and_its_virtual_service_do_not_contradict_each_other() -> None:
+    assert (
+        "demo.yaml:8: backends.shop/web[0]: port 9090 is not the targetPort on line 16, 8080; remove one of them"
+    ) == sentence(changed("port: 8080, node", "port: 9090, node"))
+
+
+def test_a_name_that_no_port_has_is_a_misspelt_one() -> None:
+    text = changed("port: 8080, node", "ports: {htpp: 8080}, node", changed(", targetPort: 8080", ""))
+    assert (
+        "demo.yaml:8: backends.shop/web[0].ports.htpp: no port of a VirtualService is meant by that name; "
+        "known here: 80, http"
+    ) == sentence(text)
+    other = SERVICE.replace("name: web, name", "name: other, name").replace("port: 80,", "port: 81,")
+    both = changed("port: 8080, node", "ports: {http: 8080, metrics: 9090}, node") + other.replace("http", "metrics")
+    assert [8080, 9090] == [vip.backends[0].port for vip in read(both)[0].vips], "each asks for its own"
+    unused = changed(
+        "  shop/web:\n", "  shop/later:\n  - {address: 10.1.0.9, ports: {x: 1}, node: web-1}\n  shop/web:\n"
+    )
+    assert 1 == len(read(unused)[0].vips), "nothing is known yet of what nobody serves"
+
+
+@pytest.mark.parametrize(
+    ("vip", "whose"),
+    [("10.0.0.1", "the node lb-1"), ("10.0.0.2", "the node web-1"), ("10.1.0.1", "a backend of shop/web")],
+)
+def test_a_vip_is_the_address_of_no_machine(vip: str, whose: str) -> None:
+    """An LB would take for the VIP's what is for that machine, its own agent's port, say."""
+    assert f"demo.yaml:14: spec.address: {vip} is {whose}; a VIP is the address of no machine" == sentence(
+        changed("203.0.113.10", vip)
+    )
+
+
+@pytest.mark.parametrize("name", ["viewer", "controller", "ca", "n" * 64, "N1", "-"])
+def test_a_node_has_a_name_that_a_certificate_can_have(tmp_path: Path, name: str) -> None:
+    said = sentence(changed("name: web-1", f"name: {name}"))
+    assert said.startswith(
+        f"demo.yaml:5: nodes[1].name: {name} is not a name for a node; use a-z, 0-9, '-' and '.', 63"
+    )
+    with pytest.raises(CertsError, match="cannot be the name"):
+        mint(tmp_path, [name])
 
 
 def test_a_vip_is_served_once() -> None:
