@@ -43,6 +43,11 @@ def _failed(who: str, error: Exception, status: int) -> int:
 
 def main() -> int:
     """The exit status, as `run` has it."""
+    if sys.argv[1:]:
+        said = ValueError(
+            f"{sys.argv[1]} is not known here; set HOLDFAST_* in the environment, or use `holdfast agent`"
+        )
+        return _failed("holdfast agent", said, BAD_INPUT)
     return run({}, "holdfast agent")
 
 

@@ -10,6 +10,7 @@ restart, for SIGTERM says no reason.
 
 SIGTERM leaves the ring first (``leave``), unless it is set to stay; a second one ends at once. SIGINT always ends at
 once and leaves everything as it is: so a restart of one agent needs no other setting, and Ctrl-C does not wait.
+SIGHUP, by which others are told to read their files again, is answered with one line of the log and nothing else.
 
 The event loop starts last: netlink's synchronous calls and libbpf come before it.
 """
@@ -56,6 +57,7 @@ def run_agent(settings: Settings) -> None:
     # Until the event loop takes over, Ctrl-C ends the process at once, which is safe at any moment. As an exception it
     # would be lost where libbpf is calling back, and the agent would go on.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         credentials = Credentials(files_in(settings.tls, settings.node))
         times.took("certificates")
@@ -166,6 +168,9 @@ async def _serve(parts: Parts) -> bool:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, agent.terminate)
     loop.add_signal_handler(signal.SIGINT, agent.stop)
+    loop.add_signal_handler(
+        signal.SIGHUP, _LOG.info, "SIGHUP: certificates are watched, settings are fixed; nothing to do"
+    )
     await agent.run()
     is_farewell = agent.driver.is_farewell
     _LOG.info("stopped", forwarding="ends with it" if is_farewell else "goes on without the agent")

@@ -155,7 +155,7 @@ def status(
     tls: Annotated[Path, typer.Option(help="Folder that `holdfast certs` made (the viewer's certificate is used).")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what the agents say, as JSON.")] = False,
 ) -> None:
-    """Show where agents stand."""
+    """Show where agents stand. Exit status 1 unless every one of them has answered and is ready."""
     from lbpod.certs import CertsError
     from lbpod.cli.status import show
 

@@ -22,12 +22,12 @@ from lbpod.core import wire
 from lbpod.core.limits import MEMBER_NONE, PEER_TIMEOUT_NS, SENTENCE_BYTES_MAX
 
 _VIEWER: Final = "viewer"
-_PIPE_COLUMNS: Final = 160
-"""Width where nobody looks: a pipe has none, and a cut-off table is of no use."""
+_COLUMNS_MAX: Final = 1_000
+"""More than a table ever needs: a figure that is cut off is a wrong one, a line that a terminal wraps is not."""
 
 
 def show(addresses: Sequence[str], folder: Path, *, as_json: bool) -> bool:
-    """Prints; True if every agent answered. Raises ValueError for an address that is none, CertsError."""
+    """Prints; True if all agents answered and are ready. Raises ValueError for an address that is none, CertsError."""
     for address in addresses:
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal():
@@ -39,7 +39,7 @@ def show(addresses: Sequence[str], folder: Path, *, as_json: bool) -> bool:
         print(json.dumps(dict(zip(addresses, answers, strict=True)), indent=2))
     else:
         _print(addresses, answers)
-    return all("error" not in answer for answer in answers)
+    return all(answer.get("ready") == "yes" for answer in answers)
 
 
 async def _ask_all(addresses: Sequence[str], tls: ssl.SSLContext) -> list[dict[str, Any]]:
@@ -89,8 +89,7 @@ def _print(addresses: Sequence[str], answers: Sequence[dict[str, Any]]) -> None:
         )
         if answer["ready"] != "yes":
             sentences.append(f"{address}: {answer['ready']}")
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
+    console = Console(highlight=False, width=_COLUMNS_MAX)
     console.print(table)
     for sentence in sentences:
         console.print(sentence)

@@ -170,7 +170,8 @@ class Controller:
 
 def run(config: Path, listen: str = LISTEN_DEFAULT) -> int:
     """`holdfast controller`: runs until SIGTERM or SIGINT. Returns the exit status: 0, 1 (cannot listen) or 2 (bad
-    file), the latter two with one sentence on standard error."""
+    file), the latter two with one sentence on standard error. SIGHUP gets a line in the log."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the event loop takes over
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
         return _fail(f"--listen {listen} is not of the form ADDRESS:PORT", 2)
@@ -197,6 +198,7 @@ async def _serve(controller: Controller, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, controller.stop)
+    loop.add_signal_handler(signal.SIGHUP, _LOG.info, "SIGHUP: the configuration is watched; nothing to do")
     runner = web.AppRunner(make_app(controller, controller.metrics), access_log=None)
     await runner.setup()
     try:

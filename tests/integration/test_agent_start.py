@@ -10,6 +10,7 @@ import pytest
 
 from lbpod.lab import Lab, python
 from lbpod.minting import mint
+from tests.integration.traffic_cluster import wait_for
 
 pytestmark = [
     pytest.mark.root,
@@ -66,6 +67,29 @@ def test_a_setting_that_cannot_be_is_one_sentence(tmp_path: Path, option: str, v
         lines = [line for line in agent.log_text().splitlines() if not line.startswith("{")]
     assert (1, 1) == (status, len(lines)), lines
     assert wanted in lines[0]
+
+
+def test_sighup_does_not_end_an_agent(tmp_path: Path) -> None:
+    with Lab(nodes=1) as lab:
+        node = lab.nodes[0]
+        mint(tmp_path / "tls", [node.name])
+        argv = [*python("-m", "lbpod.cli", "agent", "--node", node.name, "--tls", str(tmp_path / "tls"))]
+        argv += ["--state", str(tmp_path / "state"), "--interface", "eth0", "--pins", str(lab.pin_dir(node))]
+        agent = node.popen(argv, name="agent")
+        wait_for(lambda: '"started"' in agent.log_text(), "the agent has started", agent.log_text)
+        agent.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "SIGHUP: certificates are watched" in agent.log_text(), "a line of the log", agent.log_text)
+        agent.process.send_signal(signal.SIGINT)
+        assert 0 == agent.wait(30)
+        assert '"stopped"' in agent.log_text()
+
+
+def test_the_agent_of_a_container_takes_no_arguments() -> None:
+    argv = [sys.executable, "-m", "lbpod.agent", "--tls", "somewhere", "--nonsense"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (2, "") == (done.returncode, done.stdout)
+    sentence = "--tls is not known here; set HOLDFAST_* in the environment, or use `holdfast agent`"
+    assert f"holdfast agent: {sentence}\n" == done.stderr
 
 
 def test_certificates_that_may_not_be_read_are_one_sentence(tmp_path: Path) -> None:

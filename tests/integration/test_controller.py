@@ -391,6 +391,21 @@ def test_sigterm_ends_the_controller_in_order(folder: Path) -> None:
     assert '"event": "stopped"' in rest
 
 
+def test_sighup_does_not_end_the_controller(folder: Path) -> None:
+    site = Site(folder)
+    site.write([1])
+    argv = command("controller", "--config", str(site.config), "--listen", "127.0.0.1:0")
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "started" == json.loads(process.stderr.readline())["event"]
+        os.kill(process.pid, signal.SIGHUP)
+        lines = (json.loads(line)["event"] for line in process.stderr)
+        assert "SIGHUP: the configuration is watched; nothing to do" in lines
+        os.kill(process.pid, signal.SIGTERM)
+        assert "stopped" in lines
+        assert 0 == process.wait(20)
+
+
 def test_an_edit_is_noticed_where_the_kernel_has_no_watches_left(folder: Path) -> None:
     """A machine full of containers runs out of inotify instances; the file is looked at all the same."""
     site = Site(folder)
