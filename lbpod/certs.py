@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from lbpod.core.errors import RemoteError
+from lbpod.core.limits import CERTIFICATE_WARN_NS
+from lbpod.expiry import Life, life_of
 
 ORGANIZATION: Final = "holdfast:"
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
@@ -96,7 +98,10 @@ def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
                 f"{path} cannot be read: {error.strerror}; run this as who may read it, root say"
             ) from error
         if not there:
-            raise CertsError(f"{path} is not there; make certificates with `holdfast certs DIR`")
+            raise CertsError(
+                f"{path} is not there; make certificates with `holdfast certs DIR` on one machine, and copy "
+                f"{files.ca.name}, {files.certificate.name} and {files.key.name} from there"
+            )
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
@@ -134,6 +139,26 @@ class Credentials:
         self.strangers = 0
         """Callers without a certificate of this cluster, turned away in the handshake."""
         self.client: Final = client_context(files)
+        self._life = _life_in(files)
+        self._reminded_s: float | None = None
+
+    @property
+    def expires_s(self) -> float | None:
+        """When one's own certificate ends, in seconds since 1970; None where its dates cannot be read."""
+        return self._life.until_s if self._life is not None else None
+
+    def reminder(self, now_s: float) -> str:
+        """One sentence where one's own certificate is about to end, or has ended; empty: it is not, or that was said
+        less than a day ago. now_s: since 1970."""
+        if self._life is None or not self._life.ends_soon(now_s):
+            return ""
+        if self._reminded_s is not None and 0 <= now_s - self._reminded_s < CERTIFICATE_WARN_NS * 1e-9:
+            return ""
+        self._reminded_s = now_s
+        return (
+            f"{self._files.certificate} {self._life.said(now_s)}; renew it where it was made (`holdfast certs DIR`), "
+            "and copy it and its key here: they are taken up without a restart"
+        )
 
     def _counted(self) -> type[ssl.SSLObject]:
         """Handshakes that fail never get as far as HTTP, and asyncio tells nobody of them."""
@@ -166,8 +191,16 @@ class Credentials:
                     _load_into(context, frozen)
             except (OSError, ValueError) as error:
                 raise _unusable(self._files, error) from error
+            self._life, self._reminded_s = _life_in(frozen), None
         self._stamps = stamps
         return True
+
+
+def _life_in(files: TlsFiles) -> Life | None:
+    try:
+        return life_of(files.certificate.read_bytes())
+    except OSError:  # it was there just now; whoever uses it will say what is wrong
+        return None
 
 
 def _stamps(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:

@@ -53,6 +53,25 @@ def mint(directory: Path, nodes: Sequence[str]) -> list[Path]:
         raise CertsError(f"{error.filename or directory} cannot be written: {error.strerror}") from error
 
 
+def minted_nodes(directory: Path) -> list[str]:
+    """Names of the nodes that a certificate of this directory's CA is in it for, whether it is still valid or not."""
+    names = []
+    try:
+        ca = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
+        paths = sorted(directory.glob("*.crt"))
+    except (OSError, ValueError):  # `mint` says what is wrong with it
+        return []
+    for path in paths:
+        try:
+            certificate = x509.load_pem_x509_certificate(path.read_bytes())
+            certificate.verify_directly_issued_by(ca)
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+            continue
+        if is_node_name(path.stem) and certificate.subject == _subject(path.stem, Role.LB):
+            names.append(path.stem)
+    return names
+
+
 def _mint(directory: Path, nodes: Sequence[str]) -> list[Path]:
     """Raises OSError, too."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ ports, certificates) comes in as ``Parts``; there is no switch for it.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -223,6 +224,8 @@ class Agent:
                 _LOG.info("certificates renewed")
         except CertsError as error:
             _LOG.warning("certificates not renewed", reason=str(error))
+        if sentence := self._parts.credentials.reminder(time.time()):
+            _LOG.warning("certificate", sentence=sentence)
 
     async def _listen(self, runners: list[web.AppRunner], app: web.Application, at: Endpoint, what: str) -> int:
         tls = self._parts.credentials.server if what == "control" else None

@@ -74,6 +74,9 @@ class _AgentCollector(Collector):
         yield GaugeMetricFamily(
             "holdfast_config_problem", "1: something is wrong, /readyz says what.", int(bool(status.problem))
         )
+        if (expires_s := self._view.credentials.expires_s) is not None:
+            text = "When this agent's certificate ends."
+            yield GaugeMetricFamily("holdfast_certificate_expiry_timestamp_seconds", text, expires_s)
         yield GaugeMetricFamily("holdfast_ready", "1: VIP traffic may come.", int(not self._view.why_not_ready()))
         yield from self._attached()
 

@@ -106,14 +106,17 @@ def agent(
 @app.command()
 def certs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; kept secret from others.")],
-    nodes: Annotated[list[str] | None, typer.Argument(metavar="[NODES]...", help="Names of the nodes.")] = None,
+    nodes: Annotated[
+        list[str] | None, typer.Argument(metavar="[NODES]...", help="Names of the nodes; none: those in DIR.")
+    ] = None,
 ) -> None:
-    """Make a cluster CA and certificates for controller, viewer and nodes; renew what is about to expire."""
+    """Make a cluster CA and certificates for controller, viewer and nodes, valid for 730 days, the CA for 3,650. Renew
+    what has less than 60 days left, of the nodes that are named, or of all that are in DIR where none is."""
     from lbpod.certs import CertsError
-    from lbpod.minting import mint
+    from lbpod.minting import mint, minted_nodes
 
     try:
-        written = mint(folder, nodes or [])
+        written = mint(folder, nodes or minted_nodes(folder))
     except CertsError as error:
         fail(str(error), BAD_INPUT)
     for path in written:

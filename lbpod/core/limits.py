@@ -575,6 +575,15 @@ CERTIFICATE_DAYS: Final = 730
 CERTIFICATE_RENEW_DAYS: Final = 60
 """A certificate with less than this left is made anew when `holdfast certs` runs again."""
 
+CERTIFICATE_WARN_DAYS: Final = 30
+"""An agent or controller whose own certificate ends within so many days says so, for it should have been renewed."""
+
+CERTIFICATE_WARN_PART: Final = 10
+"""The same where less than this part of its life is left, for certificates that live for days only."""
+
+CERTIFICATE_WARN_NS: Final = 86_400_000_000_000
+"""It says so this often."""
+
 CLOCK_SKEW_DAYS: Final = 1
 """A new certificate is valid from this long ago, for machines whose clocks are behind."""
 
@@ -620,7 +629,7 @@ def check() -> None:
     assert LOST_NS < AGENT_GRACE_NS, "the Planner has noticed by then"
     assert LEASE_RENEW_NS + API_TIMEOUT_NS < LEASE_HOLD_NS, "one call may fail"
     assert STATUS_GATHER_NS < API_RETRY_NS <= API_TIMEOUT_NS
-    assert CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
+    assert CERTIFICATE_WARN_DAYS < CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS
     assert CONFIG_REPLACED_QUIET_NS < CONFIG_QUIET_NS, "a file that was replaced is whole more often than not"
     assert LOOK_AFTER_NS < ISSUED_TOLD_NS < ISSUED_LOOK_NS < CA_SPREAD_NS
     assert 2 * BEAT_NS + TICK_NS <= BEAT_DOWN_NS < 1_000_000_000, (

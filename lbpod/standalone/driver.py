@@ -105,8 +105,11 @@ class Controller:
                 task.cancel()
 
     async def _look_after(self) -> None:
-        """Certificates that were replaced on disk are used from now on."""
+        """Certificates that were replaced on disk are used from now on; one that is about to end is named."""
         while True:
+            self.metrics.certificate(self._credentials.expires_s)
+            if sentence := self._credentials.reminder(time.time()):
+                _LOG.warning("certificate", sentence=sentence)
             await asyncio.sleep(LOOK_AFTER_NS / _SECOND_NS)
             try:
                 if self._credentials.renew():

@@ -24,10 +24,19 @@ class FileMetrics(Metrics):
         self._config_error = Gauge(
             "holdfast_config_error", "1: the configuration file is not used, /readyz says why", registry=self.registry
         )
+        self._expiry = Gauge(
+            "holdfast_certificate_expiry_timestamp_seconds",
+            "When the controller's certificate ends",
+            registry=self.registry,
+        )
 
     def config(self, error: str) -> None:
         """The file was read."""
         self._config_error.set(1 if error else 0)
+
+    def certificate(self, expires_s: float | None) -> None:
+        """The certificate was read. None: its dates could not be."""
+        self._expiry.set(float("nan") if expires_s is None else expires_s)
 
 
 class Outlook(Protocol):

@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 import yaml
 from aiohttp.test_utils import TestServer
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from lbpod.agent.agent import Agent
+from lbpod.agent.metrics import Metrics
 from lbpod.agent.settings import Endpoint
-from lbpod.core.limits import MEMBER_NONE
+from lbpod.core.limits import CERTIFICATE_DAYS, MEMBER_NONE
 from lbpod.core.messages import LbStatus, Phase
 from lbpod.core.model import parse_address
 from lbpod.datapath.memory import MemoryDatapath
@@ -428,6 +430,37 @@ def test_an_edit_is_noticed_where_the_kernel_has_no_watches_left(folder: Path) -
         finally:
             patience.cancel()
             process.terminate()
+
+
+async def test_a_certificate_that_has_ended_is_said_in_logs_and_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an agent and of the controller, from the first moment: nobody speaks with them any more, and they can tell."""
+    mint(tmp_path / "tls", NAMES[1:])
+    with monkeypatch.context() as brief:
+        brief.setattr("lbpod.minting.CERTIFICATE_DAYS", 0)
+        for kind in ("crt", "key"):
+            (tmp_path / "tls" / f"controller.{kind}").unlink()
+        mint(tmp_path / "tls", NAMES[:1])
+    site = Site(tmp_path)
+    with capture_logs() as logs:
+        async with site.agent("n1") as agent, site.agent("n2") as other:
+            site.write([1])
+            async with site.controller() as controller:
+
+                def named() -> set[str]:
+                    lines = [line["sentence"] for line in logs if line["event"] == "certificate"]
+                    return {Path(line.split()[0]).name for line in lines if " ended on " in line}
+
+                await until(lambda: {"n1.crt", "controller.crt"} <= named(), "both to be named")
+                assert {"n1.crt", "controller.crt"} == named()
+                seen = [Metrics(one.view).render().decode() for one in (agent, other)]
+                seen.append(generate_latest(controller.metrics.registry).decode())
+    ends = []
+    for text in seen:
+        (line,) = [line for line in text.splitlines() if line.startswith("holdfast_certificate_expiry_timestamp_")]
+        ends.append(float(line.split()[1]) - time.time())
+    assert [0, CERTIFICATE_DAYS, 0] == [round(left_s / 86_400) for left_s in ends]
 
 
 async def test_a_certificate_that_is_renewed_on_disk_is_taken_up_while_the_controller_runs(

@@ -2,9 +2,13 @@
 
 import ssl
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from lbpod.certs import (
     Caller,
@@ -19,7 +23,9 @@ from lbpod.certs import (
     server_name,
 )
 from lbpod.core.errors import RemoteError
-from lbpod.minting import mint
+from lbpod.core.limits import CA_DAYS, CERTIFICATE_DAYS, CERTIFICATE_RENEW_DAYS, CERTIFICATE_WARN_DAYS
+from lbpod.expiry import Life, life_of
+from lbpod.minting import mint, minted_nodes
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +172,7 @@ def test_a_certificate_that_cannot_answer_calls_proves_no_lb(tmp_path: Path, min
 
 
 def test_a_missing_file_is_named(tmp_path: Path, minted: Path) -> None:
-    with pytest.raises(CertsError, match=r"n9\.crt is not there"):
+    with pytest.raises(CertsError, match=r"n9\.crt is not there; .* copy ca\.crt, n9\.crt and n9\.key from there"):
         server_context(files_in(minted, "n9"))
     (tmp_path / "ca.crt").write_text("nonsense")
     files = files_in(tmp_path, "n1")
@@ -240,3 +246,77 @@ def test_a_ca_that_is_added_is_trusted(tmp_path: Path) -> None:
         (folder / "ca.crt").write_bytes(both)
         assert credentials.renew()
     shake(one.client, stranger.server, server_name("n2"))
+
+
+DAY_S = 86_400
+
+
+def holdfast_certs(*argv: str) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "lbpod.cli", "certs", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_without_names_the_nodes_are_those_whose_certificates_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mint(tmp_path, ["n1", "n2"])
+    for kind in ("crt", "key"):
+        (tmp_path / f"n1.{kind}").unlink()
+        (tmp_path / f"copy.{kind}").write_bytes((tmp_path / f"n2.{kind}").read_bytes())
+    with monkeypatch.context() as brief:
+        brief.setattr("lbpod.minting.CERTIFICATE_DAYS", 0)
+        mint(tmp_path, ["n1"])
+    (tmp_path / "nonsense.crt").write_bytes(b"nonsense")
+    assert ["n1", "n2"] == minted_nodes(tmp_path)
+    assert [] == minted_nodes(tmp_path / "none")
+    assert f"{tmp_path}/n1.key\n{tmp_path}/n1.crt\n" == holdfast_certs(str(tmp_path)), "that one had ended"
+    assert f"everything in {tmp_path} is still good\n" == holdfast_certs(str(tmp_path))
+
+
+def test_the_help_says_how_long_certificates_live() -> None:
+    said = " ".join(holdfast_certs("--help").split())
+    assert f"valid for {CERTIFICATE_DAYS} days, the CA for {CA_DAYS:,}" in said
+    assert f"less than {CERTIFICATE_RENEW_DAYS} days left" in said
+
+
+def test_the_dates_of_a_certificate_are_read_as_the_library_reads_them(minted: Path) -> None:
+    for name in ("ca", "controller", "n1"):
+        data = (minted / f"{name}.crt").read_bytes()
+        certificate = x509.load_pem_x509_certificate(data)
+        since, until = (
+            certificate.not_valid_before_utc.timestamp(),
+            certificate.not_valid_after_utc.timestamp(),
+        )
+        assert Life(since, until) == life_of(data) == life_of(b"a comment\n" + data + b"and another " + data)
+    good = (minted / "n1.crt").read_bytes()
+    whole = ssl.PEM_cert_to_DER_cert(good.decode())
+    for length in range(len(whole)):
+        life_of(ssl.DER_cert_to_PEM_cert(whole[:length]).encode())
+    for bad in (b"", b"nonsense", good[:200], good.replace(b"MII", b"AAA", 1)):
+        assert None is life_of(bad)
+
+
+def test_a_certificate_that_is_about_to_end_is_named_once_a_day(tmp_path: Path) -> None:
+    mint(tmp_path, ["n1"])
+    credentials = Credentials(files_in(tmp_path, "n1"))
+    end_s = credentials.expires_s
+    assert end_s is not None
+    assert CERTIFICATE_DAYS == round((end_s - time.time()) / DAY_S)
+    assert "" == credentials.reminder(end_s - CERTIFICATE_WARN_DAYS * DAY_S - 1)
+    said = credentials.reminder(end_s - 20 * DAY_S)
+    assert "n1.crt ends on " in said
+    assert ", in 20 days; renew it where it was made" in said
+    assert "" == credentials.reminder(end_s - 20 * DAY_S + 3_600)
+    assert ", in 19 days;" in credentials.reminder(end_s - 19 * DAY_S)
+    assert "n1.crt ended on " in credentials.reminder(end_s + 1)
+    renewed(tmp_path, "n1")
+    assert credentials.renew()
+    assert "n1.crt ended on " in credentials.reminder(end_s + DAY_S), "the new one has ended by then, too: said at once"
+    assert "" == credentials.reminder(time.time())
+
+
+def test_a_certificate_that_lives_for_days_only_is_not_always_about_to_end() -> None:
+    life = Life(0, 10 * DAY_S)
+    assert not life.ends_soon(8.9 * DAY_S)
+    assert life.ends_soon(9.1 * DAY_S)
