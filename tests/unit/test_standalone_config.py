@@ -1,5 +1,7 @@
 """The controller's file: what it means, and for each mistake the one sentence with file, line and field."""
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,18 @@ def test_the_example_is_good(capsys: pytest.CaptureFixture[str]) -> None:
     web = next(vip for vip in world.vips if vip.name == "shop/web/http")
     assert [BackendState.READY, BackendState.READY, BackendState.DRAINING] == [one.state for one in web.backends]
     assert [1, 2, 1] == [one.weight for one in web.backends]
+
+
+def test_the_walk_in_the_docs_has_a_good_file_and_shell_that_is_shell(tmp_path: Path) -> None:
+    text = (ROOT / "docs/standalone.md").read_text()
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (config,) = [block for kind, block in blocks if kind == "yaml"]
+    (tmp_path / "holdfast.yaml").write_text(config)
+    world, settings = load(tmp_path / "holdfast.yaml")
+    assert ["lb-1", "lb-2", "web-1", "web-2"] == [node.name for node in world.nodes]
+    assert Path("/var/lib/holdfast/controller.state") == settings.state
+    scripts = [block for kind, block in blocks if kind == "sh"]
+    assert [] == [one for one in scripts if subprocess.run(["sh", "-n", "-c", one], check=False, timeout=10).returncode]
 
 
 def test_virtual_services_may_stand_in_a_list_or_in_documents() -> None:
