@@ -20,10 +20,11 @@ may come twice and in any order. It is sent while it is read, a slice at a time:
 that are lost named by the controller: everybody must agree about who is first. HANDED says: all that I had to send in
 this round has arrived.
 
-**Bounds.** HANDOVER_RECORDS_MAX records a page, HANDOVER_PAGES_MAX pages on their way to one receiver, and no more is
-listed where as many wait to be sent. A page that fails is sent again with the next tick or answer, for as long as the
-round lasts: a receiver that never answers is the controller's to give up. (An embryonic record that is not listed yet
-may be evicted meanwhile, as anywhere.)
+**Bounds.** HANDOVER_RECORDS_MAX records a page, HANDOVER_VIPS_MAX steady VIPs (with 400 in one the receiver took longer
+over it than the sender waits: it came again and again, and nobody ever joined), HANDOVER_PAGES_MAX pages on their way
+to one receiver, and no more is listed where as many wait to be sent. A page that fails is sent again with the next tick
+or answer, for as long as the round lasts: a receiver that never answers is the controller's to give up. (An embryonic
+record that is not listed yet may be evicted meanwhile, as anywhere.)
 
 **A receiver without room** says how many it took. What found none is kept among the embryonic records, where it may be
 evicted, and is counted: waiting would not help, since nothing is forgotten meanwhile.
@@ -40,7 +41,14 @@ from lbpod.core import change, forget, owed, settle
 from lbpod.core.flows import flows_from, slots_bytes, slots_from
 from lbpod.core.keeper_state import Answer, Effects, Handover, Question, State
 from lbpod.core.layout import RECORD
-from lbpod.core.limits import HANDOVER_HOLD_NS, HANDOVER_PAGES_MAX, HANDOVER_RECORDS_MAX, MEMBER_NONE, SLOT_COUNT
+from lbpod.core.limits import (
+    HANDOVER_HOLD_NS,
+    HANDOVER_PAGES_MAX,
+    HANDOVER_RECORDS_MAX,
+    HANDOVER_VIPS_MAX,
+    MEMBER_NONE,
+    SLOT_COUNT,
+)
 from lbpod.core.listing import Listing
 from lbpod.core.messages import (
     Ask,
@@ -161,7 +169,8 @@ def _words(state: State, share: _Share) -> Iterator[StateCall]:
             continue
         words = vs.slots.at(tracking).astype("<u8").tobytes()
         yield page(vip=vip_id, tracking=slots_bytes(tracking), words=words)
-    yield page(steady_vips=np.array(steady, dtype="<u4").tobytes())
+    for first in range(0, max(len(steady), 1), HANDOVER_VIPS_MAX):
+        yield page(steady_vips=np.array(steady[first : first + HANDOVER_VIPS_MAX], dtype="<u4").tobytes())
 
 
 def _records(state: State, share: _Share, listed: RecordsDumped, slots: U32) -> Iterator[StateCall]:

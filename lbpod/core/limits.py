@@ -264,6 +264,10 @@ HANDOVER_RECORDS_MAX: Final = 16_384
 HANDOVER_PAGES_MAX: Final = 4
 """Pages that one LB has under way to one other."""
 
+HANDOVER_VIPS_MAX: Final = 16
+"""Steady VIPs that one page of a handover tells of: its receiver walks over the slots of each, some milliseconds, and
+has to have answered within PEER_TIMEOUT_NS, other pages that wait there included."""
+
 HANDOVER_HOLD_NS: Final = 2_000_000_000
 """A call to hand over is answered when it is done, or after so long with how far it has got."""
 

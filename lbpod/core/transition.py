@@ -347,7 +347,9 @@ class Slots:
         Whose flows there may be besides base's is not handed over: any backend's.
         """
         before = self.words.copy()
-        self.finish(np.setdiff1d(covered, tracking).astype(np.uint32))
+        is_steady = np.ones(SLOT_COUNT, dtype=np.bool_)
+        is_steady[tracking] = False
+        self.finish(covered[is_steady[covered]])
         mine = is_tracking(self.words[tracking]) & (current_of(self.words[tracking]) == current_of(words))
         slots, words = tracking[mine], words[mine]
         if len(slots):

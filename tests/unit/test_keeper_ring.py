@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from lbpod.core.layout import FLOW, RECORD, RECORD_MISSING
-from lbpod.core.limits import BEAT_DOWN_NS, HANDOVER_HOLD_NS, HANDOVER_RECORDS_MAX, MARGIN_NS, SLOT_COUNT
+from lbpod.core.limits import (
+    BEAT_DOWN_NS,
+    HANDOVER_HOLD_NS,
+    HANDOVER_RECORDS_MAX,
+    HANDOVER_VIPS_MAX,
+    MARGIN_NS,
+    SLOT_COUNT,
+)
 from lbpod.core.messages import (
     CommitCall,
     HandoverCall,
@@ -499,6 +506,27 @@ def test_a_page_may_come_twice_and_late() -> None:
     assert (words == cluster["lb3"].words()).all()
     assert records == len(records_of(cluster, "lb3"))
     assert [] == broken(cluster, pods, cluster.lbs)
+
+
+def test_a_page_tells_of_few_steady_vips() -> None:
+    """A receiver that walks over the slots of 400 VIPs for one page answers when its sender has given up waiting, gets
+    the page again, and never joins."""
+    cluster = RingCluster(3, first=2)
+    cluster.change(*(vip((1, 2), port=port) for port in range(80, 80 + HANDOVER_VIPS_MAX + 2)))
+    told: list[bytes] = []
+
+    def listen(sender: str, receiver: str, body: PeerCall) -> bool:
+        told.extend([body.steady_vips] if isinstance(body, StateCall) and body.steady_vips else [])
+        return False
+
+    cluster.blocked = listen
+    cluster.change_ring("lb1", "lb2", "lb3")
+    assert cluster["lb3"].status.serving
+    vips = [np.frombuffer(one, "<u4").tolist() for one in told]
+    assert [2, 2, HANDOVER_VIPS_MAX, HANDOVER_VIPS_MAX] == sorted(map(len, vips)), "two senders, in two pages each"
+    ours = cluster["lb3"].owned() | cluster["lb3"].backed()
+    for one in (1, HANDOVER_VIPS_MAX + 2):
+        assert not cluster["lb3"].tracking(one)[ours].any(), "what is steady there is steady"
 
 
 def test_what_a_chain_has_recorded_meanwhile_stays() -> None:
