@@ -13,9 +13,13 @@ nothing is asked anew before the answer has come: slots that are flagged take no
 has changed. The owner lifts the flag then, and puts it back when the backup speaks again: it may have agreed.
 
 **One that was cut off and is back** is asked before it serves, and is sent what it has missed after that only
-(``missed``). In between the owner, which does not use it yet, begins flows alone, at its own base; and what those were
-begun at before the answer is in the list, after it they begin where the backup looks. The base that the owner makes its
-own says nothing about flows that it has begun at the former one: they may have any backend (``doubt``).
+(``missed``). In between the owner, which does not use it yet, begins flows alone, at its own base: what begins before
+the answer is in the list, and what begins after it goes where the backup looks. The base that the owner makes its own
+says nothing about the former ones; but the backup, once it has the list, does not stand by its word (``disagree``),
+and is asked to settle nothing before.
+
+Tried and dropped: taking any backend for possible in what was taken over. The slot tracks for longer, and in a world of
+wrong beliefs and lost answers twice as many runs broke.
 
 Tried and dropped: flagged slots that are asked about again like any other, until the backup agrees. While hosts saw
 live flows that took as long as they lived, and a backup that died meanwhile took their packets with it for OWED_NS.
@@ -31,7 +35,7 @@ from lbpod.core.flows import groups, ids_from, slots_bytes, slots_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State, VipState
 from lbpod.core.limits import MARGIN_NS, MEMBER_NONE, RETRY_NS
 from lbpod.core.messages import Ask, SettleAnswer, SettleCall, SettleKind, SettleStep
-from lbpod.core.transition import base_of, is_settling
+from lbpod.core.transition import base_of, current_of, is_settling
 
 U32 = npt.NDArray[np.uint32]
 
@@ -89,7 +93,7 @@ class _OwedAsked(Question):
             vs.slots.rebase(slots[moved], bases[moved], state.alive, now_ns)
         else:
             vs.slots.take_over(slots[moved], bases[moved], state.alive)
-        vs.slots.doubt(slots[moved])
+        vs.slots.doubt(slots[moved & (bases != current_of(before))])  # a change has overtaken what was agreed
         vs.slots.unflag(slots)
         return state.write(vs, slots[before != vs.slots.at(slots)])
 
