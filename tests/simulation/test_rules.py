@@ -47,7 +47,7 @@ NEEDED = {
     "own-look": (1, UNSURE),
     "backup-steady-first": (2, MOVES),
     "open-settle": (25, MOVES),
-    "trusted-settle": (1, UNSURE),
+    "trusted-settle": (2, UNSURE),
     "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),
     "unrecorded-base": (1, MOVES),
