@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,5 +163,6 @@ def test_the_exit_status_says_whose_fault_it_was(
 
     monkeypatch.setattr("lbpod.agent.run.run_agent", run_agent)
     monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(sys, "argv", ["lbpod.agent"])
     assert status == command.main()
     assert f"holdfast agent: {error}\n" == capsys.readouterr().err
