@@ -54,8 +54,9 @@ def ask(state: State, vs: VipState, now_ns: int) -> Effects:
     owed = is_settling(vs.slots.words) & (state.owner == state.member)
     alone = np.flatnonzero(owed & (state.backup == MEMBER_NONE)).astype(np.uint32)
     effects = state.write(vs, vs.slots.unflag(alone))
-    here = state.is_up(state.backup) | np.isin(state.backup, sorted(state.watch.returning))
-    slots = np.flatnonzero(owed & (state.backup != MEMBER_NONE) & here).astype(np.uint32)
+    slots = np.flatnonzero(owed & (state.backup != MEMBER_NONE)).astype(np.uint32)
+    backups = state.backup[slots]
+    slots = slots[state.is_up(backups) | np.isin(backups, sorted(state.watch.returning))]
     vs.owed_at_ns = now_ns + (RETRY_NS if state.watch.returning else MARGIN_NS)
     for backup, places in groups(state.backup[slots]):
         node = state.node_of_member.get(backup, 0)

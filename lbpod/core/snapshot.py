@@ -451,14 +451,18 @@ def _check_backends(vip: Vip, nodes: set[int]) -> None:
         raise SnapshotError(f"{what} runs on node {one.node}, which is not in the snapshot")
 
 
+def index_entries(vips: Iterable[Vip | WorldVip]) -> set[tuple[bytes, int, int]]:
+    """What the index has to hold for these VIPs: address, port and protocol of each, and each address once for ICMP."""
+    entries = {(vip.address, vip.port, int(vip.protocol)) for vip in vips if len(vip.address) == 16}
+    return entries | {(address, 0, PROTOCOL_ICMP) for address, _, _ in entries}
+
+
 def check_index(vips: Iterable[Vip | WorldVip]) -> None:
     """Raise SnapshotError where the index has no place for these VIPs at one time.
 
-    The fast path walks VIP_CHAIN_MAX entries at most; each VIP address has an entry of its own for ICMP.
+    The fast path walks VIP_CHAIN_MAX entries at most.
     """
-    entries = {(vip.address, vip.port, int(vip.protocol)) for vip in vips if len(vip.address) == 16}
-    entries |= {(address, 0, PROTOCOL_ICMP) for address, _, _ in entries}
-    for index, count in Counter(vip_index(*entry) for entry in sorted(entries)).items():
+    for index, count in Counter(vip_index(*entry) for entry in sorted(index_entries(vips))).items():
         if count > VIP_CHAIN_MAX:
             raise SnapshotError(
                 f"{count} VIPs fall on place {index} of the VIP index, which holds {VIP_CHAIN_MAX}; change one's port"

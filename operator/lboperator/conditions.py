@@ -107,18 +107,16 @@ def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status
 def events_of(before: Status, after: Status) -> list[Event]:
     """What has happened between the two: one event for each condition that has turned bad, or good again."""
     found = []
-    for kind in ("Accepted", "ResolvedRefs", "Degraded", "Programmed", "Ready"):  # Converged goes with every change
-        old, new = _condition(before, kind), _condition(after, kind)
+    for kind in ("Accepted", "ResolvedRefs", "Degraded", "Ready"):  # the others come and go with every change
+        old, new = condition_of(before, kind), condition_of(after, kind)
         assert new is not None, "a status that was made here has all conditions"
-        if kind == "Programmed":
-            is_lost = new["reason"] == UNREACHABLE and old is not None and old["status"] == "True"
-            found.extend([Event(True, new["reason"], new["message"])] if is_lost else [])
-            continue
         was_bad, is_bad = old is not None and _is_bad(kind, old), _is_bad(kind, new)
         if kind == "Ready":
-            # What makes it not ready has been said by another condition.
+            # What makes it not ready has been said by another condition, but that nobody is there to serve it.
             if not is_bad and (old is None or was_bad):
                 found.append(Event(False, new["reason"], new["message"]))
+            elif is_bad and old is not None and not was_bad and new["reason"] == UNREACHABLE:
+                found.append(Event(True, new["reason"], new["message"]))
         elif is_bad and (old is None or not was_bad or old["reason"] != new["reason"]):
             found.append(Event(True, new["reason"], new["message"]))
         elif was_bad and not is_bad and new["status"] != "Unknown" and new["reason"] != "LastGoodState":
@@ -216,19 +214,20 @@ def _word(holds: bool) -> str:
     return "True" if holds else "False"
 
 
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """One condition of a status, whoever has written that; None where it has no such condition."""
     found = status.get("conditions")
     return next((one for one in found if one.get("type") == kind), None) if isinstance(found, list) else None
 
 
 def _is_true(status: Mapping[str, Any], kind: str) -> bool:
-    found = _condition(status, kind)
+    found = condition_of(status, kind)
     return found is not None and found.get("status") == "True"
 
 
 def _stamped(said: _Said, before: Status, generation: int, now: str) -> dict[str, Any]:
     kind, status, reason, message = said
-    old = _condition(before, kind)
+    old = condition_of(before, kind)
     since = old.get("lastTransitionTime") if old is not None and old.get("status") == status else None
     return {
         "type": kind,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from lboperator.api import Json
+from lboperator.nouns import OPERATOR
 
 _MESSAGE_MAX: Final = 1_024
 """Characters that the API takes."""
@@ -28,7 +29,7 @@ def event(about: Json, reason: str, message: str, *, is_warning: bool) -> tuple[
         "reason": reason,
         "message": message[:_MESSAGE_MAX],
         "type": "Warning" if is_warning else "Normal",
-        "source": {"component": "holdfast-operator"},
+        "source": {"component": OPERATOR},
         "reportingComponent": "holdfast.dev/operator",
         "firstTimestamp": now,
         "lastTimestamp": now,

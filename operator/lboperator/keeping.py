@@ -5,7 +5,6 @@ and kubelet has nothing to bring where nothing is new. Names that no certificate
 """
 
 import base64
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -13,13 +12,12 @@ from typing import Final
 import structlog
 
 from lboperator.api import Api, Json
-from lbpod.certs import CertsError
+from lboperator.nouns import MANAGED_BY, OPERATOR
+from lbpod.certs import CertsError, is_node_name
 from lbpod.core.limits import MINTED_NODES_MAX
 
-LABELS: Final = {"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/managed-by": "holdfast-operator"}
+LABELS: Final = {"app.kubernetes.io/name": "holdfast", MANAGED_BY: OPERATOR}
 _LOG: Final = structlog.get_logger()
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
-_RESERVED: Final = frozenset({"ca", "controller", "viewer"})
 
 
 class Secrets:
@@ -87,7 +85,7 @@ def lay_out(folder: Path, wanted: Mapping[str, bytes]) -> None:
 def certifiable(nodes: Iterable[str]) -> list[str]:
     """Names that a certificate can have; of the others it is said that they cannot."""
     names = sorted(set(nodes))
-    good = [name for name in names if _NAME.fullmatch(name) and name not in _RESERVED]
+    good = [name for name in names if is_node_name(name)]
     if len(good) < len(names) or len(good) > MINTED_NODES_MAX:
         left = sorted(set(names) - set(good)) + good[MINTED_NODES_MAX:]
         _LOG.warning("nodes without certificates", nodes=left[:10], count=len(left), most=MINTED_NODES_MAX)

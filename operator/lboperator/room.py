@@ -8,19 +8,17 @@ out, too: one VirtualService with nine ports on one place of the index took all 
 from collections import Counter
 from collections.abc import Sequence
 
-from lbpod.core.layout import PROTOCOL_ICMP, vip_index
+from lbpod.core.layout import vip_index
 from lbpod.core.limits import BACKENDS_MAX, VIP_CHAIN_MAX, VIPS_MAX
 from lbpod.core.model import WorldVip
-from lbpod.core.snapshot import endpoint
-
-_Entry = tuple[bytes, int, int]
+from lbpod.core.snapshot import endpoint, index_entries
 
 
 class Room:
     """What is left. Invariant: all that was taken fits together."""
 
     def __init__(self) -> None:
-        self._entries: set[_Entry] = set()
+        self._entries: set[tuple[bytes, int, int]] = set()
         self._places: Counter[int] = Counter()
         self._vips = self._backends = 0
 
@@ -32,12 +30,9 @@ class Room:
         if self._backends + backends > BACKENDS_MAX:
             sentence = f"all VirtualServices together may have {BACKENDS_MAX} endpoints, once for each port"
             return f"{sentence}, and those before it have {self._backends}"
-        entries: set[_Entry] = set()
-        for vip in vips:
-            entry = (vip.address, vip.port, int(vip.protocol))
-            if entry in entries or entry in self._entries:
-                return f"{endpoint(vip)} is there twice"
-            entries |= {entry, (vip.address, 0, PROTOCOL_ICMP)}
+        entries = index_entries(vips)
+        if sum(port > 0 for _, port, _ in entries) < len(vips):
+            return "one of its ports is there twice"
         fresh = Counter(vip_index(*entry) for entry in entries - self._entries)
         for vip in vips:
             place = vip_index(vip.address, vip.port, int(vip.protocol))

@@ -11,7 +11,7 @@ import structlog
 
 from lboperator.api import Api, ApiError, Json
 from lboperator.cache import Cache
-from lboperator.conditions import UNREACHABLE
+from lboperator.conditions import UNREACHABLE, condition_of
 from lboperator.events import event, reference
 from lboperator.interop import Action, Change, Create, Delete, Problem, Tell, Why, WhyNot, plan
 from lboperator.nouns import Key
@@ -59,19 +59,20 @@ class Services:
         """An operator that reaches no load balancer says nothing about what clients reach."""
 
         def is_programmed(status: Json) -> bool:
-            accepted, programmed = _condition(status, "Accepted"), _condition(status, "Programmed")
-            is_there = programmed.get("status") == "True" or programmed.get("reason") == UNREACHABLE
-            return accepted.get("status") == "True" and is_there
+            accepted, programmed = condition_of(status, "Accepted"), condition_of(status, "Programmed")
+            if accepted is None or programmed is None or accepted.get("status") != "True":
+                return False
+            return programmed.get("status") == "True" or programmed.get("reason") == UNREACHABLE
 
         return frozenset(key for key, status in self._cache.statuses.items() if is_programmed(status))
 
     def _refused(self) -> dict[Key, Why]:
         """Whoever made a Service looks at that, and not at what we have made of it."""
-        conditions = {key: _condition(status, "Accepted") for key, status in self._cache.statuses.items()}
+        conditions = {key: condition_of(status, "Accepted") for key, status in self._cache.statuses.items()}
         return {
             key: (str(one.get("reason")), str(one.get("message")))
             for key, one in conditions.items()
-            if one.get("status") == "False"
+            if one is not None and one.get("status") == "False"
         }
 
     async def _try(self, action: Action) -> bool:
@@ -116,10 +117,6 @@ class Services:
         about = reference("v1", "Service", namespace, name, problem.uid)
         path, body = event(about, problem.reason, problem.sentence, is_warning=True)
         await self._api.call("POST", path, body)
-
-
-def _condition(status: Json, kind: str) -> Json:
-    return next((one for one in status.get("conditions") or () if one.get("type") == kind), {})
 
 
 def _key(action: Action) -> Key:

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from lboperator.api import Api, ApiError, Json
+from lboperator.keeping import LABELS
 from lbpod.core.limits import API_RETRY_NS, GENERATION_MAX, PERSIST_TRIES_MAX, VNI_MAX
 from lbpod.core.messages import NO_IDS, Persist, Persisted, PersistFailed
 from lbpod.core.model import Cluster, NextIds
@@ -117,7 +118,7 @@ class State:
         metadata = {
             "name": self._name,
             "namespace": self._namespace,
-            "labels": {"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/managed-by": "holdfast-operator"},
+            "labels": LABELS,
         }
         if written.version:
             metadata["resourceVersion"] = written.version

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -379,33 +379,32 @@ def test_what_the_controller_needs_is_said_at_the_start(
     assert wanted in ran.stderr
 
 
-def test_sigterm_ends_the_controller_in_order(folder: Path) -> None:
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[int, Iterator[str]]]:
+    """The command, once it has started: its pid, and the events of its log from then on. It has to end well."""
     site = Site(folder)
     site.write([1])
     argv = command("controller", "--config", str(site.config), "--listen", "127.0.0.1:0")
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        line = json.loads(process.stderr.readline())
-        assert "started" == line["event"]
-        os.kill(process.pid, signal.SIGTERM)
-        rest = process.stderr.read()
-        assert 0 == process.wait(20), rest
-    assert '"event": "stopped"' in rest
+        events = (str(json.loads(line)["event"]) for line in process.stderr)
+        assert "started" == next(events)
+        yield process.pid, events
+        assert 0 == process.wait(20)
+
+
+def test_sigterm_ends_the_controller_in_order(folder: Path) -> None:
+    with started(folder) as (pid, events):
+        os.kill(pid, signal.SIGTERM)
+        assert "stopped" in events
 
 
 def test_sighup_does_not_end_the_controller(folder: Path) -> None:
-    site = Site(folder)
-    site.write([1])
-    argv = command("controller", "--config", str(site.config), "--listen", "127.0.0.1:0")
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "started" == json.loads(process.stderr.readline())["event"]
-        os.kill(process.pid, signal.SIGHUP)
-        lines = (json.loads(line)["event"] for line in process.stderr)
-        assert "SIGHUP: the configuration is watched; nothing to do" in lines
-        os.kill(process.pid, signal.SIGTERM)
-        assert "stopped" in lines
-        assert 0 == process.wait(20)
+    with started(folder) as (pid, events):
+        os.kill(pid, signal.SIGHUP)
+        assert "SIGHUP: the configuration is watched; nothing to do" in events
+        os.kill(pid, signal.SIGTERM)
+        assert "stopped" in events
 
 
 def test_an_edit_is_noticed_where_the_kernel_has_no_watches_left(folder: Path) -> None:
