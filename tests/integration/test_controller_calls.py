@@ -20,7 +20,7 @@ from lbpod.certs import client_context, files_in
 from lbpod.controller.driver import Driver
 from lbpod.controller.metrics import Metrics
 from lbpod.controller.push import PushClient
-from lbpod.core.limits import CALL_PLACE_NS, CALLS_MAX, DARK_CALLS_MAX, PEER_TIMEOUT_NS
+from lbpod.core.limits import CALLS_MAX, DARK_CALLS_MAX, PEER_TIMEOUT_NS
 from lbpod.core.messages import AskStatus, LbAnswered, LbFailed, Persist, Persisted, Phase, PrepareCall, Push
 from lbpod.core.model import World, WorldNode, parse_address
 from lbpod.datapath.memory import MemoryDatapath
@@ -31,6 +31,9 @@ LBS = ("n1", "n2")
 HOST = "n3"
 DARK_COUNT = 300
 SECOND_NS = 1_000_000_000
+ALL_DARK_S = DARK_COUNT / CALLS_MAX * PEER_TIMEOUT_NS / SECOND_NS
+"""By then all that are away have timed out, so many at a time. Whoever waits for them waits for longer."""
+Call = asyncio.Task[LbAnswered | LbFailed | None]
 
 
 @pytest.fixture(scope="module")
@@ -83,29 +86,33 @@ def dark(number: int, port: int) -> AskStatus:
     return AskStatus(f"dark{number}", f"127.9.{number >> 8}.{number & 255}:{port}", with_snapshot=False)
 
 
-async def seconds_until_answered(client: PushClient, agents: dict[str, Agent], node: str) -> float:
-    began = time.monotonic()
+def begin_dark(client: PushClient, port: int) -> list[Call]:
+    """Calls to all that are away, side by side."""
+    return [asyncio.create_task(client.call(dark(number, port))) for number in range(DARK_COUNT)]
+
+
+async def ended_before(client: PushClient, agents: dict[str, Agent], node: str, calls: list[Call]) -> int:
+    """How many of the calls had ended when this node answered."""
     control = f"127.0.0.1:{agents[node].control_port}"
     assert isinstance(await client.call(AskStatus(node, control, False, lb=node in LBS)), LbAnswered)
-    return time.monotonic() - began
+    return sum(call.done() for call in calls)
 
 
 async def test_nobody_that_lives_waits_for_those_that_do_not(
     agents: dict[str, Agent], client: PushClient, dark_port: int
 ) -> None:
-    calls = [asyncio.create_task(client.call(dark(number, dark_port))) for number in range(DARK_COUNT)]
+    calls = begin_dark(client, dark_port)
     await asyncio.sleep(0)
-    living = await asyncio.gather(*(seconds_until_answered(client, agents, node) for node in ("n1", HOST)))
+    ended = await asyncio.gather(*(ended_before(client, agents, node, calls) for node in ("n1", HOST)))
+    assert ended[0] < DARK_COUNT / 2, "an LB has a place of its own"
     # Which of the nodes without an LB have died is not known yet.
-    patience_ns = DARK_COUNT * CALL_PLACE_NS // CALLS_MAX
-    assert living[0] < 1, "an LB has a place of its own"
-    assert living[1] < patience_ns / SECOND_NS + 1, "they have given up their places before their time was over"
+    assert ended[1] < DARK_COUNT / 2, "they have given up their places before their time was over"
     assert {LbFailed} == {type(event) for event in await asyncio.gather(*calls)}
 
-    calls = [asyncio.create_task(client.call(dark(number, dark_port))) for number in range(DARK_COUNT)]
+    calls = begin_dark(client, dark_port)
     await asyncio.sleep(0)
     try:
-        assert 1 > await seconds_until_answered(client, agents, HOST), "they are known now"
+        assert await ended_before(client, agents, HOST, calls) < DARK_COUNT / 2, "they are known now"
     finally:
         for call in calls:
             call.cancel()
@@ -118,16 +125,14 @@ async def test_of_the_calls_to_a_node_that_waits_in_line_the_newest_is_made_at_t
     """The Planner has given up the older one meanwhile: calls that nobody waits for do not pile up."""
     asked = [dark(number, dark_port) for number in range(DARK_CALLS_MAX + 2)]
     await asyncio.gather(*map(client.call, asked))
-    began = time.monotonic()
     calls = [asyncio.create_task(client.call(one)) for one in asked]
     await asyncio.sleep(0)
     last = asked[-1]
     newer = Push(last.node, last.control, 7, PrepareCall(7, bytes(16)))
     assert await client.call(newer) is None
-    assert time.monotonic() - began < 1, "it has not waited"
+    assert not any(call.done() for call in calls), "it has not waited"
     events = await asyncio.gather(*calls)
     assert [0] * (len(asked) - 1) + [7] == [event.generation for event in events if isinstance(event, LbFailed)]
-    assert time.monotonic() - began < 3 * PEER_TIMEOUT_NS / SECOND_NS, "in its turn, and once"
 
 
 class Written:
@@ -170,7 +175,7 @@ async def test_a_change_is_in_force_at_once_while_hundreds_of_nodes_are_away(
         assert DARK_COUNT == len(driver.status.lagging)
         for backends in (3, 4):
             seconds = await until_in_force(driver, driver.see(world_with_dark(agents, backends, dark_port)))
-            assert seconds < 2, "neither the LBs nor the host have waited for anybody"
+            assert seconds < ALL_DARK_S, "neither the LBs nor the host have waited for anybody"
             assert (Phase.IDLE, 2) == (driver.status.phase, driver.status.lbs_at_generation)
     finally:
         running_driver.cancel()
