@@ -15,7 +15,7 @@ from lbpod.core.packets import Forward
 from lbpod.lab import Capture, Pod
 from lbpod.lab.checksums import ipv4_faults
 from tests.integration.traffic import SEED, TCP, UDP, VIP, VNI, Fabric, VipEntry, address, slot_word
-from tests.integration.traffic_frames import ip_of, is_tunnel, opened, raw, sent
+from tests.integration.traffic_frames import FIN, ip_of, is_ip, is_tunnel, opened, raw, sent
 from tests.integration.traffic_hosts import TcpFlow, TcpServer, UdpServer, ask, udp_socket
 
 pytestmark = [
@@ -61,7 +61,7 @@ def seen(request: pytest.FixtureRequest, fabric: Fabric) -> Seen:
         if protocol == TCP:
             with TcpFlow(lab.client, VIP, 80, source_port=CLIENT_PORT) as flow:
                 assert b"1" * 100_001 == flow.echo(b"1" * 100_001)
-            captures["client"].wait_for(lambda frame: is_fin(frame), count=2)
+            captures["client"].wait_for(is_fin, count=2)
         else:
             with udp_socket(lab.client, port=CLIENT_PORT) as client:
                 for size in (0, 1, 2, 700, 1465):
@@ -70,8 +70,15 @@ def seen(request: pytest.FixtureRequest, fabric: Fabric) -> Seen:
 
 
 def is_fin(frame: bytes) -> bool:
+    """TCP with FIN; an ARP question has the sender's address where the protocol would be, and that may hold a 6."""
     packet = ip_of(frame)
-    return packet[9:10] == bytes([TCP]) and bool(packet[33] & 1)
+    return is_ip(frame) and packet[9:10] == bytes([TCP]) and bool(packet[33] & FIN)
+
+
+def test_an_arp_question_of_an_unlucky_address_is_no_fin() -> None:
+    asker, target = bytes.fromhex("0206aa00bb01"), "10.76.1.1"
+    question = bytes.fromhex("0001080006040001") + asker + raw("10.76.1.2") + bytes(6) + raw(target)
+    assert not is_fin(b"\xff" * 6 + asker + b"\x08\x06" + question)
 
 
 def test_every_frame_that_anybody_sent_has_right_checksums(seen: Seen) -> None:

@@ -7,7 +7,8 @@ import pytest
 from lbpod.core.verdicts import Verdict
 from lbpod.lab import Capture
 from lbpod.lab.checksums import frame_faults, frame_payload
-from tests.integration.traffic import ICMP, UDP, VIP, Fabric, slot_word
+from tests.integration.traffic import UDP, VIP, Fabric, slot_word
+from tests.integration.traffic_frames import is_icmp
 from tests.integration.traffic_hosts import UdpServer, ask, udp_socket
 
 pytestmark = [
@@ -98,10 +99,7 @@ def test_later_fragments_are_dropped_and_counted(fabric: Fabric) -> None:
 
 def test_the_vip_answers_echo(fabric: Fabric) -> None:
     fabric.add_vip(59, UDP)
-    with (
-        Capture(fabric.lab.client, keep=lambda frame: frame_payload(frame)[1][9:10] == bytes([ICMP])) as capture,
-        fabric.counting() as counted,
-    ):
+    with Capture(fabric.lab.client, keep=is_icmp) as capture, fabric.counting() as counted:
         for size in ("0", "56", "1472"):
             fabric.lab.client.run(["ping", "-c", "3", "-i", "0.01", "-W", "2", "-s", size, "-M", "do", VIP])
     assert {"node1": {Verdict.ICMP_ECHO: 9}} == counted
