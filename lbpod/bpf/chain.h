@@ -184,6 +184,14 @@ HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chai
 	       known->seen_ns + HF_REUSE_NS < now;
 }
 
+/* Two replicas have recorded a flow that no packet announces, each by the base of its time, for they did not hear of each
+ * other's record. What is not of base was there before base moved, and so it wins wherever the two meet. Asked where the
+ * backends differ. */
+HF_INLINE int hf_is_older(const struct hf_record *known, const struct hf_chain *chain, int unannounced, __u64 word)
+{
+	return unannounced && chain->full && known->backend == hf_base(word);
+}
+
 /* The word whose round a record gets that a chain brings. A sender that tracks a slot that is steady here has prepared a
  * change that this LB has not: it belongs to the round that begins with that. (A flow of UDP is recorded at its beginning, and
  * where base moves later it must be known to every replica.) */
@@ -196,13 +204,13 @@ HF_INLINE __u64 hf_chain_word(const struct hf_chain *chain, __u64 word)
 
 /* Records what the chain says, or finds that a full record knows better. The verdict of a packet that is passed on. */
 HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, int syn,
-					  __u64 word, __u64 now)
+					  int unannounced, __u64 word, __u64 now)
 {
 	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	enum hf_verdict verdict = HF_CHAIN_RECORDED;
 
 	if (known && known->backend != chain->backend) {
-		if (!hf_begins_anew(known, chain, syn, word, now)) {
+		if (!hf_begins_anew(known, chain, syn, word, now) && !hf_is_older(known, chain, unannounced, word)) {
 			chain->backend = known->backend;
 			known->seen_ns = now;
 			return HF_CHAIN_CONFLICT;
@@ -232,7 +240,8 @@ HF_COLD __u32 hf_chain_link(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 
 	if (!config || hf_packet_again(ctx, origin, &packet) || hf_chain_read(ctx, config->self, &chain))
 		return HF_DROP(HF_DROP_GENEVE_INNER);
 	hf_flow_key(&flow, &packet, vip_id, origin);
-	verdict = hf_chain_record(&flow, &chain, vip_id, hf_is_syn(packet.tcp_flags), word, now);
+	verdict = hf_chain_record(&flow, &chain, vip_id, hf_is_syn(packet.tcp_flags),
+				  hf_is_unannounced(&packet, origin), word, now);
 	if (verdict == HF_DROP_NO_BACKEND)
 		return HF_DROP(HF_DROP_NO_BACKEND);
 	if (chain.backend != (word & HF_SLOT_CURRENT_MASK))

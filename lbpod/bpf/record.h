@@ -6,6 +6,12 @@
 #include "flow.h"
 #include "send.h"
 
+/* Backend of a tracking slot's unrecorded flows; 0: none. */
+HF_INLINE __u32 hf_base(__u64 word)
+{
+	return word >> HF_SLOT_BASE_SHIFT & HF_SLOT_CURRENT_MASK;
+}
+
 /* A record whose backend is dead is as no record; so is one of before the slot was last steady: its flow is over, or
  * belongs to what is base now; and one of another backend than the one that this LB, as backup, has agreed all live flows
  * to belong to. word: the slot's. */

@@ -19,12 +19,6 @@ struct hf_choice {
 /* The same in one word, or an exit (backend 0). */
 #define HF_CHOICE(CHOICE) ((__u64)((CHOICE).backend | (CHOICE).full) << 32 | (CHOICE).alone << 8 | (CHOICE).verdict)
 
-/* Backend of a tracking slot's unrecorded flows; 0: none. */
-HF_INLINE __u32 hf_base(__u64 word)
-{
-	return word >> HF_SLOT_BASE_SHIFT & HF_SLOT_CURRENT_MASK;
-}
-
 HF_INLINE __u32 hf_base_or_current(__u64 word)
 {
 	__u32 base = hf_base(word);

@@ -402,7 +402,7 @@ class _Passage:
         if self.subject.icmp:
             raise _End(Verdict.DROP_GENEVE_INNER)
         known = self._live(self.maps.records.get(self.key))
-        if known is not None and self._begins_anew(known, chain):
+        if known is not None and (self._begins_anew(known, chain) or self._is_older(known, chain)):
             known = None
         conflict = known is not None and known.backend != chain.backend
         chain = replace(chain, epoch=self.config.epoch, backend=chain.backend if known is None else known.backend)
@@ -429,6 +429,11 @@ class _Passage:
         """The five-tuple of the flow that is recorded here is used again, and the sender has dropped its record."""
         old = known.seen_ns + limits.REUSE_NS < self.now_ns
         return self.syn and not chain.full and known.backend != chain.backend == self.current and old
+
+    def _is_older(self, known: Record, chain: Chain) -> bool:
+        """Two replicas have recorded a flow that no packet announces, each by the base of its time. What is not of base
+        was there before base moved, and so it wins wherever the two meet."""
+        return self.unannounced and chain.full and known.backend == self.base != chain.backend
 
     def _extend(self, chain: Chain) -> Chain:
         """Move self to visited, and add the replicas that the sender did not know."""

@@ -562,6 +562,35 @@ def test_a_record_wins_over_a_chain(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
+    ("recorded", "brought", "full", "sticky", "wins"),
+    [
+        (BASE, CURRENT, True, False, CURRENT),
+        (CURRENT, BASE, True, False, CURRENT),
+        (BASE, CURRENT, True, True, CURRENT),
+        (BASE, DEAD, True, False, None),
+        (BASE, CURRENT, False, False, BASE),
+        (LOCAL, CURRENT, True, False, LOCAL),
+    ],
+)
+def test_of_two_records_of_a_flow_without_a_first_packet_the_one_that_is_not_of_base_is_older(
+    node: Node, recorded: int, brought: int, full: bool, sticky: bool, wins: int | None
+) -> None:
+    node.own(PEER, SELF)
+    flow = Flow(FLOW.client, 0, STICKY_VIP) if sticky else UDP_FLOW
+    packet = frames.tcp_to(Flow(FLOW.client, 7, STICKY_VIP), ACK) if sticky else frames.udp_to(UDP_FLOW, b"x")
+    node.maps.records.put(flow.key, Record(recorded, 0, 1))
+    outcome = node.from_peer(Chain(brought, 9, full, (PEER,), (SELF, THIRD)), packet)
+    if wins is None:
+        assert Verdict.DROP_NO_BACKEND == outcome.verdict
+        return
+    assert (Verdict.CHAIN_RECORDED if wins == brought else Verdict.CHAIN_CONFLICT) == outcome.verdict
+    assert Chain(wins, 17, full, (PEER, SELF), (THIRD,)).pack() == option_of(outcome)
+    found = node.maps.records.get(flow.key)
+    assert found is not None
+    assert (wins, NOW_NS) == (found.backend, found.seen_ns)
+
+
+@pytest.mark.parametrize(
     ("flags", "backend", "seen_ns", "wins"),
     [
         (SYN, CURRENT, 1, "chain"),
