@@ -5,8 +5,8 @@
  * Checksums are left to the kernel's helpers, for a packet from a local stack may carry only half of one
  * (CHECKSUM_PARTIAL) and only they know.
  *
- * TC_ACT_UNSPEC always: the frame may leave as far as we mind, and the next filter of the hook has its say, about our
- * own replies, too. TC_ACT_OK would end the walk, and we are first in it: a neighbour's policy or rate limit behind us
+ * TC_ACT_UNSPEC, but for what would go round in circles: the frame may leave as far as we mind, and the next filter of the
+ * hook has its say, about our own replies, too. TC_ACT_OK would end the walk, and we are first in it: a neighbour's policy or rate limit behind us
  * would see no packet of the node any more.
  */
 #ifndef HF_REPLY_H
@@ -14,6 +14,7 @@
 
 #include <linux/pkt_cls.h>
 #include "nat.h"
+#include "vip.h"
 
 #define HF_TCP_OPTIONS_BYTES_MAX 40
 #define HF_TCP_OPTION_MSS 2
@@ -112,6 +113,18 @@ HF_INLINE void hf_snat(struct __sk_buff *skb, const struct hf_reply *reply, __be
 	bpf_skb_store_bytes(skb, HF_L4_AT, &port, sizeof(port), 0);
 }
 
+/* A packet to a VIP's address that no VIP serves, and that hf_xdp has passed on, leaves the interface that it came in by:
+ * the node forwards it to where the route to the VIP leads, which is the router, and that one sends it to a load balancer
+ * again, until its TTL is used up. What starts on this node or in its pods has come in by no uplink. */
+HF_COLD int hf_goes_round(struct __sk_buff *skb)
+{
+	__be32 addr;
+
+	if (skb->protocol != bpf_htons(0x0800) || bpf_skb_load_bytes(skb, HF_ETH_BYTES + 16, &addr, sizeof(addr)))
+		return 0;
+	return hf_vip_addr(addr);
+}
+
 HF_INLINE int hf_reply(struct __sk_buff *skb)
 {
 	const struct hf_config *config = hf_config();
@@ -120,6 +133,10 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 	struct hf_reply reply;
 	struct hf_nat *entry;
 
+	if (unlikely(skb->ingress_ifindex == skb->ifindex) && hf_goes_round(skb)) {
+		hf_count(HF_DROP_UNSERVED, bytes);
+		return TC_ACT_SHOT;
+	}
 	if (!config || hf_reply_parse(skb, &reply))
 		return TC_ACT_UNSPEC;
 	hf_nat_key(&key, reply.daddr, reply.saddr, reply.ports >> 16, reply.ports, reply.protocol);

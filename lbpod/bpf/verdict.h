@@ -41,6 +41,7 @@ enum hf_verdict {
 	HF_DROP_ICMP,		 /* ICMP to a VIP that is neither echo nor a routable error */
 	HF_DROP_NO_HEADROOM,	 /* the driver left no room for the outer header */
 	HF_DROP_NAT_TAKEN,	 /* host agent: another VIP's live flow has the client's port at this pod's port */
+	HF_DROP_UNSERVED,	 /* to a VIP's address and no VIP, and on its way back to the router */
 	HF_VERDICT_COUNT
 };
 

@@ -583,10 +583,15 @@ class _Passage:
 
 
 # --- hf_tc ------------------------------------------------------------------------------------------------------------
-def tc(maps: Maps, frame: bytes, now_ns: int) -> Outcome:
-    """Decide one frame that leaves the node by the uplink: a pod's reply gets its VIP back, anything else passes."""
+def tc(maps: Maps, frame: bytes, now_ns: int, *, goes_back: bool = False) -> Outcome:
+    """Decide one frame that leaves the node by the uplink: a pod's reply gets its VIP back, anything else passes, but
+    for what came in by the uplink (goes_back) and is to a VIP's address: it would go round in circles."""
     untouched = Outcome(Action.PASS, None, frame)
     ip = frame[ETHERNET_BYTES:]
+    is_whole = len(ip) >= IPV4_BYTES and packets.ethertype(frame) == packets.ETHERTYPE_IPV4
+    if goes_back and is_whole and _is_vip_address(maps, packets.destination(ip)):
+        maps.count(Verdict.DROP_UNSERVED, len(frame))
+        return Outcome(Action.DROP, Verdict.DROP_UNSERVED, frame)
     if len(frame) < ETHERNET_BYTES or packets.ethertype(frame) != packets.ETHERTYPE_IPV4 or not packets.is_ipv4(ip):
         return untouched
     protocol = packets.protocol(ip)

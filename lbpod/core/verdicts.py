@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Verdict(IntEnum):
-    """What became of one packet. Exactly one for each packet that a program sees (hf_tc counts only REPLY)."""
+    """What became of one packet. Exactly one for each packet in hf_xdp; hf_tc counts what it changes or drops."""
 
     PASS_OTHER = 0
     """Neither VIP nor ours: into the stack, untouched."""
@@ -80,3 +80,5 @@ class Verdict(IntEnum):
     """The driver left no room for the outer header."""
     DROP_NAT_TAKEN = 34
     """Host agent: another VIP's live flow has the client's port at this pod's port."""
+    DROP_UNSERVED = 35
+    """To a VIP's address and no VIP (another port, another protocol), and on its way back to where it came from."""

@@ -37,6 +37,7 @@ PROGRAM_MAPS_MAX: Final = 64
 _TC_F_REPLACE: Final = 1
 _OUT_SLACK_BYTES: Final = 512
 """Room in the output of a test run for what a program adds in front."""
+_LOOPBACK_IFINDEX: Final = 1
 
 
 class MapType(IntEnum):
@@ -225,6 +226,12 @@ class _TcOpts(c.Structure):
         ("priority", c.c_uint32),
         ("pad", c.c_uint32),
     )
+
+
+class _SkBuff(c.Structure):
+    """The beginning of struct __sk_buff: the context of a test run of a TC program."""
+
+    _fields_ = (("before", c.c_uint32 * 9), ("ingress_ifindex", c.c_uint32), ("ifindex", c.c_uint32))
 
 
 class _XdpMd(c.Structure):
@@ -503,19 +510,26 @@ def program_name(program_id: int) -> str | None:
         os.close(fd)
 
 
-def prog_test_run(fd: int, data: bytes, repeat: int = 1, ifindex: int | None = None) -> TestRun:
+def prog_test_run(
+    fd: int, data: bytes, repeat: int = 1, ifindex: int | None = None, *, goes_back: bool = False
+) -> TestRun:
     """Runs an XDP or TC program on a frame, `repeat` times in a row on the same packet.
 
     data: an Ethernet frame (14 bytes at least). ifindex: the interface that it came in by (XDP only); it must exist in
-    this network namespace. The packet is not restored between rounds (DESIGN, section 6).
+    this network namespace. goes_back (TC only): it came in by the interface that it leaves by, which is the loopback.
+    The packet is not restored between rounds (DESIGN, section 6).
     """
     buffer = np.frombuffer(data, np.uint8)
     out = np.zeros(len(data) + _OUT_SLACK_BYTES, np.uint8)
     opts = _TestRunOpts(sz=c.sizeof(_TestRunOpts), repeat=repeat)
     opts.data_in, opts.data_size_in = _address(buffer), len(data)
     opts.data_out, opts.data_size_out = _address(out), len(out)
+    context: _XdpMd | _SkBuff | None = None
     if ifindex is not None:
         context = _XdpMd(data_end=len(data), ingress_ifindex=ifindex)
+    elif goes_back:
+        context = _SkBuff(ingress_ifindex=_LOOPBACK_IFINDEX)
+    if context is not None:
         opts.ctx_in, opts.ctx_size_in = c.addressof(context), c.sizeof(context)
     _checked(_call("bpf_prog_test_run_opts", fd, c.byref(opts)), "a test run")
     return TestRun(opts.retval, out[: opts.data_size_out].tobytes(), opts.duration)

@@ -28,6 +28,7 @@ from tests.bpf.world import HERE_IFINDEX, Flow, World, draw_world
 FRAMES_PER_WORLD_COUNT: Final = 400
 STAMP_SLACK_NS: Final = 10_000_000_000
 """Two stamps of one frame lie closer together than this on the busiest machine; old ones lie at the clock's zero."""
+TC_ACT_SHOT: Final = 2
 TC_ACT_UNSPEC: Final = 0xFFFF_FFFF
 """Lets the frame leave, and the filters behind ours look at it."""
 OURS: Final = frozenset(
@@ -97,9 +98,10 @@ def _run(kernel: Kernel, seed: int, program: str, seen: Seen, look_always: bool)
             outcome = oracle.xdp(world.maps, frame, HERE_IFINDEX, now_ns())
             differs = _xdp_differs(outcome, kernel.xdp(frame, world.maps.headroom_bytes))
         else:
-            frame = draw.outgoing()
-            outcome = oracle.tc(world.maps, frame, now_ns())
-            differs = _tc_differs(outcome, kernel.tc(frame))
+            goes_back = draw.chance(0.1)
+            frame = draw.forwarded() if goes_back else draw.outgoing()
+            outcome = oracle.tc(world.maps, frame, now_ns(), goes_back=goes_back)
+            differs = _tc_differs(outcome, kernel.tc(frame, goes_back))
         seen.frames += 1
         seen.verdicts[outcome.verdict] += 1
         if outcome.verdict in _DECIDED:
@@ -157,7 +159,7 @@ def _xdp_differs(outcome: Outcome, ran: Ran) -> str | None:
 
 
 def _tc_differs(outcome: Outcome, ran: Ran) -> str | None:
-    if ran.action != TC_ACT_UNSPEC:
+    if ran.action != (TC_ACT_SHOT if outcome.action is oracle.Action.DROP else TC_ACT_UNSPEC):
         return f"program returned {ran.action:#x}"
     if outcome.frame != ran.frame:
         return f"another frame leaves\noracle:  {_hex(outcome.frame)}\nprogram: {_hex(ran.frame)}"

@@ -130,12 +130,22 @@ class Draw:
         return self._spoil(drawn) if self.chance(0.12) else drawn
 
     def outgoing(self) -> bytes:
-        """A frame for hf_tc: mostly what a pod answers. BPF_PROG_TEST_RUN wants whole IP headers, and gets them."""
+        """A frame for hf_tc: mostly what a pod answers."""
         drawn = frame(self._reply())
         if self.chance(0.02):
             drawn = drawn[:12] + struct.pack("!H", self.dice.choice([0x0806, 0x86DD, 0x8100])) + drawn[14:]
         if self.chance(0.05):
             drawn += self.dice.randbytes(self.dice.randrange(1, 24))
+        return self._spoilt_somewhat(drawn)
+
+    def forwarded(self) -> bytes:
+        """A frame for hf_tc that the node forwards: to a VIP's address, mostly to another port, or to anybody."""
+        flow, protocol = self._flow(), self.dice.choice([TCP, UDP, 132])
+        target = flow.vip.address[12:] if self.chance(0.7) else self.dice.randbytes(4)
+        return self._spoilt_somewhat(frame(ipv4(flow.client, target, protocol, self.dice.randbytes(24))))
+
+    def _spoilt_somewhat(self, drawn: bytes) -> bytes:
+        """Now and then. BPF_PROG_TEST_RUN wants whole IP headers, and gets them."""
         drawn = self._spoil(drawn) if self.chance(0.15) else drawn
         shortest = 54 if drawn[12:14] == b"\x86\xdd" else 34
         return drawn + bytes(max(shortest - len(drawn), 0))

@@ -123,8 +123,9 @@ class Kernel:
         """Through hf_xdp, as if it came in by the loopback device, with so much room in front of it."""
         return Ran(*trial.run_xdp(self._xdp, frame, room_bytes))
 
-    def tc(self, frame: bytes) -> Ran:
-        ran = libbpf.prog_test_run(self._tc, frame)
+    def tc(self, frame: bytes, goes_back: bool) -> Ran:
+        """Through hf_tc; goes_back: it has come in by the interface that it leaves by."""
+        ran = libbpf.prog_test_run(self._tc, frame, goes_back=goes_back)
         return Ran(ran.retval, ran.data)
 
     # --- Out ---

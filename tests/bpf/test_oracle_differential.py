@@ -23,6 +23,7 @@ TC_TESTS = 1 * SOAK_FACTOR
 assert XDP_TESTS * WORLDS_PER_TEST * FRAMES_PER_WORLD_COUNT >= 100_000 * SOAK_FACTOR, "as many as the README promises"
 
 OUT_OF_REACH = {
+    Verdict.DROP_UNSERVED: "hf_tc's",
     Verdict.REPLY: "hf_tc's",
 }
 
@@ -77,3 +78,4 @@ def test_tc(kernel: Kernel, part: int) -> None:
         run_world(kernel, seed, "tc", seen)
     if SEED_ENV not in os.environ:
         assert 0.4 < seen.verdicts[Verdict.REPLY] / seen.frames < 0.9, "many replies, and other things"
+        assert seen.verdicts[Verdict.DROP_UNSERVED] > 100, "what would go round"

@@ -1,6 +1,6 @@
-"""What a node shares, by example: Geneve's port with other overlays, and a pod's port between VIPs.
+"""What a node shares, by example: Geneve's port with other overlays, a pod's port between VIPs, its uplink with others.
 
-Of the steps of ``lbpod/bpf/README.md`` this is the eighth; what else there is to it is in ``test_oracle.py``.
+Of the steps of ``lbpod/bpf/README.md`` these are the eighth and the last; more of them is in ``test_oracle.py``.
 """
 
 import pytest
@@ -134,3 +134,13 @@ def test_a_flow_to_another_pod_is_in_nobodys_way(host: Node) -> None:
     assert Verdict.DELIVERED == host.from_peer(elsewhere, frames.tcp_to(OTHERS, SYN)).verdict
     host.maps.slots[OTHER.id][:] = world.slot_word(CURRENT)
     assert Verdict.STEADY == host.run(frames.tcp_to(OTHERS, SYN)).verdict
+
+
+@pytest.mark.parametrize("protocol", [frames.TCP, 132])
+@pytest.mark.parametrize(("to_vip", "goes_back"), [(True, True), (True, False), (False, True)])
+def test_what_nobody_serves_goes_round_in_no_circle(node: Node, protocol: int, to_vip: bool, goes_back: bool) -> None:
+    target = FLOW.vip.address[12:] if to_vip else v4("198.51.100.1")
+    packet = frames.frame(frames.ipv4(FLOW.client, target, protocol, bytes(20)))
+    outcome = oracle.tc(node.maps, packet, NOW_NS, goes_back=goes_back)
+    assert (Verdict.DROP_UNSERVED if to_vip and goes_back else None) == outcome.verdict
+    assert (Action.DROP if to_vip and goes_back else Action.PASS, packet) == (outcome.action, outcome.frame)
