@@ -44,6 +44,10 @@ class Line(Protocol):
     """An open flow to the target."""
 
     local_port: int
+    asked_ns: int
+    """When it was asked last; 0: never."""
+    failed_ns: int
+    """When the other side ended it or sent what is wrong; 0: it has not."""
 
     def retransmit_evenly(self) -> None:
         """From now on wait for each retransmission as long as for the first, instead of twice as long every time."""
@@ -112,9 +116,21 @@ class World:
         return backend
 
     def failed(self, error: FlowError, opened_ns: int, backend: str | None, line: Line | None, answers: int) -> None:
-        port = line.local_port if line is not None else 0
         now_ns = time.monotonic_ns()
-        self.judge.failed(Failure(now_ns, opened_ns, error.reason, backend, port, answers, error.detail))
+        self.judge.failed(
+            Failure(
+                at_ns=now_ns,
+                opened_ns=opened_ns,
+                asked_ns=(line.asked_ns if line is not None else 0) or opened_ns,
+                failed_ns=(line.failed_ns if line is not None else 0) or now_ns,
+                connected=line is not None,
+                reason=error.reason,
+                backend=backend,
+                local_port=line.local_port if line is not None else 0,
+                answers=answers,
+                detail=error.detail,
+            )
+        )
 
 
 def _reason(error: BaseException | None) -> Reason:
@@ -139,6 +155,8 @@ class HttpLine(asyncio.Protocol):
 
     def __init__(self, host: str, give_back: Callable[[], None]) -> None:
         self.local_port = 0
+        self.asked_ns = 0
+        self.failed_ns = 0
         self._host = host
         self._give_back = give_back
         self._transport: asyncio.Transport | None = None
@@ -177,7 +195,8 @@ class HttpLine(asyncio.Protocol):
         self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1)
 
     def _fail(self, error: FlowError) -> None:
-        self._failure = self._failure or error
+        if self._failure is None:
+            self._failure, self.failed_ns = error, time.monotonic_ns()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(self._failure)
         self._answer = None
@@ -188,6 +207,7 @@ class HttpLine(asyncio.Protocol):
         assert self._transport is not None
         assert self._answer is None, "one request at a time"
         self._token = token
+        self.asked_ns = time.monotonic_ns()
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._transport.write(f"GET /echo?t={token} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
@@ -241,6 +261,8 @@ class UdpLine(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.local_port = 0
+        self.asked_ns = 0
+        self.failed_ns = 0
         self._transport: asyncio.DatagramTransport | None = None
         self._sent = b""
         self._given_up: deque[bytes] = deque(maxlen=CHECK_UDP_GIVEN_UP_MAX)
@@ -260,7 +282,7 @@ class UdpLine(asyncio.DatagramProtocol):
             self._answer.set_exception(error)
 
     def error_received(self, exc: Exception) -> None:
-        self._failure = FlowError(_reason(exc), str(exc))
+        self._failure, self.failed_ns = FlowError(_reason(exc), str(exc)), time.monotonic_ns()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(self._failure)
 
@@ -272,6 +294,7 @@ class UdpLine(asyncio.DatagramProtocol):
             raise self._failure
         assert self._transport is not None
         self._sent = token.encode()
+        self.asked_ns = time.monotonic_ns()
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.sendto(self._sent)
         try:
@@ -321,6 +344,7 @@ async def _one_life(world: World, group: Group, number: int, name: str) -> int:
     opened_ns = time.monotonic_ns()
     try:
         line = await world.open()
+        tally.long_open += 1
         if group.evenly:
             line.retransmit_evenly()
         due_ns = time.monotonic_ns()
@@ -351,6 +375,7 @@ async def _one_life(world: World, group: Group, number: int, name: str) -> int:
     finally:
         group.holdups.over(number)
         if line is not None:
+            tally.long_open -= 1
             line.close()
         if backend is not None:
             tally.long_lived -= 1
@@ -363,6 +388,7 @@ async def short_flow(world: World, number: int) -> None:
     opened_ns = time.monotonic_ns()
     try:
         line = await world.open()
+        world.tally.short_open += 1
         for attempt in range(world.losses_max):
             try:
                 await world.ask(line, f"{world.nonce}-s{number}-{attempt}")
@@ -377,6 +403,7 @@ async def short_flow(world: World, number: int) -> None:
     finally:
         world.tally.short_in_flight -= 1
         if line is not None:
+            world.tally.short_open -= 1
             line.close()
 
 

@@ -63,10 +63,14 @@ class Holdups:
         """The flow has ended."""
         self._under_way.pop(flow, None)
 
+    def unanswered(self, before_ns: int) -> int:
+        """Flows with a request under way that was sent at this time or earlier."""
+        return sum(0 < sent_ns <= before_ns for sent_ns in self._under_way.values())
+
     def settled(self, mark: Mark, now_ns: int) -> bool:
         """True once no request that belongs to the mark is without an answer."""
         end_ns = mark.at_ns + MARK_WINDOW_NS
-        return now_ns >= end_ns + HELD_NS and not self._waiting(end_ns)
+        return now_ns >= end_ns + HELD_NS and not self.unanswered(end_ns)
 
     def figures(self, mark: Mark) -> MarkFigures:
         """What is known of the mark now."""
@@ -75,10 +79,7 @@ class Holdups:
         for sent_ns, answered_ns, flow in self._held:
             if sent_ns <= end_ns and answered_ns >= mark.at_ns:
                 last[flow] = answered_ns - mark.at_ns
-        return MarkFigures(len(self._under_way), tuple(sorted(last.values())), self._waiting(end_ns))
-
-    def _waiting(self, end_ns: int) -> int:
-        return sum(0 < sent_ns <= end_ns for sent_ns in self._under_way.values())
+        return MarkFigures(len(self._under_way), tuple(sorted(last.values())), self.unanswered(end_ns))
 
 
 class Marks:

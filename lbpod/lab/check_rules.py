@@ -4,23 +4,38 @@ Three verdicts, because two would hide something:
 
 - ``BROKEN``: the flow failed although the backend that served it was alive (or nobody went away at all). This is the
   number the project promises to keep at 0.
-- ``BACKEND_GONE``: the backend that served it had been removed; nothing could have saved the flow.
-- ``UNATTRIBUTED``: it failed before any backend had named itself, *and* some backend had just been removed: nobody can
-  tell. Counted apart instead of being excused or blamed.
+- ``BACKEND_GONE``: the backend that served it had been removed *when it failed*; nothing could have saved the flow.
+- ``UNATTRIBUTED``: it failed before any backend had named itself, *and* it may have been sent to one that had just been
+  removed: nobody can tell. Counted apart instead of being excused or blamed.
 
-A failure is judged a little after it happened (``CHECK_GRACE_NS``), for the parent's word "NAME is gone" and the RST of
-its last packet may overtake each other.
+What counts is when a flow failed, not when the client noticed: a reset is stamped as it arrives, which may be a whole
+interval before the next request meets it, and a question without an answer by when it was asked. So what broke first
+and lost its backend afterwards is broken.
+
+A flow without a backend can be the doing of one that went without a word only if it was begun before that one was
+forgotten. If it was begun after that one had gone, it can only have waited in vain for its connection: who is not there
+completes no handshake and resets nothing. Dropped: whatever failed within two time-outs of a removal. With a crash a
+minute that was a third of the time, and took any reason.
+
+A failure is judged a little after it was noticed (``CHECK_GRACE_NS``), for the parent's word "NAME is gone" and the RST
+of its last packet may overtake each other.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import Final
 
-from lbpod.lab.limits import CHECK_ANSWER_BYTES_MAX, CHECK_BACKEND_NAME_MAX, CHECK_GRACE_NS
+from lbpod.lab.limits import (
+    CHECK_ANSWER_BYTES_MAX,
+    CHECK_BACKEND_NAME_MAX,
+    CHECK_GRACE_NS,
+    CHECK_LOST_WITH_NS,
+    SECOND_NS,
+)
 
 _END_OF_HEADERS: Final = b"\r\n\r\n"
 _STATUS: Final = b"HTTP/1.1 200 OK\r\n"
@@ -61,9 +76,15 @@ class FlowError(Exception):
 @dataclass(frozen=True)
 class Failure:
     at_ns: int
-    """Monotonic."""
+    """When the client noticed. Monotonic, as all of these: opened_ns <= asked_ns <= at_ns, failed_ns <= at_ns."""
     opened_ns: int
     """When the flow was begun."""
+    asked_ns: int
+    """When its last question was asked; opened_ns: it never asked."""
+    failed_ns: int
+    """When the reset, the close or the wrong answer arrived; of a time-out: at_ns."""
+    connected: bool
+    """It had been opened, and is counted as a connection."""
     reason: Reason
     backend: str | None
     """Who had served the flow; ``None``: it never got an answer."""
@@ -71,6 +92,14 @@ class Failure:
     answers: int
     """Answers the flow had got before."""
     detail: str
+    gone_ns: int | None = None
+    """When its backend went, as far as the judge has been told."""
+
+    def may_be_due_to(self, gone_ns: int) -> bool:
+        """True unless it happened before something that went at this time can have had to do with it."""
+        if self.reason in (Reason.TIMEOUT, Reason.CONNECT_TIMEOUT):
+            return self.asked_ns >= gone_ns - CHECK_LOST_WITH_NS
+        return self.failed_ns >= gone_ns - CHECK_GRACE_NS
 
 
 class Incomplete(Enum):
@@ -110,22 +139,42 @@ def read_echo(answer: bytes, sent: bytes) -> str:
     return name.decode()
 
 
+@dataclass
+class Departure:
+    """A backend that went without a word. Invariant: gone_ns <= went_ns, and forgotten_ns is None or >= gone_ns."""
+
+    gone_ns: int
+    """From here on it may be gone."""
+    went_ns: int
+    """From here on it is: the parent says ``haunts`` once it has removed it."""
+    forgotten_ns: int | None
+    """From here on no new flow is sent to it; ``None``: flows still are."""
+
+    def may_have_lost(self, failure: Failure, unheard: Reason) -> bool:
+        """failure: of a flow that nobody has answered."""
+        if not failure.may_be_due_to(self.gone_ns):
+            return False
+        if self.forgotten_ns is not None and failure.opened_ns > self.forgotten_ns + CHECK_GRACE_NS:
+            return False
+        return failure.reason is unheard or failure.opened_ns <= self.went_ns + CHECK_GRACE_NS
+
+
 class Judge:
     """Knows which backends are gone, and gives each failure its verdict once it is old enough."""
 
-    def __init__(self, blame_window_ns: int) -> None:
-        self._blame_window_ns = blame_window_ns
-        """How long after a removal a failure without a backend may be due to it."""
+    def __init__(self, unheard: Reason = Reason.CONNECT_TIMEOUT) -> None:
+        self._unheard = unheard
+        """How a flow fails that is begun with a backend that is not there. (UDP has no handshake: TIMEOUT.)"""
         self._gone: dict[str, int] = {}  # name -> when we were told
-        self._last_gone_ns: int | None = None
-        self._haunting: set[str] = set()  # gone, and new flows may still be sent there
+        self._departed: dict[str, Departure] = {}  # by name; its keys are in _gone
         self._leaving: set[str] = set()
         self._last_left_ns: int | None = None
         self._waiting: deque[Failure] = deque()  # in order of at_ns
 
     def gone(self, name: str, now_ns: int) -> None:
+        """It is removed at this moment, and no new flow is sent to it, unless ``haunts`` is said."""
         self._gone[name] = now_ns
-        self._last_gone_ns = now_ns
+        self._departed[name] = Departure(now_ns, now_ns, now_ns)
 
     def leaves(self, name: str, now_ns: int) -> None:
         """It has drained, the config is written without it, and it serves until ``left``. Whoever it serves loses it.
@@ -139,37 +188,49 @@ class Judge:
         self._leaving.discard(name)
         self._last_left_ns = now_ns
 
-    def haunts(self, name: str) -> None:
-        """It is gone, and new flows are sent to it until ``forgotten``: nobody has told all load balancers."""
-        self._haunting.add(name)
+    def haunts(self, name: str, now_ns: int) -> None:
+        """It has been removed by now, and new flows are sent to it until ``forgotten``: nobody has told all load
+        balancers."""
+        gone_ns = self._gone.setdefault(name, now_ns)
+        self._departed[name] = Departure(gone_ns, now_ns, None)
 
     def forgotten(self, name: str, now_ns: int) -> None:
         """From now on no new flow is sent to it."""
-        self._haunting.discard(name)
-        self._last_gone_ns = now_ns
+        departure = self._departed.get(name)
+        if departure is not None:
+            departure.forgotten_ns = now_ns
 
     def alive(self, name: str) -> None:
+        """One of this name serves: what an earlier one did or suffered excuses nothing any more."""
         self._gone.pop(name, None)
+        self._departed.pop(name, None)
+        self._leaving.discard(name)
 
     def failed(self, failure: Failure) -> None:
         self._waiting.append(failure)
 
     def verdicts(self, now_ns: int, *, final: bool = False) -> Iterator[tuple[Verdict, Failure]]:
-        """Failures whose time has come (all of them, if ``final``)."""
+        """Failures whose time has come (all of them, if ``final``), with what is known of their backends."""
         while self._waiting and (final or now_ns - self._waiting[0].at_ns >= CHECK_GRACE_NS):
             failure = self._waiting.popleft()
-            yield self._verdict(failure), failure
+            yield self._unanswered(failure) if failure.backend is None else self._answered(failure, failure.backend)
 
-    def _verdict(self, failure: Failure) -> Verdict:
-        if failure.backend is not None:
-            return Verdict.BACKEND_GONE if failure.backend in self._gone else Verdict.BROKEN
-        if self._haunting:
-            return Verdict.UNATTRIBUTED
+    def _answered(self, failure: Failure, backend: str) -> tuple[Verdict, Failure]:
+        gone_ns = self._gone.get(backend)
+        if gone_ns is None:
+            return Verdict.BROKEN, failure
+        if failure.may_be_due_to(gone_ns):
+            return Verdict.BACKEND_GONE, replace(failure, gone_ns=gone_ns)
+        began_ns = failure.asked_ns if failure.reason is Reason.TIMEOUT else failure.failed_ns
+        told = f"{failure.detail}; {backend} went only {(gone_ns - began_ns) / SECOND_NS:.3f} s later"
+        return Verdict.BROKEN, replace(failure, gone_ns=gone_ns, detail=told)
+
+    def _unanswered(self, failure: Failure) -> tuple[Verdict, Failure]:
         if failure.reason in (Reason.RESET, Reason.CLOSED) and self._may_have_left(failure):
-            return Verdict.UNATTRIBUTED
-        if self._last_gone_ns is not None and failure.at_ns - self._last_gone_ns <= self._blame_window_ns:
-            return Verdict.UNATTRIBUTED
-        return Verdict.BROKEN
+            return Verdict.UNATTRIBUTED, failure
+        if any(one.may_have_lost(failure, self._unheard) for one in self._departed.values()):
+            return Verdict.UNATTRIBUTED, failure
+        return Verdict.BROKEN, failure
 
     def _may_have_left(self, failure: Failure) -> bool:
         """Judged by when the flow was begun, for a client that has no time learns of a reset seconds after it came."""
@@ -220,10 +281,17 @@ class Tally:
     """Long-lived flows that are open now and have got an answer."""
     short_done: int = 0
     short_in_flight: int = 0
+    """Started, and neither answered nor failed: some of them have yet to be opened."""
+    short_open: int = 0
+    """Of these, opened."""
+    long_open: int = 0
+    """Long-lived flows that are open now, whether or not they have got an answer."""
     short_skipped: int = 0
     """Not even started, because too many were in flight."""
     lost: int = 0
     """UDP: datagrams without an answer that did not break their flow."""
+    failed_unopened: int = 0
+    """Failures (of any verdict) of flows that could not even be opened, so they are no ``connections``."""
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     reasons: dict[Verdict, Counter[Reason]] = field(default_factory=lambda: {one: Counter() for one in Verdict})
     backends: Counter[str] = field(default_factory=Counter)
@@ -232,6 +300,7 @@ class Tally:
     def judged(self, verdict: Verdict, failure: Failure) -> None:
         self.verdicts[verdict] += 1
         self.reasons[verdict][failure.reason] += 1
+        self.failed_unopened += not failure.connected
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -240,8 +309,11 @@ class Tally:
             "requests": self.requests,
             "short_done": self.short_done,
             "short_in_flight": self.short_in_flight,
+            "short_open": self.short_open,
+            "long_open": self.long_open,
             "short_skipped": self.short_skipped,
             "lost": self.lost,
+            "failed_unopened": self.failed_unopened,
             **{str(one): self.verdicts[one] for one in Verdict},
             "by_reason": {
                 str(one): {str(reason): count for reason, count in sorted(self.reasons[one].items())}

@@ -7,13 +7,14 @@ A program of its own, so that it can run inside the client's namespace and its p
 It writes one JSON line a second (``"kind": "tick"``), one for each of the first failures (``"failure"``), and a last
 one (``"final"``) when it is told to stop: by SIGTERM, SIGINT or the line ``stop`` on its input. Other lines it takes:
 ``gone NAME`` (say it *before* the backend is removed), ``leaves NAME`` and ``left NAME`` (in between, the config is
-without a backend that has drained, and not in force everywhere; its pod goes afterwards), ``haunts NAME`` and
-``forgotten NAME`` (in between, new flows go to a backend that is gone),
+without a backend that has drained, and not in force everywhere; its pod goes afterwards), ``haunts NAME`` (said once
+the backend is removed) and ``forgotten NAME`` (in between, new flows go to a backend that is gone),
 ``alive NAME``, and ``mark NUMBER NS`` (something was lost at this time of the monotonic clock: a line ``"mark"`` says
 later whom it held up for how long, see ``check_holdups``). ``check_rules`` says what counts as broken.
 
 Ticks and the final line carry the counters of ``check_rules.Tally``, ``ports_hurried`` (``check_ports``), ``t_ns``
-(since start), and ``latency_ns`` (percentiles of the last second; in the final line, of the whole run).
+(since start), ``unanswered`` (questions of long-lived flows that have been open for ``CHECK_UNANSWERED_NS``), and
+``latency_ns`` (percentiles of the last second; in the final line, of the whole run).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import IO
 
@@ -46,13 +47,13 @@ from lbpod.lab.check_flows import (
 )
 from lbpod.lab.check_holdups import HELD_NS, Mark, Marks
 from lbpod.lab.check_ports import Ports, local_ports
-from lbpod.lab.check_rules import Histogram, Judge, Verdict
+from lbpod.lab.check_rules import Histogram, Judge, Reason, Verdict
 from lbpod.lab.limits import (
     CHECK_FAILURES_TOLD_MAX,
-    CHECK_GRACE_NS,
     CHECK_LONG_MAX,
     CHECK_SHORT_RATE_MAX,
     CHECK_TIMEOUT_NS,
+    CHECK_UNANSWERED_NS,
     MS_NS,
     SECOND_NS,
 )
@@ -68,7 +69,7 @@ class Stop(Exception):  # noqa: N818 - not an error: the way out of the task gro
 class Reporter:
     """Judges failures and writes lines."""
 
-    def __init__(self, world: World, groups: Sequence[Group], told_max: int, out: IO[str]) -> None:
+    def __init__(self, world: World, groups: Sequence[Group], told_max: Mapping[Verdict, int], out: IO[str]) -> None:
         self._world = world
         self._holdups = {group.name: group.holdups for group in groups}
         self._told_max = told_max
@@ -82,7 +83,7 @@ class Reporter:
         while True:
             due_ns = max(due_ns + SECOND_NS, time.monotonic_ns())
             await asyncio.sleep((due_ns - time.monotonic_ns()) / SECOND_NS)
-            self.report("tick", self._world.latency, self._world.tally.as_dict)
+            self.report("tick", self._world.latency, self.counters)
             self._world.latency.clear()
 
     def report(self, kind: str, latency: Histogram, counters: Callable[[], dict[str, object]]) -> None:
@@ -91,11 +92,17 @@ class Reporter:
         hurried = {"ports_hurried": self._world.ports.hurried_count}
         self._write({"kind": kind, "t_ns": self._age_ns(), **counters(), **hurried, "latency_ns": latency.summary()})
 
+    def counters(self) -> dict[str, object]:
+        """What has been counted, and how many wait in vain, as it seems."""
+        before_ns = time.monotonic_ns() - CHECK_UNANSWERED_NS
+        unanswered = sum(holdups.unanswered(before_ns) for holdups in self._holdups.values())
+        return {**self._world.tally.as_dict(), "unanswered": unanswered}
+
     def judge(self, *, final: bool) -> None:
         tally = self._world.tally
         for verdict, failure in self._world.judge.verdicts(time.monotonic_ns(), final=final):
             tally.judged(verdict, failure)
-            if self._told[verdict] < self._told_max:
+            if self._told[verdict] < self._told_max[verdict]:
                 self._told[verdict] += 1
                 self._write(
                     {
@@ -103,6 +110,9 @@ class Reporter:
                         "at_ns": failure.at_ns,
                         "t_ns": failure.at_ns - self._start_ns,
                         "age_ns": failure.at_ns - failure.opened_ns,
+                        "asked_ns": failure.asked_ns,
+                        "failed_ns": failure.failed_ns,
+                        "gone_ns": failure.gone_ns,
                         "verdict": verdict,
                         "reason": failure.reason,
                         "backend": failure.backend,
@@ -141,7 +151,7 @@ def _listen(world: World, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) 
             case ["left", name]:
                 world.judge.left(name, time.monotonic_ns())
             case ["haunts", name]:
-                world.judge.haunts(name)
+                world.judge.haunts(name, time.monotonic_ns())
             case ["forgotten", name]:
                 world.judge.forgotten(name, time.monotonic_ns())
             case ["alive", name]:
@@ -161,7 +171,9 @@ def _listen(world: World, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) 
     threading.Thread(target=read, name="orders", daemon=True).start()
 
 
-async def check(world: World, groups: Sequence[Group], out: IO[str], *, short_rate: int, told_max: int) -> None:
+async def check(
+    world: World, groups: Sequence[Group], out: IO[str], *, short_rate: int, told_max: Mapping[Verdict, int]
+) -> None:
     """Run until told to stop, then write the last line."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -181,7 +193,7 @@ async def check(world: World, groups: Sequence[Group], out: IO[str], *, short_ra
                 tasks.create_task(short_stream(world, short_rate, tasks))
             await stop.wait()
             reporter.judge(final=True)
-            counters = world.tally.as_dict()  # now: ending the flows takes them out of the gauges
+            counters = reporter.counters()  # now: ending the flows takes them out of the gauges
             raise Stop
     except* Stop:
         pass
@@ -200,6 +212,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--failures-told", type=int, default=CHECK_FAILURES_TOLD_MAX, help="failures of a verdict written one by one"
     )
+    parser.add_argument("--broken-told", type=int, help="of broken ones, if more of them (as --failures-told)")
     parser.add_argument("--timeout-ms", type=int, help="an answer later than this is none (5000; UDP: 1000)")
     parser.add_argument("--stats-file", help="write the lines there instead of to the standard output")
     parser.add_argument("--stats-fd", type=int, help="write the lines to this descriptor")
@@ -239,7 +252,7 @@ def main() -> None:
         nonce=secrets.token_hex(3),
         open_line=open_udp if options.udp else open_http,
         losses_max=losses_max,
-        judge=Judge(blame_window_ns=(losses_max + 1) * timeout_ns + CHECK_GRACE_NS),
+        judge=Judge(unheard=Reason.TIMEOUT if options.udp else Reason.CONNECT_TIMEOUT),
         marks=Marks(wait_ns=timeout_ns + HELD_NS),
         ports=Ports(local_ports(), Random()),
     )
@@ -254,7 +267,10 @@ def main() -> None:
         out = os.fdopen(options.stats_fd, "w", encoding="utf-8")
     else:
         out = sys.stdout
-    asyncio.run(check(world, groups, out, short_rate=options.short_rate, told_max=options.failures_told))
+    told_max = dict.fromkeys(Verdict, options.failures_told)
+    if options.broken_told is not None:
+        told_max[Verdict.BROKEN] = options.broken_told
+    asyncio.run(check(world, groups, out, short_rate=options.short_rate, told_max=told_max))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,15 @@ CHECK_TIMEOUT_NS: Final = 5 * SECOND_NS
 CHECK_GRACE_NS: Final = SECOND_NS // 2
 """A failure is judged so long after it happened: the parent's word that a backend is gone may come a little later."""
 
+CHECK_LOST_WITH_NS: Final = 4 * SECOND_NS
+"""A question asked so long before its backend went may still be lost with it: the outage of a load balancer held it up,
+and the retransmission that would have got through came too late. TCP sends again after 0.2, 0.6, 1.4 and 3 s (a SYN
+after 1 and 3 s), and 3.5 s is the most that a loss has held up a connection with such pauses (docs/chaos.md). What has
+waited for longer than that had broken before, whatever became of its backend."""
+
+CHECK_UNANSWERED_NS: Final = 2 * SECOND_NS
+"""A question open for so long when the checker is stopped is told: it may be one that would never be answered."""
+
 CHECK_LONG_MAX: Final = 20_000
 CHECK_SHORT_RATE_MAX: Final = 5_000
 CHECK_SHORT_IN_FLIGHT_MAX: Final = 2_000
@@ -93,6 +102,7 @@ CHECK_UDP_GIVEN_UP_MAX: Final = 16
 """Requests given up that a UDP flow remembers, so that a late answer is not taken for a wrong one."""
 
 assert XDP_VETH_MTU_MAX >= UNDERLAY_MTU >= CLIENT_MTU + 60, "an encapsulated full-size packet must fit the underlay"
-assert CHECK_GRACE_NS < CHECK_TIMEOUT_NS
+assert CHECK_GRACE_NS < CHECK_LOST_WITH_NS < CHECK_TIMEOUT_NS
+assert CHECK_UNANSWERED_NS < CHECK_TIMEOUT_NS
 assert CHECK_REOPEN_NS <= CHECK_REOPEN_MAX_NS
 assert CHECK_UDP_LOSSES_MAX <= CHECK_UDP_GIVEN_UP_MAX

@@ -122,12 +122,14 @@ class Scene:
         (pod,) = self.cluster.pods(self.cluster.system, **{"app.kubernetes.io/component": "operator"})
         return next(one for one in self.hosts() if one != pod["spec"]["nodeName"])
 
-    def lost(self, node: str) -> None:
-        """A node is lost now, and all pods on it: call it before."""
+    @contextmanager
+    def losing(self, node: str) -> Iterator[None]:
+        """A node is lost inside of this, and all pods on it."""
         # One that has just been made may have no node yet.
         pods = [one for one in self.cluster.pods(self.cluster.shop, app="web") if one["spec"].get("nodeName") == node]
         self._lost = [one["metadata"]["name"] for one in pods]
         self.watcher.gone(*self._lost)
+        yield
         for name in self._lost:
             self.checker.haunts(name)
 

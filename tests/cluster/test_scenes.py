@@ -89,8 +89,8 @@ def test_a_node_is_drained(scene: Scene) -> None:
 
 def test_a_node_is_lost(own: WholeCluster, scene: Scene) -> None:
     node = own.node(scene.host_without_operator())
-    scene.lost(node.name)
-    own.lose(node)
+    with scene.losing(node.name):
+        own.lose(node)
     scene.wait_replaced(node.name, others=len(own.nodes) - 1)
     scene.unbroken()
     own.replace(node)
@@ -104,8 +104,8 @@ def test_a_node_is_lost_while_the_backends_are_updated_and_a_load_balancer_pod_i
     (pod,) = scene.agents_on(other.name)
     own.kubectl("rollout", "restart", "deployment/web")
     own.kubectl("-n", own.system, "delete", "pod", pod["metadata"]["name"], "--wait=false")
-    scene.lost(node.name)
-    own.lose(node)
+    with scene.losing(node.name):
+        own.lose(node)
     own.kubectl("rollout", "status", "deployment/web", "--timeout=200s")
     scene.wait_replaced(node.name, others=len(own.nodes) - 1)
     scene.unbroken()

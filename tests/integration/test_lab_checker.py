@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,11 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+def _assert_adds_up(final: dict[str, Any]) -> None:
+    failed = final["broken"] + final["broken_backend_gone"] + final["broken_unattributed"] - final["failed_unopened"]
+    assert final["connections"] == final["short_done"] + final["short_open"] + final["long_open"] + failed, final
+
+
 def test_nothing_is_broken_on_a_quiet_target_and_a_told_removal_is_nobodys_fault(lab: Lab) -> None:
     pod = lab.add_pod(lab.nodes[0])
     backend = start_nginx(lab, pod)
@@ -33,15 +39,41 @@ def test_nothing_is_broken_on_a_quiet_target_and_a_told_removal_is_nobodys_fault
     assert {backend.name: LONG_COUNT} == quiet["backends"]
     assert quiet["connections"] >= LONG_COUNT + quiet["short_done"]
     assert 0 < quiet["latency_ns"]["p50"] <= quiet["latency_ns"]["p99"] <= quiet["latency_ns"]["max"]
+    assert 0 == quiet["unanswered"]
 
     checker.gone(backend.name)
     backend.program.kill()
     final = checker.wait_until(lambda c: c["broken_backend_gone"] >= LONG_COUNT) and checker.stop()
-    assert 0 == final["broken"]
     assert LONG_COUNT == final["broken_backend_gone"]
     assert 0 == final["long_lived"]
     assert {"closed", "reset"} >= final["by_reason"]["broken_backend_gone"].keys()
     assert final["broken_unattributed"] > 0, "short flows that were refused: no backend had named itself"
+    assert {"refused"} >= final["by_reason"].get("broken", {}).keys(), "new ones: nobody said that they go there still"
+    assert final["failed_unopened"] > 0
+    _assert_adds_up(final)
+
+
+def test_new_flows_wait_in_vain_for_a_backend_that_was_lost_and_nobody_can_tell(lab: Lab) -> None:
+    pod = lab.add_pod(lab.nodes[0])
+    backend = start_nginx(lab, pod)
+    checker = CheckerRun.start(
+        lab,
+        f"{pod.address}:{backend.port}",
+        long_count=LONG_COUNT,
+        short_rate=50,
+        interval_ms=100,
+        timeout_ms=4_000,
+    )
+    checker.wait_until(lambda c: c["long_lived"] == LONG_COUNT)
+    checker.gone(backend.name)
+    lab.remove_pod(pod, silent=True)
+    checker.haunts(backend.name)
+    checker.wait_until(lambda c: c["unanswered"] == LONG_COUNT)
+    late = checker.wait_until(lambda c: c["by_reason"].get("broken_unattributed", {}).get("connect_timeout", 0) > 60)
+    assert {"timeout": LONG_COUNT} == late["by_reason"]["broken_backend_gone"]
+    final = checker.stop()
+    assert 0 == final["broken"], "a pod that is removed silently resets nothing and completes no handshake"
+    _assert_adds_up(final)
 
 
 def test_a_backend_that_dies_untold_has_broken_its_flows(lab: Lab) -> None:
@@ -58,6 +90,29 @@ def test_a_backend_that_dies_untold_has_broken_its_flows(lab: Lab) -> None:
     assert final["broken"] >= LONG_COUNT
     assert LONG_COUNT == len([one for one in checker.failures if one["backend"] == backend.name])
     assert all(one["local_port"] > 0 for one in checker.failures if one["answers"])
+    _assert_adds_up(final)
+
+
+def test_a_reset_is_stamped_when_it_arrives_and_a_removal_that_follows_is_no_excuse(lab: Lab) -> None:
+    pod = lab.add_pod(lab.nodes[0])
+    backend = start_nginx(lab, pod)
+    checker = CheckerRun.start(lab, f"{pod.address}:{backend.port}", long_count=LONG_COUNT, interval_ms=4_000)
+    checker.wait_until(lambda c: c["long_lived"] == LONG_COUNT)
+    backend.program.kill()
+    killed_ns = time.monotonic_ns()
+    time.sleep(0.8)
+    checker.gone(backend.name)
+
+    def own() -> list[dict[str, Any]]:
+        return [one for one in checker.failures if one["backend"] == backend.name]
+
+    checker.wait_until(lambda _: len(own()) == LONG_COUNT)
+    final = checker.stop()
+    assert {"broken"} == {one["verdict"] for one in own()}, final["by_reason"]
+    assert all(abs(one["failed_ns"] - killed_ns) < 400_000_000 for one in own()), "not when the next request met it"
+    late = [one for one in own() if one["gone_ns"] is not None]
+    assert late, "most noticed it after the word"
+    assert all("went only" in one["detail"] for one in late)
 
 
 def test_silence_breaks_a_flow_by_timeout(lab: Lab) -> None:

@@ -1,27 +1,15 @@
-"""The pure parts of the lab: right answers, blame for failures, checksums, and how many flows ECMP moves."""
+"""The pure parts of the lab: right answers, checksums, and how many flows ECMP moves."""
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
-from lbpod.lab.check_rules import (
-    Failure,
-    FlowError,
-    Histogram,
-    Incomplete,
-    Judge,
-    Reason,
-    Verdict,
-    read_echo,
-    read_http_answer,
-)
+from lbpod.lab.check_rules import FlowError, Histogram, Incomplete, Reason, read_echo, read_http_answer
 from lbpod.lab.checksums import Fault, frame_faults, inet_checksum, ipv4_faults
 from lbpod.lab.ecmp import NextHop, best_shuffle, moved_share
-from lbpod.lab.limits import CHECK_GRACE_NS, SECOND_NS
 
 ANSWER = b"HTTP/1.1 200 OK\r\nServer: nginx\r\nContent-Length: 9\r\n\r\nweb1 abc\n"
 
@@ -64,87 +52,7 @@ def test_wrong_answers_are_wrong_bytes(data: bytes) -> None:
     assert Reason.WRONG_BYTES is caught.value.reason
 
 
-# -------------------------------------------------------------------------------------------------------- verdicts
-
-
-def _verdicts(judge: Judge, now_ns: int) -> list[Verdict]:
-    return [verdict for verdict, _ in judge.verdicts(now_ns)]
-
-
-def _failure(at_ns: int, backend: str | None) -> Failure:
-    return Failure(at_ns, 0, Reason.RESET, backend, 1, 0, "")
-
-
-def test_a_failure_is_judged_by_what_is_known_a_little_later() -> None:
-    judge = Judge(blame_window_ns=SECOND_NS)
-    judge.failed(_failure(0, "web1"))
-    assert [] == _verdicts(judge, CHECK_GRACE_NS - 1)
-    judge.gone("web1", 1)  # the word comes after the RST
-    assert [Verdict.BACKEND_GONE] == _verdicts(judge, CHECK_GRACE_NS)
-
-
-def test_another_backend_that_went_is_no_excuse_but_for_flows_without_one() -> None:
-    judge = Judge(blame_window_ns=SECOND_NS)
-    judge.gone("web2", 0)
-    judge.failed(_failure(1, "web1"))
-    judge.failed(_failure(2, None))
-    judge.failed(_failure(SECOND_NS + 1, None))
-    assert [Verdict.BROKEN, Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 3 * SECOND_NS)
-
-
-def test_a_drained_backend_that_leaves_excuses_its_own_flows_and_those_reset_before_any_answer() -> None:
-    judge = Judge(blame_window_ns=10 * SECOND_NS)
-    judge.leaves("web1", 0)
-    judge.failed(_failure(1, "web1"))
-    judge.failed(_failure(2, "web2"))
-    judge.failed(_failure(3, None))
-    judge.failed(replace(_failure(4, None), reason=Reason.CONNECT_TIMEOUT))
-    expected = [Verdict.BACKEND_GONE, Verdict.BROKEN, Verdict.UNATTRIBUTED, Verdict.BROKEN]
-    assert expected == _verdicts(judge, SECOND_NS), (
-        "it answers whoever asks, so who waits in vain waits for another one"
-    )
-
-
-def test_a_backend_that_has_left_excuses_only_its_own_flows() -> None:
-    judge = Judge(blame_window_ns=10 * SECOND_NS)
-    judge.leaves("web1", 0)
-    judge.left("web1", SECOND_NS)
-    over_ns = SECOND_NS + CHECK_GRACE_NS
-    judge.failed(replace(_failure(over_ns, None), opened_ns=over_ns))
-    judge.failed(replace(_failure(over_ns + 1, None), opened_ns=over_ns + 1))
-    judge.failed(_failure(2 * SECOND_NS, "web1"))
-    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN, Verdict.BACKEND_GONE] == _verdicts(judge, 3 * SECOND_NS)
-
-
-def test_a_client_that_stood_still_learns_late_that_the_backend_has_left() -> None:
-    judge = Judge(blame_window_ns=10 * SECOND_NS)
-    judge.leaves("web1", 0)
-    judge.left("web1", SECOND_NS)
-    judge.failed(replace(_failure(5 * SECOND_NS, None), opened_ns=SECOND_NS - 1))
-    judge.failed(replace(_failure(5 * SECOND_NS, None), opened_ns=2 * SECOND_NS))
-    judge.failed(replace(_failure(5 * SECOND_NS, None), opened_ns=0, reason=Reason.TIMEOUT))
-    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN, Verdict.BROKEN] == _verdicts(judge, 6 * SECOND_NS)
-
-
-def test_while_new_flows_go_to_a_dead_backend_nobody_can_tell_of_those_without_one() -> None:
-    judge = Judge(blame_window_ns=SECOND_NS)
-    judge.gone("web1", 0)
-    judge.haunts("web1")
-    judge.failed(_failure(5 * SECOND_NS, None))
-    judge.failed(_failure(5 * SECOND_NS, "web2"))
-    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 6 * SECOND_NS)
-    judge.forgotten("web1", 6 * SECOND_NS)
-    judge.failed(_failure(7 * SECOND_NS, None))
-    judge.failed(_failure(7 * SECOND_NS + 1, None))
-    assert [Verdict.UNATTRIBUTED, Verdict.BROKEN] == _verdicts(judge, 8 * SECOND_NS)
-
-
-def test_a_backend_that_is_back_can_be_blamed_again() -> None:
-    judge = Judge(blame_window_ns=SECOND_NS)
-    judge.gone("web1", 0)
-    judge.alive("web1")
-    judge.failed(_failure(1, "web1"))
-    assert [Verdict.BROKEN] == _verdicts(judge, SECOND_NS)
+# ------------------------------------------------------------------------------------------------------ durations
 
 
 @given(st.lists(st.integers(0, 10**11), min_size=1, max_size=200), st.floats(0.01, 1.0))

@@ -138,10 +138,11 @@ def test_a_backend_that_is_taken_out_and_removed_breaks_only_its_own_flows(clust
     before = _wait_open(checker, 60)["backends"]
     victim = next(one for one in web.backends if one.name in before)
     with reshuffling(cluster, seed=12):
-        checker.gone(victim.name)
+        checker.leaves(victim.name)
         cluster.take_out(web, victim)
         cluster.change()
         cluster.lab.remove_pod(victim.pod)
+        checker.left(victim.name)
         _let_requests_pass(checker, 300)
     final = checker.stop()
     assert 0 == final["broken"], checker.failures[:5]

@@ -64,3 +64,13 @@ def test_a_mark_is_due_once_all_are_answered_or_gone() -> None:
     assert [] == marks.due({"long": holdups}, end_ns + HELD_NS - 1), "what is sent last may yet be held up"
     assert [LOSS] == marks.due({"long": holdups}, end_ns + HELD_NS)
     assert MarkFigures(1, (700 * MS,), 0) == holdups.figures(LOSS)
+
+
+def test_who_waits_is_counted_from_some_age_on_and_no_longer_than_it_waits() -> None:
+    holdups = Holdups()
+    holdups.sent(1, 1_000 * MS)
+    holdups.sent(2, 1_001 * MS)
+    _asked(holdups, 3, 900, 1_000)
+    assert 1 == holdups.unanswered(1_000 * MS)
+    holdups.over(1)
+    assert 0 == holdups.unanswered(1_000 * MS)
