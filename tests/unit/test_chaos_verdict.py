@@ -32,10 +32,14 @@ def _loss(number: int, at_seconds: float, over_seconds: float | None) -> Loss:
 
 
 def _failure(at_seconds: float, age_seconds: float, verdict: str = "broken") -> dict[str, Any]:
+    at_ns = START_NS + round(at_seconds * SECOND_NS)
     return {
         "kind": "failure",
-        "at_ns": START_NS + round(at_seconds * SECOND_NS),
+        "at_ns": at_ns,
         "age_ns": round(age_seconds * SECOND_NS),
+        "asked_ns": at_ns - 20 * MS_NS,
+        "failed_ns": at_ns - 10 * MS_NS,
+        "gone_ns": at_ns + SECOND_NS,
         "verdict": verdict,
         "reason": "reset",
         "backend": "pod1-1",
@@ -122,14 +126,25 @@ def _ledger() -> Ledger:
 CLIENTS: dict[str, Any] = {
     "connections": 900,
     "long_lived": 50,
+    "long_open": 51,
+    "short_done": 840,
+    "short_open": 4,
+    "short_in_flight": 6,
+    "failed_unopened": 1,
+    "unanswered": 7,
     "requests": 4_000,
     "ports_hurried": 0,
     "broken": 3,
     "broken_backend_gone": 1,
     "broken_unattributed": 2,
-    "by_reason": {"broken": {"reset": 3}},
+    "by_reason": {
+        "broken": {"reset": 3},
+        "broken_backend_gone": {"timeout": 1},
+        "broken_unattributed": {"connect_timeout": 1, "reset": 1},
+    },
 }
-FAILURES = [_failure(7, 3), _failure(7, 0.1), _failure(7, 3, "broken_backend_gone")]
+"""900 were opened: 840 + 4 + 51, and of the 6 that failed one was not."""
+FAILURES = [_failure(7, 3), _failure(7, 0.1), _failure(8, 0.2), _failure(7, 3, "broken_backend_gone")]
 MARKS: list[dict[str, Any]] = [
     {
         "mark": number,
@@ -174,10 +189,52 @@ def test_figures_add_up() -> None:
     assert (100, 600) == (found.relayed_packets, found.tracking_slots_peak)
 
 
+def test_figures_say_how_all_of_them_failed_and_who_waits_in_vain() -> None:
+    found = _figures()
+    assert {"reset": 3} == found.broken_reasons
+    assert {"connect_timeout": 1, "reset": 1} == found.unattributed_reasons
+    assert {"timeout": 1} == found.backend_gone_reasons
+    assert (7, 6, 1) == (found.unanswered_at_stop, found.short_in_flight_at_stop, found.failed_unopened)
+    all_broken = found.broken + found.broken_two_replicas_lost + found.broken_backend_gone + found.broken_unattributed
+    still_open = found.short_open_at_stop + found.long_open_at_stop
+    assert found.connections == found.short_done + still_open + all_broken - found.failed_unopened
+    first = found.broken_details[0]
+    assert (7.0, 6.99, 6.98, 8.0) == tuple(first[f"{name}_seconds"] for name in ("at", "failed", "asked", "gone"))
+
+
+def test_windows_are_told_and_excuse_nothing_of_a_baseline() -> None:
+    found = _figures()
+    assert (1, 45.0) == (found.two_replica_windows, found.two_replica_window_seconds)
+    for name in ("hash_only", "local_table"):
+        other = figures(name, OPTIONS, _ledger(), CLIENTS, FAILURES[:1])
+        assert (3, 0, 0, 0.0) == (
+            other.broken,
+            other.broken_two_replicas_lost,
+            other.two_replica_windows,
+            other.two_replica_window_seconds,
+        ), "it has no records on two replicas"
+
+
+def test_nobody_is_excused_by_a_part_of_the_lines() -> None:
+    with pytest.raises(AssertionError, match="of 3 broken 2 were told"):
+        figures("holdfast", OPTIONS, _ledger(), CLIENTS, FAILURES[1:])
+    calm = _ledger()
+    calm.losses = []
+    assert 3 == figures("holdfast", OPTIONS, calm, CLIENTS, FAILURES[1:]).broken, "without a window nobody has to know"
+
+
+@pytest.mark.parametrize("name", ["connections", "short_done", "long_open", "broken_unattributed", "failed_unopened"])
+def test_a_connection_that_nobody_can_account_for_stops_the_figures(name: str) -> None:
+    with pytest.raises(AssertionError, match=r"lost count: .* connections opened, but .* short ones answered"):
+        figures("holdfast", OPTIONS, _ledger(), {**CLIENTS, name: CLIENTS[name] + 1}, FAILURES)
+
+
 def test_the_json_has_what_was_promised() -> None:
     document = json.loads(json.dumps(_figures().as_json()))
     promised = {
         *("connections", "long_lived", "broken", "broken_backend_gone", "broken_two_replicas_lost", "backend_changes"),
+        *("unanswered_at_stop", "two_replica_windows", "two_replica_window_seconds"),
+        *("unattributed_reasons", "backend_gone_reasons"),
         *("lb_losses", "lb_joins", "agent_kills", "controller_kills", "ecmp_reshuffles", "minutes"),
     }
     assert promised <= document.keys()
@@ -251,6 +308,9 @@ def test_the_report_needs_no_other_file() -> None:
 def test_the_report_says_what_happened_and_how_to_repeat_it() -> None:
     text = _page()
     assert "2 of 900 connections broke although their backend lived" in text
+    assert "2 of which nobody can tell, and 1 excused in 1 windows (45 s)" in text
+    assert "1 connect_timeout, 1 reset" in text
+    assert "7 had waited for an answer for 2 s" in text
     assert "holdfast chaos --minutes 10" in text
     assert "node3, status 70: a &lt;broken&gt; invariant" in text
     assert "port 4711" in text

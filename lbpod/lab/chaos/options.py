@@ -9,6 +9,8 @@ from lbpod.lab.limits import MS_NS, SECOND_NS
 
 LBS_MIN: Final = 3
 """One may be lost while another leaves, and somebody has to be left."""
+SLACK_NS: Final = 2 * SECOND_NS
+"""For a client that is late, and for its grace before it judges (lbpod.lab.limits.CHECK_GRACE_NS)."""
 MINUTES_MAX: Final = 24 * 60
 
 
@@ -67,6 +69,11 @@ class Options:
     def length_ns(self) -> int:
         """Of the part with changes."""
         return round(self.minutes * 60 * SECOND_NS)
+
+    @property
+    def silence_shows_ns(self) -> int:
+        """So long after a backend fell silent all its long-lived connections have broken, and the client knows."""
+        return self.interval_ms * MS_NS + self.timeout_ns + SLACK_NS
 
     @property
     def timeout_ns(self) -> int:

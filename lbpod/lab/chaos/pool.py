@@ -6,7 +6,8 @@ as often as it is told to, and yet most connections live for minutes: what break
 nothing.
 
 A doomed backend is taken out of the config only once every LB that may send new flows forwards by a config in which it
-drains (``lbpod.lab.in_force``), and a timeout has passed since; and its pod goes only once they all forward by one
+drains (``lbpod.lab.in_force``), and so much time has passed since that whatever broke at it for another reason, though
+silently, has been judged before its end could be the excuse; and its pod goes only once they all forward by one
 without it. The checking client is told so, and then excuses no connection that never got an answer. (One that drains
 may still get new flows: while a replica of a slot is believed down, the other one sends them to base, where every LB
 would look for them. That can last until a lost LB is out of the ring.)
@@ -18,6 +19,8 @@ plane can help; those that never got an answer are counted apart.
 Tried and dropped: counting generations. Changes of the ring make generations, too, with the old backends in them, so a
 dead backend was taken for forgotten while new connections still went to it, and 40 of 3,997 were held against living
 ones.
+
+Names of pods come again in a run of hours, so the checking client hears of each new backend that it lives.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Doomed:
     served: Served
     edition: int | None = None
     clear_ns: int | None = None
-    """Since when no LB can have sent it a new flow."""
+    """When it may be taken out: long enough after the moment since when no LB can have sent it a new flow."""
 
 
 class Pool:
@@ -94,7 +97,7 @@ class Pool:
         for doomed in self._doomed:
             if doomed.clear_ns is None and doomed.edition is not None:
                 if is_out(doomed.served.place, doomed.edition, all_of_them):
-                    doomed.clear_ns = time.monotonic_ns() + self._options.timeout_ns
+                    doomed.clear_ns = time.monotonic_ns() + self._options.silence_shows_ns
         for ghost in [one for one in self._ghosts if is_out(one.served.place, one.edition, all_of_them)]:
             self._ghosts.remove(ghost)
             self._checker.forgotten(ghost.served.backend.name)
@@ -116,8 +119,8 @@ class Pool:
         async with self._busy:
             victim = self._rng.choice(self._serving() or self._cluster.served)
             self._checker.gone(victim.backend.name)
-            self._checker.haunts(victim.backend.name)
             await asyncio.to_thread(self._remove_silently, victim.backend.pod)
+            self._checker.haunts(victim.backend.name)
             await asyncio.sleep(HEALTH_CHECK_NS / SECOND_NS)
             self._cluster.served.remove(victim)
             self._forget(victim)
@@ -169,6 +172,7 @@ class Pool:
 
     async def _add(self) -> Served:
         served = Served(await asyncio.to_thread(self._cluster.new_backend))
+        self._checker.alive(served.backend.name)
         self._cluster.served.append(served)
         return served
 

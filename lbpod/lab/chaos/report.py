@@ -67,7 +67,14 @@ def _verdict(first: Figures) -> str:
     name = TITLES[first.run]
     good = first.broken == 0
     told = f"{first.broken:,} of {first.connections:,} connections broke although their backend lived"
-    return f'<p class="verdict {"good" if good else "bad"}">{_text(name)}: {_text(told)}.</p>'
+    apart = (
+        f"Counted apart: {first.broken_backend_gone:,} whose backend had gone, {first.broken_unattributed:,} of which "
+        f"nobody can tell, and {first.broken_two_replicas_lost:,} excused in {first.two_replica_windows:,} windows "
+        f"({first.two_replica_window_seconds:,.0f} s) after two replicas were lost at once. At the stop "
+        f"{first.unanswered_at_stop:,} had waited for an answer for 2 s."
+    )
+    verdict = f'<p class="verdict {"good" if good else "bad"}">{_text(name)}: {_text(told)}.</p>'
+    return f"{verdict}\n<p>{_text(apart)}</p>"
 
 
 def _table(runs: Sequence[Figures]) -> str:
@@ -87,7 +94,9 @@ def _details(played: Played) -> list[str]:
     if broken:
         lines = [_broken_line(played.ledger, one) for one in broken[:BROKEN_SHOWN_MAX]]
         more = f" (the first {BROKEN_SHOWN_MAX})" if len(broken) > BROKEN_SHOWN_MAX else ""
-        parts.append(_fold(f"{len(broken):,} connections broke whose backend was not known to be gone{more}", lines))
+        parts.append(
+            _fold(f"{len(broken):,} connections broke whose backend was not known to have gone before{more}", lines)
+        )
     if ends:
         lines = [f"{played.ledger.since_start(one.at_ns):9.3f} s  {one.kind}: {one.what}" for one in ends]
         parts.append(_fold(f"{len(ends)} programs ended by themselves", lines))

@@ -24,7 +24,7 @@ from lbpod.lab.chaos.pool import Pool
 from lbpod.lab.chaos.programs import Programs
 from lbpod.lab.chaos.ringlog import HANDOVER, RING_PHASES, all_spans
 from lbpod.lab.chaos.schedule import Act, Step, schedule
-from lbpod.lab.chaos.verdict import CALM, CHAOS, QUIET
+from lbpod.lab.chaos.verdict import CALM, CHAOS, HOLDFAST, QUIET
 from lbpod.lab.chaos.watch import Watch
 from lbpod.lab.chaos.wrk import WrkRun
 from lbpod.lab.cluster import PREFIX, VIP, VIP_PORT, Cluster, ClusterOptions, bpf_object
@@ -39,6 +39,9 @@ RAMP_NS_MAX: Final = 90 * SECOND_NS
 CALM_NS_MAX: Final = 40 * SECOND_NS
 """How long LBs that are on their way get to be in place after the changes."""
 FAILURES_TOLD: Final = 20_000
+"""Of each verdict, one by one."""
+BROKEN_TOLD: Final = 100_000
+"""Of Holdfast's broken ones, each of which may have an excuse that only the harness knows (verdict.double_windows)."""
 MAP_SIZES: Final = "records=262144,nat=262144,cache=262144"
 TIME_WAIT_SECONDS: Final = 60
 PORTS_TO_SPARE: Final = 30_000
@@ -146,6 +149,7 @@ class Run:
             probes=options.probes,
             probe_interval_ms=options.probe_ms,
             failures_told=FAILURES_TOLD,
+            broken_told=BROKEN_TOLD if self._name == HOLDFAST else None,
         )
 
     # --------------------------------------------------------------------------------------------------- the script
@@ -172,7 +176,7 @@ class Run:
             if not actors.fleet.settled:
                 await actors.fleet.join()
             await asyncio.sleep(1)
-        await asyncio.sleep(2 * options.interval_ms / 1_000)  # every connection is asked once more
+        await asyncio.sleep(options.silence_shows_ns / SECOND_NS)  # every connection is asked, and has time to answer
 
     async def _ramp(self, actors: _Actors) -> None:
         """Until all long-lived connections are open."""

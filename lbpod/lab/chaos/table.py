@@ -23,7 +23,10 @@ def rows(runs: Sequence[Figures]) -> Iterator[tuple[str, list[str]]]:
     yield "BROKEN, though the backend lived", [f"{one.broken:,}" for one in runs]
     yield "broken, backend gone", [f"{one.broken_backend_gone:,}" for one in runs]
     yield "broken, nobody can tell", [f"{one.broken_unattributed:,}" for one in runs]
+    yield "  how these failed", [_reasons(one.unattributed_reasons) for one in runs]
     yield "broken, two replicas lost at once", [f"{one.broken_two_replicas_lost:,}" for one in runs]
+    yield "  windows (seconds) in which that is an excuse", [_windows(one) for one in runs]
+    yield "unanswered for 2 s at the stop", [f"{one.unanswered_at_stop:,}" for one in runs]
     yield "backend changes", [f"{one.backend_changes:,}" for one in runs]
     yield "LBs lost / joined / left", [f"{one.lb_losses} / {one.lb_joins} / {one.lb_leaves}" for one in runs]
     yield "agents, controllers killed", [f"{one.agent_kills} / {one.controller_kills}" for one in runs]
@@ -43,6 +46,14 @@ def rows(runs: Sequence[Figures]) -> Iterator[tuple[str, list[str]]]:
     yield "packets relayed", [f"{one.relayed_packets:,}" for one in runs]
     yield "flows resolved", [f"{one.resolved_flows:,}" for one in runs]
     yield "tracking slots, most", [f"{one.tracking_slots_peak:,}" for one in runs]
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "-"
+
+
+def _windows(one: Figures) -> str:
+    return f"{one.two_replica_windows:,} ({one.two_replica_window_seconds:,.0f})"
 
 
 def _added(values: dict[str, float]) -> str:

@@ -4,7 +4,7 @@ The checking client has judged each failure by what it knows (``lbpod.lab.check_
 harness knows: whether two LBs were lost at once. The records of tracking slots lie on two replicas; where both are
 lost before a handover could finish, they are gone, and the flows that needed them break. That excuses a connection
 only if it was older than the second loss, and broke within the time in which each flow must have needed its record
-once more.
+once more. Of the baselines it excuses nothing: they have no records on two replicas.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from lbpod.lab.limits import MS_NS, SECOND_NS
 
 HANDOVER_NS: Final = 10 * SECOND_NS
 """From a loss: so long the ring is given to settle without the LB, where nobody saw that it had."""
+HOLDFAST: Final = "holdfast"
+"""What runs call it (lbpod.lab.cluster.TITLES); all others are baselines."""
 _US_NS: Final = 1_000
 
 
@@ -57,9 +59,22 @@ class Figures:
     minutes: float
     """Of changes, as played."""
     connections: int = 0
-    """Opened by the checking client, long and short (wrk's are not counted)."""
+    """Opened by the checking client, long and short (wrk's are not counted). Invariant: connections == short_done +
+    short_open_at_stop + long_open_at_stop + all broken ones, of whatever verdict - failed_unopened."""
+    short_done: int = 0
+    """Short ones that were answered."""
+    short_open_at_stop: int = 0
+    """Of those in flight, the ones that were open."""
+    long_open_at_stop: int = 0
+    """Long-lived ones, those included that nobody had answered yet."""
     long_lived: int = 0
     """Long-lived ones open at the end."""
+    unanswered_at_stop: int = 0
+    """Of these, how many had waited for an answer for 2 s (CHECK_UNANSWERED_NS) when the client was stopped."""
+    short_in_flight_at_stop: int = 0
+    """Short ones that were neither answered nor failed then."""
+    failed_unopened: int = 0
+    """Failures, of any of the kinds below, of connections that could not be opened: not among ``connections``."""
     requests: int = 0
     ports_hurried: int = 0
     """Ports that the checking client may have used again before they had rested (check_ports)."""
@@ -67,13 +82,20 @@ class Figures:
     """Broken although their backend lived, and not excused by the loss of two replicas at once."""
     broken_backend_gone: int = 0
     broken_unattributed: int = 0
-    """Broken before any backend had answered, just when one had died: nobody can tell."""
+    """Broken before any backend had answered, and possibly sent to one that had just died: nobody can tell."""
     broken_two_replicas_lost: int = 0
+    two_replica_windows: int = 0
+    """How often two LBs were lost at once, so that connections might be excused. Baselines: never excused, 0."""
+    two_replica_window_seconds: float = 0.0
+    """The lengths of these windows, added up; what two of them share counts twice."""
     broken_reasons: dict[str, int] = field(default_factory=dict)
     """How those failed whose backend lived (lbpod.lab.check_rules.Reason)."""
+    unattributed_reasons: dict[str, int] = field(default_factory=dict)
+    backend_gone_reasons: dict[str, int] = field(default_factory=dict)
     broken_details: list[dict[str, object]] = field(default_factory=list)
-    """When and how each of them broke, excused ones included: seconds since the start, age in seconds, who served it,
-    how many answers it had got, its local port. As many as the checking client tells."""
+    """When and how each of them broke, excused ones included: seconds since the start (when it was noticed, when it
+    failed, when it was last asked, when its backend went, if that went later), age in seconds, who served it, how many
+    answers it had got, its local port. As many as the checking client tells."""
     backend_changes: int = 0
     lb_losses: int = 0
     lb_losses_by_kind: dict[str, int] = field(default_factory=dict)
@@ -148,8 +170,11 @@ def figures(
     name: str, options: Options, ledger: Ledger, clients: dict[str, Any], failures: Sequence[dict[str, Any]]
 ) -> Figures:
     """What the run called ``name`` came to. clients: the checking client's last line; failures: its lines."""
-    windows = double_windows(ledger.losses, options)
+    _assert_adds_up(clients)
+    windows = double_windows(ledger.losses, options) if name == HOLDFAST else []
     broken = [one for one in failures if one["verdict"] == "broken"]
+    told_all = len(broken) >= clients["broken"]
+    assert told_all or not windows, f"of {clients['broken']} broken {len(broken)} were told: who of them is excused?"
     excused_count = sum(any(window.excuses(one) for window in windows) for one in broken)
     counts = ledger.counts
     result = Figures(
@@ -158,13 +183,23 @@ def figures(
         minutes=round((ledger.calm_ns - ledger.chaos_ns) / (60 * SECOND_NS), 2),
         connections=clients["connections"],
         long_lived=clients["long_lived"],
+        short_done=clients["short_done"],
+        short_open_at_stop=clients["short_open"],
+        long_open_at_stop=clients["long_open"],
+        unanswered_at_stop=clients["unanswered"],
+        short_in_flight_at_stop=clients["short_in_flight"],
+        failed_unopened=clients["failed_unopened"],
         requests=clients["requests"],
         ports_hurried=clients["ports_hurried"],
         broken=clients["broken"] - excused_count,
         broken_backend_gone=clients["broken_backend_gone"],
         broken_unattributed=clients["broken_unattributed"],
         broken_two_replicas_lost=excused_count,
+        two_replica_windows=len(windows),
+        two_replica_window_seconds=round(sum(one.to_ns - one.from_ns for one in windows) / SECOND_NS, 1),
         broken_reasons=dict(clients["by_reason"].get("broken", {})),
+        unattributed_reasons=dict(clients["by_reason"].get("broken_unattributed", {})),
+        backend_gone_reasons=dict(clients["by_reason"].get("broken_backend_gone", {})),
         broken_details=[_details(one, ledger) for one in broken],
         backend_changes=counts[Kind.CHANGE],
         lb_losses=len(ledger.losses),
@@ -188,11 +223,32 @@ def figures(
     return result
 
 
+def _assert_adds_up(clients: dict[str, Any]) -> None:
+    """Each connection that was opened has been answered, is open, or has failed. clients: as in ``figures``."""
+    failed = sum(clients[verdict] for verdict in ("broken", "broken_backend_gone", "broken_unattributed"))
+    failed_open = failed - clients["failed_unopened"]
+    connections, done = clients["connections"], clients["short_done"]
+    short_open, long_open = clients["short_open"], clients["long_open"]
+    assert connections == done + short_open + long_open + failed_open, (
+        f"the checking client lost count: {connections} connections opened, but {done} short ones answered, "
+        f"{short_open} short and {long_open} long-lived ones open at the stop, and {failed_open} failed "
+        f"({failed} less {clients['failed_unopened']} that were never open)"
+    )
+    assert short_open <= clients["short_in_flight"], f"{short_open} short ones open, {clients['short_in_flight']} begun"
+
+
 def _details(failure: dict[str, Any], ledger: Ledger) -> dict[str, object]:
     """failure: a line of the checking client."""
     kept = {name: failure[name] for name in ("reason", "backend", "answers", "local_port", "detail")}
-    at_seconds = round(ledger.since_start(failure["at_ns"]), 3)
-    return {"at_seconds": at_seconds, "age_seconds": round(failure["age_ns"] / SECOND_NS, 3), **kept}
+    gone_ns = failure["gone_ns"]
+    return {
+        "at_seconds": round(ledger.since_start(failure["at_ns"]), 3),
+        "age_seconds": round(failure["age_ns"] / SECOND_NS, 3),
+        "failed_seconds": round(ledger.since_start(failure["failed_ns"]), 3),
+        "asked_seconds": round(ledger.since_start(failure["asked_ns"]), 3),
+        "gone_seconds": None if gone_ns is None else round(ledger.since_start(gone_ns), 3),
+        **kept,
+    }
 
 
 def add_failover(result: Figures, ledger: Ledger, marks: Sequence[dict[str, Any]]) -> None:
