@@ -65,8 +65,9 @@ def _text(value: object) -> str:
 
 def _verdict(first: Figures) -> str:
     name = TITLES[first.run]
-    good = first.broken == 0
+    good = first.broken == 0 and not first.miscounted
     told = f"{first.broken:,} of {first.connections:,} connections broke although their backend lived"
+    told = f"{told}; {first.miscounted}" if first.miscounted else told
     apart = (
         f"Counted apart: {first.broken_backend_gone:,} whose backend had gone, {first.broken_unattributed:,} of which "
         f"nobody can tell, and {first.broken_two_replicas_lost:,} excused in {first.two_replica_windows:,} windows "

@@ -46,7 +46,10 @@ def show(runs: Sequence[str], options: Options, files: Files, command: str, cons
     for file in (files.json, files.html):
         if file is not None:
             console.print(f"written: {file}", highlight=False)
-    return EXIT_BROKEN if all_figures[0].broken else EXIT_FINE
+    for one in all_figures:
+        if one.miscounted:
+            console.print(f"[bold red]{TITLES[one.run]}: {one.miscounted}[/bold red]", highlight=False)
+    return EXIT_BROKEN if all_figures[0].broken or all_figures[0].miscounted else EXIT_FINE
 
 
 def _play(name: str, options: Options, files: Files, console: Console) -> tuple[Figures, Played]:
