@@ -110,7 +110,7 @@ def _show(
     except LabError as error:
         _fail(str(error), 1)
     if status == EXIT_BROKEN:
-        typer.echo("holdfast: connections broke whose backend lived, or nobody can account for some; neither may be", err=True)
+        typer.echo("holdfast: connections broke whose backend lived, or some are not accounted for", err=True)
     return status
 
 
