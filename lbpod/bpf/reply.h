@@ -5,9 +5,9 @@
  * Checksums are left to the kernel's helpers, for a packet from a local stack may carry only half of one
  * (CHECKSUM_PARTIAL) and only they know.
  *
- * TC_ACT_UNSPEC, but for what would go round in circles: the frame may leave as far as we mind, and the next filter of the
- * hook has its say, about our own replies, too. TC_ACT_OK would end the walk, and we are first in it: a neighbour's policy or rate limit behind us
- * would see no packet of the node any more.
+ * TC_ACT_UNSPEC, but for what would go round in circles: the frame may leave as far as we mind, and the next filter of
+ * the hook has its say, about our own replies, too. TC_ACT_OK would end the walk, and we are first in it: a neighbour's
+ * policy or rate limit behind us would see no packet of the node any more.
  */
 #ifndef HF_REPLY_H
 #define HF_REPLY_H

@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import IO
 
@@ -69,7 +69,7 @@ class Stop(Exception):  # noqa: N818 - not an error: the way out of the task gro
 class Reporter:
     """Judges failures and writes lines."""
 
-    def __init__(self, world: World, groups: Sequence[Group], told_max: Mapping[Verdict, int], out: IO[str]) -> None:
+    def __init__(self, world: World, groups: Sequence[Group], told_max: int, out: IO[str]) -> None:
         self._world = world
         self._holdups = {group.name: group.holdups for group in groups}
         self._told_max = told_max
@@ -102,7 +102,7 @@ class Reporter:
         tally = self._world.tally
         for verdict, failure in self._world.judge.verdicts(time.monotonic_ns(), final=final):
             tally.judged(verdict, failure)
-            if self._told[verdict] < self._told_max[verdict]:
+            if self._told[verdict] < self._told_max:
                 self._told[verdict] += 1
                 self._write(
                     {
@@ -171,9 +171,7 @@ def _listen(world: World, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) 
     threading.Thread(target=read, name="orders", daemon=True).start()
 
 
-async def check(
-    world: World, groups: Sequence[Group], out: IO[str], *, short_rate: int, told_max: Mapping[Verdict, int]
-) -> None:
+async def check(world: World, groups: Sequence[Group], out: IO[str], *, short_rate: int, told_max: int) -> None:
     """Run until told to stop, then write the last line."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -212,7 +210,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--failures-told", type=int, default=CHECK_FAILURES_TOLD_MAX, help="failures of a verdict written one by one"
     )
-    parser.add_argument("--broken-told", type=int, help="of broken ones, if more of them (as --failures-told)")
     parser.add_argument("--timeout-ms", type=int, help="an answer later than this is none (5000; UDP: 1000)")
     parser.add_argument("--stats-file", help="write the lines there instead of to the standard output")
     parser.add_argument("--stats-fd", type=int, help="write the lines to this descriptor")
@@ -267,10 +264,7 @@ def main() -> None:
         out = os.fdopen(options.stats_fd, "w", encoding="utf-8")
     else:
         out = sys.stdout
-    told_max = dict.fromkeys(Verdict, options.failures_told)
-    if options.broken_told is not None:
-        told_max[Verdict.BROKEN] = options.broken_told
-    asyncio.run(check(world, groups, out, short_rate=options.short_rate, told_max=told_max))
+    asyncio.run(check(world, groups, out, short_rate=options.short_rate, told_max=options.failures_told))
 
 
 if __name__ == "__main__":

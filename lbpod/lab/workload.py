@@ -137,7 +137,7 @@ class CheckerRun:
     def __init__(self, program: Program, stats: Path) -> None:
         self.program = program
         self.ticks: list[dict[str, Any]] = []  # one a second
-        self.failures: list[dict[str, Any]] = []  # len <= 2 * failures_told + broken_told
+        self.failures: list[dict[str, Any]] = []  # len <= 3 * failures_told
         self.marks: list[dict[str, Any]] = []  # one for each `mark`
         self.final: dict[str, Any] | None = None
         self._stats = stats
@@ -157,18 +157,15 @@ class CheckerRun:
         probes: int = 0,
         probe_interval_ms: int = 100,
         failures_told: int = CHECK_FAILURES_TOLD_MAX,
-        broken_told: int | None = None,
         udp: bool = False,
     ) -> CheckerRun:
-        """Start it in ``host`` (the lab's first client) against ``target`` ("203.0.113.10:80"). failures_told: how many
-        of each verdict it tells one by one, of the broken ones ``broken_told``, if that is given."""
+        """Start it in ``host`` (the lab's first client) against ``target`` ("203.0.113.10:80")."""
         host = host or lab.client
         stats = host.run_context.next_log(host.name, "checker-stats").with_suffix(".jsonl")
         argv = python("-m", "lbpod.lab.checker", "--target", target, "--long", str(long_count))
         argv += ["--short-rate", str(short_rate), "--interval-ms", str(interval_ms), "--stats-file", str(stats)]
         argv += ["--probes", str(probes), "--probe-interval-ms", str(probe_interval_ms)]
         argv += ["--failures-told", str(failures_told)]
-        argv += ["--broken-told", str(broken_told)] if broken_told is not None else []
         argv += ["--timeout-ms", str(timeout_ms)] if timeout_ms is not None else []
         argv += ["--udp"] if udp else []
         return cls(host.popen(argv, name="checker", stdin=subprocess.PIPE), stats)

@@ -37,11 +37,10 @@ from lbpod.core.model import (
 )
 from lbpod.core.snapshot import Tables, digest_of, next_snapshot
 from lbpod.datapath.rows import MSS_OVERHEAD_BYTES
-from lbpod.lab import Lab, python, start_nginx
+from lbpod.lab import Lab, kernel as lab_kernel, python, start_nginx
 from lbpod.lab.program import Program
 from lbpod.lab.workload import Backend
 from lbpod.minting import mint
-from tests.bpf.datapaths import built
 
 pytestmark = [
     pytest.mark.root,
@@ -281,7 +280,9 @@ def test_an_lb_whose_place_on_the_uplink_is_taken_is_not_ready_and_says_by_whom(
     one.add_backend()
     one.roll_out()
     one.node.run(["ip", "link", "set", "dev", "eth0", "xdp", "off"])
-    one.node.run(["ip", "link", "set", "dev", "eth0", "xdp", "object", str(built("foreign")), "section", "xdp"])
+    program = lab_kernel.xdp_return_load(lab_kernel.XDP_PASS, "foreign")  # iproute2 would leave folders in bpffs
+    one.lab.run.worker.call(lambda: one.node.attach_xdp("eth0", program))
+    os.close(program)
     until(lambda: "ok\n" != one.page("readyz"), "503")
     sentence = one.page("readyz")
     assert sentence.startswith("hf_xdp is not attached to eth0 any more: another program (id "), sentence

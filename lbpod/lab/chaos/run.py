@@ -24,7 +24,7 @@ from lbpod.lab.chaos.pool import Pool
 from lbpod.lab.chaos.programs import Programs
 from lbpod.lab.chaos.ringlog import HANDOVER, RING_PHASES, all_spans
 from lbpod.lab.chaos.schedule import Act, Step, schedule
-from lbpod.lab.chaos.verdict import CALM, CHAOS, HOLDFAST, QUIET
+from lbpod.lab.chaos.verdict import CALM, CHAOS, QUIET
 from lbpod.lab.chaos.watch import Watch
 from lbpod.lab.chaos.wrk import WrkRun
 from lbpod.lab.cluster import PREFIX, VIP, VIP_PORT, Cluster, ClusterOptions, bpf_object
@@ -39,9 +39,7 @@ RAMP_NS_MAX: Final = 90 * SECOND_NS
 CALM_NS_MAX: Final = 40 * SECOND_NS
 """How long LBs that are on their way get to be in place after the changes."""
 FAILURES_TOLD: Final = 20_000
-"""Of each verdict, one by one."""
-BROKEN_TOLD: Final = 100_000
-"""Of Holdfast's broken ones, each of which may have an excuse that only the harness knows (verdict.double_windows)."""
+"""Of each verdict, one by one. What is broken and not told has no excuse (verdict.figures)."""
 MAP_SIZES: Final = "records=262144,nat=262144,cache=262144"
 TIME_WAIT_SECONDS: Final = 60
 PORTS_TO_SPARE: Final = 30_000
@@ -149,7 +147,6 @@ class Run:
             probes=options.probes,
             probe_interval_ms=options.probe_ms,
             failures_told=FAILURES_TOLD,
-            broken_told=BROKEN_TOLD if self._name == HOLDFAST else None,
         )
 
     # --------------------------------------------------------------------------------------------------- the script
