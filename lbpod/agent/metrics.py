@@ -148,7 +148,9 @@ class _AgentCollector(Collector):
             "holdfast_looked_up_flows", "Flows whose records were looked up.", driver.looked_up_flows
         )
         yield CounterMetricFamily(
-            "holdfast_swept_flows", "Translated flows deleted because they were over.", driver.swept_flows
+            "holdfast_swept_flows",
+            "Entries of translated flows deleted: the flow was over, or is in the other map.",
+            driver.swept_flows,
         )
         yield CounterMetricFamily("holdfast_pending_drains", "Looks into the pending map.", driver.drains)
         yield GaugeMetricFamily("holdfast_queue", "Events that wait.", driver.queue_count)

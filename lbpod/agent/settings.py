@@ -21,7 +21,7 @@ ENVIRONMENT_PREFIX: Final = "HOLDFAST_"
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _DIGITS_MAX: Final = 18
 _NO: Final = frozenset({"0", "false", "no", "off", ""})
-_SIZED: Final = ("cache", "embryonic", "nat", "pending", "records")
+_SIZED: Final = ("cache", "embryonic", "nat", "pending", "records", "unassured")
 """Maps whose size may be set: those that fill up. The others are arrays, whose indices have a meaning."""
 _LEVELS: Final = ("debug", "info", "warning", "error")
 

@@ -6,7 +6,7 @@
  *   hf_tc      uplink, on the way out: replies get their VIP back
  *   hf_lookup  for the agent:          a batch of records by key
  *   hf_drop    for the agent:          a batch of records out, by key, unless they have been seen since
- *   hf_forget  for the agent:          a batch of nat entries out, unless they have been seen since
+ *   hf_forget  for the agent:          a batch of translated flows out, unless they have been seen since
  *
  * The steady path is all inlined into hf_xdp: arrays and one helper call. Whatever is not steady is a call away, in
  * functions that the verifier looks at one by one.

@@ -59,6 +59,7 @@ HF_HASH(cache, BPF_MAP_TYPE_LRU_HASH, struct hf_flow, struct hf_lease, HF_CACHE_
 HF_HASH(embryonic, BPF_MAP_TYPE_LRU_HASH, struct hf_flow, struct hf_record, HF_EMBRYONIC_MAX);
 HF_HASH(pending, BPF_MAP_TYPE_LRU_HASH, struct hf_flow, struct hf_pending, HF_PENDING_MAX);
 HF_HASH(nat, BPF_MAP_TYPE_LRU_HASH, struct hf_nat_key, struct hf_nat, HF_NAT_MAX);
+HF_HASH(unassured, BPF_MAP_TYPE_LRU_HASH, struct hf_nat_key, struct hf_nat, HF_UNASSURED_MAX);
 /* outer source address -> member id; the tunnel's door */
 HF_HASH(member_by_addr, BPF_MAP_TYPE_HASH, __u8[16], __u32, HF_MEMBERS_MAX);
 

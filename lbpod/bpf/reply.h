@@ -132,6 +132,7 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 	struct hf_nat_key key;
 	struct hf_reply reply;
 	struct hf_nat *entry;
+	int assured;
 
 	if (unlikely(skb->ingress_ifindex == skb->ifindex) && hf_goes_round(skb)) {
 		hf_count(HF_DROP_UNSERVED, bytes);
@@ -141,6 +142,9 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	hf_nat_key(&key, reply.daddr, reply.saddr, reply.ports >> 16, reply.ports, reply.protocol);
 	entry = bpf_map_lookup_elem(&nat, &key);
+	assured = entry != NULL;
+	if (!assured)
+		entry = bpf_map_lookup_elem(&unassured, &key);
 	if (!entry)
 		return TC_ACT_UNSPEC;
 	entry->seen_ns = bpf_ktime_get_coarse_ns();
@@ -150,6 +154,8 @@ HF_INLINE int hf_reply(struct __sk_buff *skb)
 		flags |= HF_NAT_RST;
 	if ((entry->flags & flags) != flags)
 		entry->flags |= flags;
+	if (!assured)
+		hf_nat_answered(&key, entry, reply.protocol);
 	hf_snat(skb, &reply, hf_unmapped(entry->vip), entry->vip_port_be);
 	if ((reply.tcp_flags & (HF_TCP_SYN | HF_TCP_ACK)) == (HF_TCP_SYN | HF_TCP_ACK) && config->mss_max)
 		hf_clamp_mss(skb, reply.tcp_header, config->mss_max);

@@ -39,10 +39,11 @@ int hf_drop(struct hf_drop_args *args)
 SEC("syscall")
 int hf_forget(struct hf_forget_args *args)
 {
+	void *map = args->assured ? (void *)&nat : (void *)&unassured;
 	__u32 deleted = 0;
 
 	for (__u32 i = 0; i < HF_LOOKUP_BATCH_MAX && i < args->count; i++) {
-		int one = hf_forget_one(i);
+		int one = hf_forget_one(map, i);
 
 		if (one < 0)
 			break;

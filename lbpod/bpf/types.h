@@ -109,6 +109,10 @@ struct hf_nat_key {
 #define HF_NAT_FIN_IN 0x01
 #define HF_NAT_FIN_OUT 0x02
 #define HF_NAT_RST 0x04 /* closing: RST, or both FINs */
+/* In `unassured` alone */
+#define HF_NAT_SYN 0x08	     /* TCP: began with a SYN, and the client has sent nothing else since */
+#define HF_NAT_ANSWERED 0x10 /* the pod has answered, and not with RST */
+#define HF_NAT_ASSURED 0x20  /* has been put into `nat`; a sweep takes it away */
 struct hf_nat {
 	__u8 vip[16];
 	__be16 vip_port_be;

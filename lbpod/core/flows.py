@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.hashing import MAPPED_PREFIX, SLOT_SHIFT, U8, flow_hashes, murmur3_words
-from lbpod.core.layout import FLOW, NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
-from lbpod.core.limits import LEASE_DIVISOR, LEASE_NS_MAX, MARGIN_NS, VIPS_MAX
+from lbpod.core.layout import FLOW, NAT_ASSURED, NAT_FIN_IN, NAT_FIN_OUT, NAT_RST, NAT_SYN
+from lbpod.core.limits import LEASE_DIVISOR, LEASE_NS_MAX, MARGIN_NS, NAT_HALF_OPEN_NS, VIPS_MAX
 from lbpod.core.model import Affinity, Protocol, Vip, is_v4
 
 U16 = npt.NDArray[np.uint16]
@@ -189,11 +189,13 @@ def live(values: Rows, client_ip: Bools, idle_ns: U64 | int, now_ns: int) -> Boo
 
     Over: silent for longer than idle and the margin, for what was sent just before the idle timeout is still on its
     way; or closed (RST, or both FINs) and silent for the margin, for the last data and FIN of a pod, which it may have
-    to send again, and whose ACKs have to reach it.
+    to send again, and whose ACKs have to reach it; or a handshake that came to nothing. What is assured counts where it
+    is in `nat`.
     """
     seen = values["seen_ns"].astype(np.uint64)
     wait_ns = np.asarray(idle_ns, dtype=np.uint64) + np.uint64(MARGIN_NS)
-    return np.asarray(~over(seen, wait_ns, now_ns) & ~(closed(values, client_ip) & over(seen, MARGIN_NS, now_ns)))
+    ended = closed(values, client_ip) & over(seen, MARGIN_NS, now_ns) | never_opened(values, client_ip, now_ns)
+    return np.asarray(~over(seen, wait_ns, now_ns) & ~ended & (values["flags"] & NAT_ASSURED == 0))
 
 
 def closed(values: Rows, client_ip: Bools) -> Bools:
@@ -203,6 +205,12 @@ def closed(values: Rows, client_ip: Bools) -> Bools:
     """
     flags = values["flags"]
     return np.asarray(((flags & NAT_RST != 0) | (flags & _FINS == _FINS)) & ~client_ip)
+
+
+def never_opened(values: Rows, client_ip: Bools, now_ns: int) -> Bools:
+    """Which translated flows (rows of layout.NAT) are handshakes that came to nothing. client_ip: as in ``closed``."""
+    seen = values["seen_ns"].astype(np.uint64)
+    return np.asarray((values["flags"] & NAT_SYN != 0) & over(seen, NAT_HALF_OPEN_NS, now_ns) & ~client_ip)
 
 
 def vips_of(facts: Facts, keys: Rows, values: Rows) -> U32:

@@ -23,7 +23,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.flows import Facts, LiveFlows, window_ns
+from lbpod.core.flows import Facts, window_ns
+from lbpod.core.host_state import HostState
 from lbpod.core.keeper_watch import Watch
 from lbpod.core.limits import (
     BACKEND_IDS_MAX,
@@ -42,7 +43,6 @@ from lbpod.core.messages import (
     LbStatus,
     NatLooked,
     PeerAnswer,
-    QuietCall,
     RecordsDumped,
     RecordsLooked,
     RecordsPut,
@@ -172,55 +172,6 @@ class VipState:
     """Backups that have been asked that and have not answered. Invariant: while there are some, there is no round."""
     lifted: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
     """Own slots whose flag (SETTLING) is off while the backup, which owes an answer, is silent. Ascending."""
-
-
-@dataclass(slots=True)
-class NatList:
-    """Translated flows that are live, as host agents are asked about them: made slice by slice."""
-
-    asked_at_ns: int
-    """No entry was looked at before."""
-    facts: Facts
-    """VIPs and slots are as these say. Invariant of HostState.nat: of use only while they are the State's."""
-    parts: list[LiveFlows] = field(default_factory=list)
-    count: int = 0
-    """Entries looked at, live or not."""
-
-
-@dataclass(slots=True)
-class Sweep:
-    """One look through all translated flows for those that are over, a slice each tick."""
-
-    cursor: int | None = None
-    waiting: bool = False
-    """A slice has been asked for."""
-    count: int = 0
-    """Entries looked at so far."""
-    dropped: int = 0
-    """Those that were over."""
-
-
-@dataclass(slots=True)
-class HostState:
-    """What this node remembers as host agent (``quiet``, ``sweep``)."""
-
-    nat: NatList | None = None
-    """The last list that was made whole, where it is fresh."""
-    nat_looking: bool = False
-    """A list is being made."""
-    nat_waiting: list[tuple[int, QuietCall, int]] = field(default_factory=list)
-    """Requests that wait for a list, and since when. Invariant: not empty only while one is being made."""
-    nat_full_ns: int = 0
-    """When the map of translated flows last may have evicted; 0: never."""
-    slept_ns: int = 0
-    """For how long this agent seems not to have run before it last woke: in one go, or in several close together."""
-    woke_ns: int = 0
-    """When it last woke."""
-    sweep: Sweep | None = None
-    sweep_at_ns: int = 0
-    """When the next sweep begins; 0: no tick has come yet."""
-    swept_count: int = 0
-    """Entries that the last sweep wanted dropped: there may have been so many more at one time than were seen."""
 
 
 @dataclass(slots=True)

@@ -113,6 +113,11 @@ MEMBER_DOUBTED: Final = 0x04
 NAT_FIN_IN: Final = 0x01
 NAT_FIN_OUT: Final = 0x02
 NAT_RST: Final = 0x04
+NAT_SYN: Final = 0x08
+NAT_ANSWERED: Final = 0x10
+NAT_ASSURED: Final = 0x20
+"""The last three in `unassured` alone: began with a SYN, and the client has sent nothing else since; the pod has
+answered; is in `nat` by now."""
 RECORD_MISSING: Final = 0xFFFF_FFFF
 """``round`` of a looked-up record that does not exist. Of one that does, what lies below SLOT_ROUND_MASK counts the
 packets of a flow without a first one that have travelled the chain again (CHAIN_AGAIN_MAX)."""

@@ -57,6 +57,7 @@ PENDING_MAX: Final = 65_536
 """Flows waiting to be asked about (LRU)."""
 
 NAT_MAX: Final = 1_048_576
+UNASSURED_MAX: Final = 524_288
 """Flows that a host agent translates (LRU)."""
 
 MAP_ENTRIES_MAX: Final = 1 << 26
@@ -155,8 +156,12 @@ NAT_TAKEN_NS: Final = 3_600_000_000_000
 packet: the default idle timeout, until which flows are promised to live. The programs do not know that of a VIP; where
 it is shorter, the agent sweeps the entry sooner ..."""
 
-NAT_TAKEN_UDP_NS: Final = 60_000_000_000
-"""... and so long UDP's, whose end nobody can see."""
+NAT_TAKEN_BRIEFLY_NS: Final = 60_000_000_000
+"""... and for so long where it is UDP's, whose end nobody can see, or not assured: a mere SYN, to begin with."""
+
+NAT_HALF_OPEN_NS: Final = 120_000_000_000
+"""What began with a SYN, after which its client has sent nothing else, is over when it has been silent for so long: a
+client sends its SYN again after 64 seconds at most, a server its SYN-ACK after 32 (Linux, by default)."""
 
 EARLY_FRESH_NS: Final = 1_000_000_000
 """What host agents said may be used for an early settle for so long, counted from the question."""
@@ -602,7 +607,7 @@ def check() -> None:
     )
     assert TICK_NS < NAT_SWEEP_NS_MIN <= NAT_SWEEP_NS, "a sweep takes a slice each tick"
     assert NAT_TAKEN_NS == IDLE_TIMEOUT_SECONDS_DEFAULT * 1_000_000_000, "what is promised by default is kept"
-    assert NAT_TAKEN_UDP_NS == UDP_IDLE_TIMEOUT_SECONDS_DEFAULT * 1_000_000_000
+    assert NAT_HALF_OPEN_NS > NAT_TAKEN_BRIEFLY_NS == UDP_IDLE_TIMEOUT_SECONDS_DEFAULT * 1_000_000_000
     assert ENDED_NS + FORGET_SCAN_NS <= LEASE_NS_MAX, (
         "an id rests until the last lease is over: until then its records are"
     )

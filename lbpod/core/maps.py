@@ -52,7 +52,7 @@ class Pending(NamedTuple):
 
 
 class Nat(NamedTuple):
-    """Value of ``nat``: the VIP (16 bytes, host port) that a translated flow belongs to, and what was seen of it."""
+    """Value of ``nat`` and ``unassured``: VIP (16 bytes) and host port of a translated flow, what was seen of it."""
 
     vip: bytes
     vip_port: int
@@ -174,6 +174,7 @@ class Maps:
     embryonic: FlowTable[Record] = field(default_factory=lambda: FlowTable(limits.EMBRYONIC_MAX, evicts=True))
     pending: FlowTable[Pending] = field(default_factory=lambda: FlowTable(limits.PENDING_MAX, evicts=True))
     nat: FlowTable[Nat] = field(default_factory=lambda: FlowTable(limits.NAT_MAX, evicts=True))
+    unassured: FlowTable[Nat] = field(default_factory=lambda: FlowTable(limits.UNASSURED_MAX, evicts=True))
     member_by_addr: dict[bytes, int] = field(default_factory=dict)
     """16-byte outer source address -> member id."""
     counters: U64 = field(default_factory=lambda: np.zeros((len(Verdict), 2), dtype=np.uint64))

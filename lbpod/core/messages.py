@@ -134,16 +134,17 @@ class RecordsPut(msgspec.Struct, frozen=True):
 
 
 class NatLooked(msgspec.Struct, frozen=True):
-    """Answer to LookNat: NAT_KEY and NAT rows, and where to go on (None: that was all).
+    """Answer to LookNat: NAT_KEY and NAT rows of one of the two maps, and where to go on (None: that was all of both).
 
-    room: entries from which the map may begin to evict. full_ns: when it last may have, as StampNatFull has left it (0:
-    never), said with the last answer.
+    assured: they are of `nat`, and not of `unassured`, which comes first. room: entries from which that map may begin
+    to evict. full_ns: when either last may have, as StampNatFull has left it (0: never), said with the last answer.
     """
 
     token: int
     keys: Rows
     values: Rows
-    cursor: int | None
+    assured: bool
+    cursor: tuple[bool, int | None] | None
     room: int
     full_ns: int
 
@@ -312,18 +313,21 @@ class LookNat(msgspec.Struct, frozen=True):
     """
 
     token: int
-    cursor: int | None
+    cursor: tuple[bool, int | None] | None
 
 
 class DropNat(msgspec.Struct, frozen=True):
-    """Delete those of these translated flows (NAT_KEY) that have not been seen since (u64)."""
+    """Delete those of these translated flows (NAT_KEY) that have not been seen since (u64), out of `nat` (assured) or
+    `unassured`."""
+
+    assured: bool
 
     keys: Rows
     seen_ns: U64
 
 
 class StampNatFull(msgspec.Struct, frozen=True):
-    """Keep with the maps when the map of translated flows last may have evicted (vip_stats[0], which is no VIP's)."""
+    """Keep with the maps when one of translated flows last may have evicted (vip_stats[0], which is no VIP's)."""
 
     at_ns: int
 

@@ -534,24 +534,42 @@ class _Passage:
         """One five-tuple at the pod is one VIP's, until its flow ends or has been silent for as long as it may be."""
         subject = self.subject
         key = nat_key(mapped(subject.client), pod, subject.client_port, pod_port, subject.protocol)
-        entry = self.maps.nat.get(key)
-        ours = entry is not None and (entry.vip, entry.vip_port) == (self.vip.address, self.vip.port)
-        if entry is not None and not ours and self._nat_lives(entry):
-            raise _End(Verdict.DROP_NAT_TAKEN)
-        flags = entry.flags if entry is not None and ours and not subject.syn else 0
-        if subject.tcp_flags & packets.TCP_FIN:
-            flags |= layout.NAT_FIN_IN
+        flags = layout.NAT_FIN_IN if subject.tcp_flags & packets.TCP_FIN else 0
         if subject.tcp_flags & packets.TCP_RST:
             flags |= layout.NAT_RST
-        self.maps.nat.put(key, Nat(self.vip.address, self.vip.port, flags, self.now_ns))
+        fresh = Nat(self.vip.address, self.vip.port, flags, self.now_ns)
+        entry = self.maps.nat.get(key)
+        if entry is None:
+            self._note_unassured(key, fresh)
+            return
+        lasts_ns = limits.NAT_TAKEN_BRIEFLY_NS if subject.protocol == layout.PROTOCOL_UDP else limits.NAT_TAKEN_NS
+        if self._is_ours(entry, lasts_ns) and not subject.syn:
+            fresh = fresh._replace(flags=entry.flags | flags)
+        self.maps.nat.put(key, fresh)
 
-    def _nat_lives(self, entry: Nat) -> bool:
-        """Only TCP says when it ends; about UDP the clock decides, and sooner."""
+    def _note_unassured(self, key: bytes, fresh: Nat) -> None:
+        """Until the pod has answered and the client has spoken again. A SYN begins it anew."""
+        entry = self.maps.unassured.get(key)
+        if entry is not None and not self._is_ours(entry, limits.NAT_TAKEN_BRIEFLY_NS):
+            entry = None
+        if self.subject.syn:
+            fresh = fresh._replace(flags=fresh.flags | layout.NAT_SYN)
+        elif entry is not None:
+            fresh = fresh._replace(flags=(entry.flags | fresh.flags) & ~layout.NAT_SYN)
+            if fresh.flags & (layout.NAT_ANSWERED | layout.NAT_RST) == layout.NAT_ANSWERED:
+                fresh = _assure(self.maps, key, fresh)
+        self.maps.unassured.put(key, fresh)
+
+    def _is_ours(self, entry: Nat, lasts_ns: int) -> bool:
+        """Whether an entry is this VIP's. Ends with DROP_NAT_TAKEN where it is another's and that flow goes on: only
+        TCP says when it has ended; otherwise it does once it has been silent for so long."""
+        if (entry.vip, entry.vip_port) == (self.vip.address, self.vip.port):
+            return True
         fins = layout.NAT_FIN_IN | layout.NAT_FIN_OUT
-        if entry.flags & layout.NAT_RST or entry.flags & fins == fins:
-            return False
-        is_udp = self.subject.protocol == layout.PROTOCOL_UDP
-        return entry.seen_ns + (limits.NAT_TAKEN_UDP_NS if is_udp else limits.NAT_TAKEN_NS) > self.now_ns
+        has_ended = entry.flags & layout.NAT_RST or entry.flags & fins == fins
+        if not has_ended and entry.seen_ns + lasts_ns > self.now_ns:
+            raise _End(Verdict.DROP_NAT_TAKEN)
+        return False
 
     def _send(self, verdict: Verdict, node_index: int, option: packets.Option) -> Outcome:
         """Through the tunnel to a node."""
@@ -602,7 +620,8 @@ def tc(maps: Maps, frame: bytes, now_ns: int, *, goes_back: bool = False) -> Out
         return untouched
     sport, dport = packets.ports(ip[IPV4_BYTES:])
     key = nat_key(mapped(packets.destination(ip)), mapped(packets.source(ip)), dport, sport, protocol)
-    entry = maps.nat.get(key)
+    assured = maps.nat.get(key)
+    entry = assured or maps.unassured.get(key)
     if entry is None:
         return untouched
     flags = ip[IPV4_BYTES + 13] if protocol == layout.PROTOCOL_TCP else 0
@@ -611,7 +630,11 @@ def tc(maps: Maps, frame: bytes, now_ns: int, *, goes_back: bool = False) -> Out
         noted |= layout.NAT_FIN_OUT
     if flags & packets.TCP_RST:
         noted |= layout.NAT_RST
-    maps.nat.put(key, entry._replace(flags=noted, seen_ns=now_ns))
+    entry = entry._replace(flags=noted, seen_ns=now_ns)
+    if assured:
+        maps.nat.put(key, entry)
+    else:
+        maps.unassured.put(key, _answered(maps, key, protocol, entry))
     ip = packets.rewrite_source(ip, entry.vip[12:], entry.vip_port)
     mss_max = maps.settings().mss_max
     syn_ack = packets.TCP_SYN | packets.TCP_ACK
@@ -619,6 +642,21 @@ def tc(maps: Maps, frame: bytes, now_ns: int, *, goes_back: bool = False) -> Out
         ip = packets.clamp_mss(ip, mss_max)
     maps.count(Verdict.REPLY, len(frame))
     return Outcome(Action.PASS, Verdict.REPLY, frame[:ETHERNET_BYTES] + ip)
+
+
+def _answered(maps: Maps, key: bytes, protocol: int, entry: Nat) -> Nat:
+    """What the entry of `unassured` is after its pod has answered. Only a socket answers what is no SYN without RST."""
+    if entry.flags & layout.NAT_RST:
+        return entry
+    if protocol == layout.PROTOCOL_TCP and not entry.flags & layout.NAT_SYN:
+        return _assure(maps, key, entry)
+    return entry._replace(flags=entry.flags | layout.NAT_ANSWERED)
+
+
+def _assure(maps: Maps, key: bytes, entry: Nat) -> Nat:
+    """Put what was unassured into `nat`; what its old entry is from then on."""
+    maps.nat.put(key, entry._replace(flags=entry.flags & (layout.NAT_FIN_IN | layout.NAT_FIN_OUT)))
+    return entry._replace(flags=entry.flags | layout.NAT_ASSURED)
 
 
 # --- hf_lookup --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from lbpod.core import sweep
 from lbpod.core.flows import LiveFlows, endpoints_match, ids_from
-from lbpod.core.keeper_state import Answer, Effects, NatList, Question, State
+from lbpod.core.host_state import NatList
+from lbpod.core.keeper_state import Answer, Effects, Question, State
 from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
 from lbpod.core.messages import LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply
 from lbpod.core.model import Backend, Vip
@@ -66,12 +67,11 @@ class _Looked(Question):
         if not isinstance(answer, NatLooked):
             return self.failed(state, "the list is not one of flows", now_ns)
         nat = self.nat
-        nat.count += len(answer.keys)
+        sweep.count(nat.counts, answer)
         nat.parts.append(LiveFlows.among(nat.facts, answer.keys, answer.values, now_ns - sweep.slept_ns(state, now_ns)))
         if answer.cursor is not None:
             return [LookNat(state.open(self, now_ns), answer.cursor)]
-        dropped_now = state.host.sweep.dropped if state.host.sweep is not None else 0
-        stamp = sweep.counted(state, nat.count + dropped_now, answer, now_ns)
+        stamp = sweep.counted(state, nat.counts, answer, now_ns)
         state.host.nat, state.host.nat_looking = nat, False
         waiting, state.host.nat_waiting = state.host.nat_waiting, []
         effects: Effects = []

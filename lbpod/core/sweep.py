@@ -12,6 +12,8 @@ silence that would be lost. Hence:
 
 - Silent flows go only after their VIP's idle timeout (a flow that is silent for longer may be taken for over) *and* a
   minute; those of VIPs that are not known here, after the longest idle timeout that is, an hour at least.
+- What is in `unassured` goes as soon as it has been put into `nat` (the fast path leaves it where it was, see below),
+  and after two minutes where its client has sent nothing but a SYN: that handshake has come to nothing.
 - Closed flows (RST, both FINs) go a minute after their last packet: the kernel's TIME_WAIT is as long, and whatever
   either side still has to send again comes sooner. The same five ports in use again begin with a SYN, which clears
   the flags and renews the stamp. (An RST that the pod ignored, of an old sequence number, marks a flow as closed
@@ -22,10 +24,11 @@ silence that would be lost. Hence:
 - Between choosing and deleting time passes. The deletion therefore names the stamp that the entry had, and the fast
   path's own map is compared with it in the very step that deletes.
 
-**Evictions.** Seen by counting: an LRU map evicts only when nearly full (``room``), and entries leave it otherwise only
-by our hand. So if it evicted since the sweep before last had begun, the entries that are there now and those that
-sweeps have deleted since come to ``room`` together. For an idle timeout after that a flow may be alive that is not
-listed: whoever asks is told that we cannot tell. The time is kept with the maps, for the next agent.
+**Evictions.** Seen by counting, in each of the two maps: an LRU map evicts only when nearly full (``room``), and
+entries leave it otherwise only by our hand (which is why an entry that is put into `nat` stays in `unassured` until
+then). So if it evicted since the sweep before last had begun, the entries that are there now and those that sweeps
+have deleted since come to ``room`` together. For an idle timeout after that a flow may be alive that is not listed:
+whoever asks is told that we cannot tell. The time is kept with the maps, for the next agent.
 """
 
 from dataclasses import dataclass
@@ -33,8 +36,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core.flows import Facts, Rows, closed, over, vips_of
-from lbpod.core.keeper_state import Answer, Effects, Question, State, Sweep
+from lbpod.core.flows import Facts, Rows, closed, never_opened, over, vips_of
+from lbpod.core.host_state import NatCount, Sweep, nat_counts
+from lbpod.core.keeper_state import Answer, Effects, Question, State
+from lbpod.core.layout import NAT_ASSURED
 from lbpod.core.limits import (
     MARGIN_NS,
     NAT_CLOSED_NS,
@@ -72,31 +77,34 @@ class _Looked(Question):
             return self.failed(state, "the list is not one of flows", now_ns)
         gone = are_over(state.facts, answer.keys, answer.values, now_ns - slept_ns(state, now_ns))
         sweep.waiting, sweep.cursor = False, answer.cursor
-        sweep.count += len(gone)
-        sweep.dropped += int(gone.sum())
+        count(sweep.counts, answer)
+        sweep.counts[answer.assured].dropped += int(gone.sum())
         effects: Effects = []
         if gone.any():
-            effects.append(DropNat(answer.keys[gone], answer.values["seen_ns"][gone].astype(np.uint64)))
+            stamps = answer.values["seen_ns"][gone].astype(np.uint64)
+            effects.append(DropNat(answer.assured, answer.keys[gone], stamps))
         if answer.cursor is None:
-            effects += counted(state, sweep.count, answer, now_ns)
-            state.host.sweep, state.host.swept_count = None, sweep.dropped
-            state.host.sweep_at_ns = now_ns + _pause_ns(sweep, answer.room)
+            state.host.sweep = None
+            effects += counted(state, sweep.counts, answer, now_ns)
+            state.host.swept = {assured: each.dropped for assured, each in sweep.counts.items()}
+            state.host.sweep_at_ns = now_ns + min(_pause_ns(each) for each in sweep.counts.values())
         return effects
 
     def failed(self, state: State, reason: str, now_ns: int) -> Effects:
         """Begin anew, soon. What was dropped may have made room that no count has seen."""
         if state.host.sweep is not None:
-            state.host.swept_count += state.host.sweep.dropped
+            for assured, each in state.host.sweep.counts.items():
+                state.host.swept[assured] += each.dropped
         state.host.sweep, state.host.sweep_at_ns = None, now_ns + NAT_SWEEP_NS_MIN
         return []
 
 
-def _pause_ns(sweep: Sweep, room: int) -> int:
-    """Until the next sweep begins. Where nothing was over, hurry would not help."""
-    if not sweep.dropped:
+def _pause_ns(swept: NatCount) -> int:
+    """Until the next sweep begins, as far as this map goes. Where nothing was over, hurry would not help."""
+    if not swept.dropped:
         return NAT_SWEEP_NS
-    free = max(room - (sweep.count - sweep.dropped), 0)
-    return max(NAT_SWEEP_NS_MIN, NAT_SWEEP_NS * free // room)
+    free = max(swept.room - (swept.count - swept.dropped), 0)
+    return max(NAT_SWEEP_NS_MIN, NAT_SWEEP_NS * free // swept.room)
 
 
 def slept_ns(state: State, now_ns: int) -> int:
@@ -113,13 +121,26 @@ def are_over(facts: Facts, keys: Rows, values: Rows, now_ns: int) -> Bools:
     idle_ns = np.where(vips != 0, facts.idle_ns[vips], np.uint64(unknown_ns))
     seen = values["seen_ns"].astype(np.uint64)
     silent = over(seen, idle_ns + np.uint64(NAT_SILENT_MARGIN_NS), now_ns)
-    return np.asarray(silent | closed(values, facts.client_ip[vips]) & over(seen, NAT_CLOSED_NS, now_ns))
+    client_ip = facts.client_ip[vips]
+    ended = closed(values, client_ip) & over(seen, NAT_CLOSED_NS, now_ns) | never_opened(values, client_ip, now_ns)
+    return np.asarray(silent | ended | (values["flags"] & NAT_ASSURED != 0))
 
 
 # --- Evictions --------------------------------------------------------------------------------------------------------
-def counted(state: State, count: int, last: NatLooked, now_ns: int) -> Effects:
+def count(counts: dict[bool, NatCount], answer: NatLooked) -> None:
+    """Some more entries have been looked at."""
+    met = counts[answer.assured]
+    met.count += len(answer.keys)
+    met.room = answer.room
+
+
+def counted(state: State, counts: dict[bool, NatCount], last: NatLooked, now_ns: int) -> Effects:
     """All entries have been looked at, there were so many. Note whether some may have been evicted before."""
-    is_full = count + state.host.swept_count >= last.room
+    going_on = state.host.sweep.counts if state.host.sweep is not None else nat_counts()
+    is_full = any(
+        each.count + going_on[assured].dropped + state.host.swept[assured] >= each.room
+        for assured, each in counts.items()
+    )
     state.host.nat_full_ns = now_ns if is_full else max(state.host.nat_full_ns, last.full_ns)
     # Also where an earlier stamp could not be written.
     return [StampNatFull(state.host.nat_full_ns)] if state.host.nat_full_ns > last.full_ns else []

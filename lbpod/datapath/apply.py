@@ -50,7 +50,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.transition import is_of_round
 from lbpod.datapath import rows
-from lbpod.datapath.port import U32, U64, ArrayName, Datapath, DatapathError, FlowMap
+from lbpod.datapath.port import U32, U64, ArrayName, Datapath, DatapathError, FlowMap, NatMap
 from lbpod.datapath.rows import Rows, Scene, Uplink
 from lbpod.datapath.vip_index import Entry, VipIndex, entries_of
 
@@ -58,7 +58,7 @@ NOBODY = np.uint32(0xFFFF_FFFF)
 """An ownership entry without owner and backup: MEMBER_NONE twice."""
 
 NAT_STAT = 0
-"""The row of vip_stats that is no VIP's: its stamp says when nat last may have evicted."""
+"""The row of vip_stats that is no VIP's: its stamp says when nat or unassured last may have evicted."""
 
 
 class NextHops(Protocol):
@@ -118,6 +118,10 @@ class _Mirror:
         return len(indices)
 
 
+def _nat_map(assured: bool) -> NatMap:
+    return NatMap.NAT if assured else NatMap.UNASSURED
+
+
 def _is_belief(before: Configure, effect: Configure) -> bool:
     """Nothing but who is believed to be up differs: that has to be in the maps at once, however large the rest is."""
     same = effect.committed is before.committed and effect.prepared is before.prepared
@@ -175,7 +179,7 @@ class Applier:
                 for name in (FlowMap.CACHE, FlowMap.RECORDS, FlowMap.EMBRYONIC):
                     self._datapath.flows_delete(name, self._datapath.flows_dump(name)[0])
             case DropNat():
-                self.swept_flows += self._datapath.nat_delete(effect.keys, effect.seen_ns)
+                self.swept_flows += self._datapath.nat_delete(_nat_map(effect.assured), effect.keys, effect.seen_ns)
             case StampNatFull():
                 row = np.zeros(1, VIP_STAT)
                 row["unrecorded_ns"] = effect.at_ns
@@ -193,9 +197,7 @@ class Applier:
             case DumpRecords():
                 return self._list_records(effect)
             case LookNat():
-                keys, values, cursor = self._datapath.nat_slice(effect.cursor)
-                full_ns = self._unrecorded_ns(NAT_STAT) if cursor is None else 0
-                return NatLooked(effect.token, keys, values, cursor, self._datapath.nat_room(), full_ns)
+                return self._list_nat(effect)
             case LookSeen():
                 stamps = self._datapath.read_other_seen(effect.vip)
                 return SeenRead(effect.token, stamps, self._unrecorded_ns(effect.vip))
@@ -226,6 +228,15 @@ class Applier:
         else:
             flows, records = full
         return RecordsDumped(effect.token, flows, records, len(full[0]), None if cursor is None else (True, cursor))
+
+    def _list_nat(self, effect: LookNat) -> NatLooked:
+        """A slice: of what is unassured first, for it may be put into `nat` meanwhile, and stays there."""
+        assured, cursor = effect.cursor or (False, None)
+        name = _nat_map(assured)
+        keys, values, cursor = self._datapath.nat_slice(name, cursor)
+        go_on = (assured, cursor) if cursor is not None else None if assured else (True, None)
+        full_ns = self._unrecorded_ns(NAT_STAT) if go_on is None else 0
+        return NatLooked(effect.token, keys, values, assured, go_on, self._datapath.nat_room(name), full_ns)
 
     def _put_records(self, effect: PutRecords) -> int:
         """How many have their place. What the fast path has recorded itself meanwhile says the same, or knows better:

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.datapath.port import U32, U64, ArrayName, Datapath, DatapathError, FlowMap, Rows
+from lbpod.datapath.port import U32, U64, ArrayName, Datapath, DatapathError, FlowMap, NatMap, Rows
 
 
 class FaultyDatapath:
@@ -143,22 +143,22 @@ class FaultyDatapath:
         self._reads("pending")
         return self.behind.pending_drain(count_max)
 
-    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+    def nat_slice(self, name: NatMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
         """May fail."""
-        self._reads("nat")
-        return self.behind.nat_slice(cursor)
+        self._reads(name.value)
+        return self.behind.nat_slice(name, cursor)
 
-    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
+    def nat_delete(self, name: NatMap, keys: Rows, seen_ns: U64) -> int:
         """May delete only the first ones."""
-        arrived = self._writes("nat", len(keys))
+        arrived = self._writes(name.value, len(keys))
         if arrived is not None:
-            self.behind.nat_delete(keys[:arrived], seen_ns[:arrived])
-            self._fail("nat", "deleting from")
-        return self.behind.nat_delete(keys, seen_ns)
+            self.behind.nat_delete(name, keys[:arrived], seen_ns[:arrived])
+            self._fail(name.value, "deleting from")
+        return self.behind.nat_delete(name, keys, seen_ns)
 
-    def nat_room(self) -> int:
+    def nat_room(self, name: NatMap) -> int:
         """Never fails: it is the size of a map."""
-        return self.behind.nat_room()
+        return self.behind.nat_room(name)
 
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:
         """May fail; the door stays as it was then."""

@@ -49,7 +49,7 @@ from lbpod.datapath.inner import InnerArrays
 from lbpod.datapath.libbpf import F_MMAPABLE, KernelError, MapType
 from lbpod.datapath.loader import FastPath
 from lbpod.datapath.mapped import MappedArray
-from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, Rows
+from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, NatMap, Rows
 
 _VALUES: Final = {FlowMap.CACHE: LEASE, FlowMap.RECORDS: RECORD, FlowMap.EMBRYONIC: RECORD, FlowMap.PENDING: PENDING}
 
@@ -439,30 +439,30 @@ class KernelDatapath:
 
     # --- The host agent, the door, the counters -------------------------------------------------------------------
 
-    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+    def nat_slice(self, name: NatMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
         """NAT_KEY keys and NAT values of some buckets. The cursor counts buckets: whatever comes and goes between two
         slices, what stays is in its bucket."""
-        return self._slice("nat", NAT_KEY, NAT, cursor)
+        return self._slice(name.value, NAT_KEY, NAT, cursor)
 
-    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
+    def nat_delete(self, name: NatMap, keys: Rows, seen_ns: U64) -> int:
         """Deletes entries that have not been seen since, by the program hf_forget; how many."""
         assert keys.dtype == NAT_KEY, "translated flows are keys of dtype NAT_KEY"
         assert len(keys) == len(seen_ns), "as many stamps as keys"
         deleted, step = 0, min(LOOKUP_BATCH_MAX, self._stale_keys.count, self._stale_stamps.count)
-        context = np.zeros(2, np.uint32)
+        context = np.zeros(3, np.uint32)
         for start in range(0, len(keys), step):
             part = keys[start : start + step]
             self._stale_keys.values[: len(part)] = part
             self._stale_stamps.values[: len(part)] = seen_ns[start : start + step]
-            context[:] = len(part), 0
+            context[:] = len(part), 0, name is NatMap.NAT
             if libbpf.syscall_run(self._forget_fd, context) != 0:
-                raise DatapathError("the program that deletes nat entries could not read its desk")
+                raise DatapathError("the program that deletes translated flows could not read its desk")
             deleted += int(context[1])
         return deleted
 
-    def nat_room(self) -> int:
+    def nat_room(self, name: NatMap) -> int:
         """Entries from which an LRU map of this size may have evicted: see limits.NAT_FULL_RESERVE."""
-        size = self._fast_path.map("nat").info.max_entries
+        size = self._fast_path.map(name.value).info.max_entries
         return max(1, min(size * 7 // 8, size - NAT_FULL_RESERVE * libbpf.possible_cpus()))
 
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:

@@ -55,6 +55,7 @@ MAPS: Final[dict[str, tuple[np.dtype[Any], np.dtype[Any]]]] = {
     "embryonic": (layout.FLOW, layout.RECORD),
     "pending": (layout.FLOW, layout.PENDING),
     "nat": (layout.NAT_KEY, layout.NAT),
+    "unassured": (layout.NAT_KEY, layout.NAT),
     "member_by_addr": (ADDRESS, U32),
     "records": (layout.FLOW, layout.RECORD),
     "counters": (U32, layout.COUNTER),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lbpod.core import layout, limits, oracle
 from lbpod.core.maps import FlowTable, Lease, Maps, Nat, Pending, Record
-from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, Rows
+from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, NatMap, Rows
 
 _VALUE_DTYPES: Final = {
     FlowMap.CACHE: layout.LEASE,
@@ -189,26 +189,30 @@ class MemoryDatapath:
         return _join(taken), np.array(values, dtype=layout.PENDING)
 
     # --- Host agent ---
-    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+    def nat_slice(self, name: NatMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
         """In the order of the keys; the cursor is the last one as a number."""
-        rows = self.maps.nat.rows
+        rows = self._nat_map(name).rows
         taken, after = _next_keys(rows, cursor, self._slice_max)
         values = np.zeros(len(taken), dtype=layout.NAT)
         for at, key in enumerate(taken):
             values[at] = _nat_row(rows[key])
         return np.frombuffer(b"".join(taken), dtype=layout.NAT_KEY).copy(), values, after
 
-    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
-        _check("nat", keys, layout.NAT_KEY, len(seen_ns))
-        rows, before = self.maps.nat.rows, len(self.maps.nat)
+    def nat_delete(self, name: NatMap, keys: Rows, seen_ns: U64) -> int:
+        _check(name.value, keys, layout.NAT_KEY, len(seen_ns))
+        table = self._nat_map(name)
+        before = len(table)
         for key, stamp in zip(keys, seen_ns.tolist(), strict=True):
-            entry = rows.get(key.tobytes())
+            entry = table.rows.get(key.tobytes())
             if entry is not None and entry.seen_ns == stamp:
-                self.maps.nat.delete(key.tobytes())
-        return before - len(rows)
+                table.delete(key.tobytes())
+        return before - len(table)
 
-    def nat_room(self) -> int:
-        return max(1, self.maps.nat.count_max * NAT_FULL_NUMERATOR // NAT_FULL_DENOMINATOR)
+    def nat_room(self, name: NatMap) -> int:
+        return max(1, self._nat_map(name).count_max * NAT_FULL_NUMERATOR // NAT_FULL_DENOMINATOR)
+
+    def _nat_map(self, name: NatMap) -> FlowTable[Nat]:
+        return self.maps.nat if name is NatMap.NAT else self.maps.unassured
 
     # --- The rest ---
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:

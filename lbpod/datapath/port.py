@@ -48,6 +48,13 @@ class FlowMap(Enum):
     PENDING = "pending"
 
 
+class NatMap(Enum):
+    """The host agent's maps of translated flows (key: layout.NAT_KEY; values: NAT)."""
+
+    UNASSURED = "unassured"
+    NAT = "nat"
+
+
 class Datapath(Protocol):
     """One node's maps. Not thread-safe: one task owns it."""
 
@@ -97,18 +104,18 @@ class Datapath(Protocol):
     def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
         """Takes up to count_max pending flows out of the map: (FLOW keys, PENDING values)."""
 
-    def nat_slice(self, cursor: int | None) -> tuple[Rows, Rows, int | None]:
-        """Some thousands of the host agent's NAT_KEY keys and NAT values, and where to go on (None: that was all).
+    def nat_slice(self, name: NatMap, cursor: int | None) -> tuple[Rows, Rows, int | None]:
+        """Some thousands of a map's NAT_KEY keys and NAT values, and where to go on (None: that was all).
 
         cursor: None to begin, else what the slice before gave. Whoever goes on to the end has seen each entry that was
         there all the time exactly once, whatever came and went meanwhile.
         """
 
-    def nat_delete(self, keys: Rows, seen_ns: U64) -> int:
+    def nat_delete(self, name: NatMap, keys: Rows, seen_ns: U64) -> int:
         """Deletes NAT_KEY keys whose entry still has this seen_ns, as one step for each; how many. The others stay."""
 
-    def nat_room(self) -> int:
-        """Entries from which nat may begin to evict: it is nearly full."""
+    def nat_room(self, name: NatMap) -> int:
+        """Entries from which the map may begin to evict: it is nearly full."""
 
     def members_door(self, addresses: Sequence[bytes], ids: Sequence[int]) -> None:
         """Sets member_by_addr to exactly these outer source addresses (16 bytes each)."""

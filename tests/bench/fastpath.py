@@ -37,7 +37,7 @@ from lbpod.datapath.libbpf import BpfObject
 from lbpod.datapath.loader import FastPath, LoadSettings
 from lbpod.datapath.mapped import MappedArray
 from lbpod.datapath.pins import PinFolder
-from lbpod.datapath.port import FlowMap
+from lbpod.datapath.port import FlowMap, NatMap
 from tests.bench import reports
 from tests.bench.fastpath_world import (
     FRAME_BYTES,
@@ -144,7 +144,9 @@ class _Bench:
 
     def held(self) -> dict[str, tuple[int, int]]:
         """Of every map that flows can be in: its entries, and the bytes of one (key and value)."""
-        dumps = {name.value: self.port.flows_dump(name) for name in FlowMap} | {"nat": whole_nat(self.port)}
+        dumps = {name.value: self.port.flows_dump(name) for name in FlowMap} | {
+            which.value: whole_nat(self.port, which) for which in NatMap
+        }
         return {name: (len(keys), keys.itemsize + values.itemsize) for name, (keys, values) in dumps.items()}
 
 

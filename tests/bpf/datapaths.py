@@ -22,9 +22,16 @@ from lbpod.datapath import loader
 from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import FastPath, LoadSettings
 from lbpod.datapath.memory import MemoryDatapath
-from lbpod.datapath.port import Datapath
+from lbpod.datapath.port import Datapath, NatMap
 
-SIZES: Final[Mapping[str, int]] = {"records": 5_000, "cache": 8_192, "embryonic": 4_096, "pending": 8_192, "nat": 4_096}
+SIZES: Final[Mapping[str, int]] = {
+    "records": 5_000,
+    "cache": 8_192,
+    "embryonic": 4_096,
+    "pending": 8_192,
+    "nat": 4_096,
+    "unassured": 4_096,
+}
 """Small maps: quick to make, quick to fill."""
 
 
@@ -71,8 +78,8 @@ class Made:
     """A datapath under test, and what only its maker knows."""
 
     datapath: Datapath
-    nat_put: Callable[[int, int], None]
-    """Puts so many entries (nat_keys) with this seen_ns into nat, as the fast path would."""
+    nat_put: Callable[[NatMap, int, int], None]
+    """Puts so many entries (nat_keys) with this seen_ns into one of those maps, as the fast path would."""
     door: Callable[[], dict[bytes, int]]
     """What is in member_by_addr."""
     fast_path: FastPath | None = field(default=None)
@@ -86,11 +93,11 @@ def flows(count: int, first: int = 0) -> npt.NDArray[np.void]:
     return rows
 
 
-def whole_nat(datapath: Datapath) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-    """All of nat: NAT_KEY and NAT rows."""
+def whole_nat(datapath: Datapath, name: NatMap) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """All of a map of translated flows: NAT_KEY and NAT rows."""
     parts, cursor = [], None
     while True:
-        *part, cursor = datapath.nat_slice(cursor)
+        *part, cursor = datapath.nat_slice(name, cursor)
         parts.append(part)
         if cursor is None:
             keys, values = zip(*parts, strict=True)
@@ -118,9 +125,9 @@ def in_memory(_folder: Path) -> Iterator[Made]:
         table.count_max = size
     made = MemoryDatapath(maps, slice_max=512)
 
-    def nat_put(count: int, seen_ns: int) -> None:
+    def nat_put(name: NatMap, count: int, seen_ns: int) -> None:
         for key in nat_keys(count):
-            maps.nat.put(key.tobytes(), Nat(bytes(16), 80, 0, seen_ns))
+            made._nat_map(name).put(key.tobytes(), Nat(bytes(16), 80, 0, seen_ns))
 
     yield Made(made, nat_put, lambda: dict(maps.member_by_addr))
 
@@ -131,10 +138,10 @@ def in_kernel(folder: Path) -> Iterator[Made]:
     fast_path = loader.load(settings(folder))
     made = KernelDatapath(fast_path)
 
-    def nat_put(count: int, seen_ns: int) -> None:
+    def nat_put(name: NatMap, count: int, seen_ns: int) -> None:
         values = np.zeros(count, layout.NAT)
         values["seen_ns"] = seen_ns
-        assert count == made._put("nat", nat_keys(count), values), "an LRU map takes everything"
+        assert count == made._put(name.value, nat_keys(count), values), "an LRU map takes everything"
 
     def door() -> dict[bytes, int]:
         keys, values = made._dump("member_by_addr", np.dtype([("addr", "u1", (16,))]), np.dtype("<u4"))

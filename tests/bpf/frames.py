@@ -275,8 +275,9 @@ class Draw:
         flow = self._flow()
         vip = flow.vip
         pod, port = self.dice.choice(self.world.pods())
-        if self.world.maps.nat.rows and self.chance(0.8):
-            key = self.dice.choice(list(self.world.maps.nat.rows))
+        known = [*self.world.maps.nat.rows, *self.world.maps.unassured.rows]
+        if known and self.chance(0.8):
+            key = self.dice.choice(known)
             pod, port = key[28:32], int.from_bytes(key[34:36], "big")
             flow = Flow(key[12:16], int.from_bytes(key[32:34], "big"), vip._replace(protocol=key[36]))
         if self.chance(0.05):

@@ -22,14 +22,16 @@ from lbpod.datapath.kernel import KernelDatapath
 from lbpod.datapath.loader import FastPath, LoadSettings
 from lbpod.datapath.mapped import MappedArray
 from lbpod.datapath.pins import PinFolder
-from lbpod.datapath.port import ArrayName, FlowMap
+from lbpod.datapath.port import ArrayName, FlowMap, NatMap
 from tests.bpf import trial
 from tests.bpf.datapaths import whole_nat
 from tests.bpf.world import RECORDS_SMALL_COUNT, VIP_IDS_MAX, World
 
 LRU_COUNT: Final = 16_384
 """Room in the LRU maps: far more than a world uses, so that nothing is evicted behind the test's back."""
-SIZES: Final = dict.fromkeys(("cache", "embryonic", "pending", "nat"), LRU_COUNT) | {"records": RECORDS_SMALL_COUNT}
+SIZES: Final = dict.fromkeys(("cache", "embryonic", "pending", "nat", "unassured"), LRU_COUNT) | {
+    "records": RECORDS_SMALL_COUNT
+}
 
 State = dict[str, dict[bytes, Any]]
 """Hash map name -> key bytes -> value."""
@@ -112,11 +114,12 @@ class Kernel:
             keys = np.frombuffer(b"".join(rows), layout.FLOW)
             values = np.array(list(rows.values()), _VALUES[name])
             assert len(rows) == self.port.flows_put(name, keys, values), f"{name.value} has room for the world"
-        nat = self._fast_path.map("nat").fd
-        for key in whole_nat(self.port)[0]:
-            libbpf.map_delete(nat, "nat", key.tobytes())
-        for key_bytes, value in maps.nat.rows.items():
-            libbpf.map_update(nat, "nat", key_bytes, nat_bytes(value))
+        for which in NatMap:
+            fd = self._fast_path.map(which.value).fd
+            for key in whole_nat(self.port, which)[0]:
+                libbpf.map_delete(fd, which.value, key.tobytes())
+            for key_bytes, value in getattr(maps, which.value).rows.items():
+                libbpf.map_update(fd, which.value, key_bytes, nat_bytes(value))
 
     # --- Through ---
     def xdp(self, frame: bytes, room_bytes: int) -> Ran:
@@ -140,8 +143,9 @@ class Kernel:
             keys, values = self.port.flows_dump(name)
             made = _MADE[name]
             found[name.value] = {key.tobytes(): made(*value) for key, value in zip(keys, values.tolist(), strict=True)}
-        keys, values = whole_nat(self.port)
-        found["nat"] = {key.tobytes(): _nat_of(value) for key, value in zip(keys, values, strict=True)}
+        for which in NatMap:
+            keys, values = whole_nat(self.port, which)
+            found[which.value] = {key.tobytes(): _nat_of(value) for key, value in zip(keys, values, strict=True)}
         return found
 
     def door(self) -> list[bytes]:

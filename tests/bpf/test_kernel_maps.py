@@ -17,7 +17,7 @@ from lbpod.core.limits import BATCH_MAX, INNER_MAPPED_MAX, LOOKUP_BATCH_MAX, SLO
 from lbpod.core.verdicts import Verdict
 from lbpod.datapath import kernel
 from lbpod.datapath.layout import MAPS
-from lbpod.datapath.port import ArrayName, DatapathError, FlowMap
+from lbpod.datapath.port import ArrayName, DatapathError, FlowMap, NatMap
 from tests.bpf.datapaths import SIZES, Made, bpffs, flows, in_kernel, in_memory, nat_keys, need_kernel, whole_nat
 
 Maker = Callable[[Path], AbstractContextManager[Made]]
@@ -242,42 +242,48 @@ def test_draining_takes_every_flow_once_and_no_more_than_asked_for(made: Made) -
 # --- Host agent, door, counters ---------------------------------------------------------------------------------------
 
 
-def test_nat_is_read_whole_and_a_full_one_has_more_entries_than_its_room(made: Made) -> None:
-    count = SIZES["nat"] // 2
-    made.nat_put(count, 1)
-    keys, values = whole_nat(made.datapath)
+@pytest.mark.parametrize("name", NatMap)
+def test_nat_is_read_whole_and_a_full_one_has_more_entries_than_its_room(made: Made, name: NatMap) -> None:
+    count = SIZES[name.value] // 2
+    made.nat_put(name, count, 1)
+    keys, values = whole_nat(made.datapath, name)
     assert (count, layout.NAT_KEY, layout.NAT) == (len(keys), keys.dtype, values.dtype)
     assert {key.tobytes() for key in nat_keys(count)} == {key.tobytes() for key in keys}
     assert (values["seen_ns"] == 1).all()
-    assert count < made.datapath.nat_room() < SIZES["nat"]
-    made.nat_put(2 * SIZES["nat"], 1)
-    assert len(whole_nat(made.datapath)[0]) >= made.datapath.nat_room()
+    assert count < made.datapath.nat_room(name) < SIZES[name.value]
+    made.nat_put(name, 2 * SIZES[name.value], 1)
+    assert len(whole_nat(made.datapath, name)[0]) >= made.datapath.nat_room(name)
 
 
-def test_a_nat_entry_goes_only_if_it_has_not_been_seen_since(made: Made) -> None:
+@pytest.mark.parametrize("name", NatMap)
+def test_a_nat_entry_goes_only_if_it_has_not_been_seen_since(made: Made, name: NatMap) -> None:
+    """And out of no other map than the one that is meant."""
     count = LOOKUP_BATCH_MAX + 3
     keys = nat_keys(count + 5)
-    made.nat_put(count, 7)
+    for each in NatMap:
+        made.nat_put(each, count, 7)
     stamps = np.full(len(keys), 7, np.uint64)
     stamps[::3] = 6
     expected = {key.tobytes() for key in keys[:count:3]}
     # The last five are not there at all.
-    assert count - len(expected) == made.datapath.nat_delete(keys, stamps)
-    assert expected == {key.tobytes() for key in whole_nat(made.datapath)[0]}
-    assert 0 == made.datapath.nat_delete(keys, stamps)
-    assert 0 == made.datapath.nat_delete(nat_keys(0), np.zeros(0, np.uint64))
+    assert count - len(expected) == made.datapath.nat_delete(name, keys, stamps)
+    assert expected == {key.tobytes() for key in whole_nat(made.datapath, name)[0]}
+    assert [count] == [len(whole_nat(made.datapath, each)[0]) for each in NatMap if each is not name]
+    assert 0 == made.datapath.nat_delete(name, keys, stamps)
+    assert 0 == made.datapath.nat_delete(name, nat_keys(0), np.zeros(0, np.uint64))
 
 
 def test_what_stays_is_seen_exactly_once_while_others_go(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two slices everything that the first one had is deleted; nothing of the rest is passed over."""
     monkeypatch.setattr(kernel, "DUMP_CHUNK", 512)
-    made.nat_put(SIZES["nat"] // 2, 1)
-    keys, values, cursor = made.datapath.nat_slice(None)
+    name = NatMap.NAT
+    made.nat_put(name, SIZES["nat"] // 2, 1)
+    keys, values, cursor = made.datapath.nat_slice(name, None)
     assert cursor is not None, "one slice is no test"
     seen = [key.tobytes() for key in keys]
     while cursor is not None:
-        made.datapath.nat_delete(keys, values["seen_ns"].astype(np.uint64))
-        keys, values, cursor = made.datapath.nat_slice(cursor)
+        made.datapath.nat_delete(name, keys, values["seen_ns"].astype(np.uint64))
+        keys, values, cursor = made.datapath.nat_slice(name, cursor)
         seen += [key.tobytes() for key in keys]
     assert sorted(key.tobytes() for key in nat_keys(SIZES["nat"] // 2)) == sorted(seen)
 

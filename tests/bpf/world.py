@@ -317,4 +317,11 @@ def _draw_nat(dice: random.Random, world: World, flow: Flow) -> None:
     vip = flow.vip if dice.random() < 0.8 else dice.choice(world.vips)
     key = nat_key(mapped(flow.client), mapped(pod), flow.port, port, flow.vip.protocol)
     flags = dice.choice([0, 0, 0, 0, *range(8)])
-    world.maps.nat.put(key, Nat(vip.address, vip.port, flags, dice.choice([OLD_NS, world.now_ns])))
+    entry = Nat(vip.address, vip.port, flags, dice.choice([OLD_NS, world.now_ns]))
+    kind = random.Random(key).randrange(8)  # other dice, so that worlds stay what they were but for this
+    if kind < 5:
+        world.maps.nat.put(key, entry)
+    if kind > 2:
+        flags |= (0, layout.NAT_SYN, layout.NAT_ANSWERED, layout.NAT_SYN | layout.NAT_ANSWERED)[kind % 4]
+        flags |= layout.NAT_ASSURED * (kind == 4)
+        world.maps.unassured.put(key, entry._replace(flags=flags))

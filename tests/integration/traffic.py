@@ -39,7 +39,7 @@ TCP: Final = layout.PROTOCOL_TCP
 UDP: Final = layout.PROTOCOL_UDP
 ICMP: Final = layout.PROTOCOL_ICMP
 
-SIZES: Final = dict.fromkeys(("cache", "embryonic", "pending", "nat", "records"), 16_384)
+SIZES: Final = dict.fromkeys(("cache", "embryonic", "pending", "nat", "unassured", "records"), 16_384)
 """Room for any test here; the full sizes would cost each node some 300 MB."""
 
 REST_NS: Final = 30_000_000

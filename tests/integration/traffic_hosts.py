@@ -49,6 +49,11 @@ class TcpServer:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
+    def say(self, data: bytes) -> None:
+        """To whoever is connected, unasked."""
+        for connection in self._open:
+            connection.sendall(data)
+
     def _accept(self) -> None:
         while True:
             try:

@@ -86,7 +86,7 @@ def test_nothing_is_remembered_in_steady_state(sent: list[tuple[Flow, int, bytes
         assert Cluster.pod(1) == trail.pod
         assert Verdict.STEADY == trail.steps[0][1].verdict
     maps = cluster.nodes[entry]
-    for table in (maps.cache, maps.records, maps.embryonic, maps.pending, maps.nat):
+    for table in (maps.cache, maps.records, maps.embryonic, maps.pending, maps.nat, maps.unassured):
         assert 0 == len(table)
     assert not maps.other_seen[TCP_VIP.id].any()
     assert not maps.vip_stats["unrecorded_ns"].any()

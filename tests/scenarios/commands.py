@@ -184,7 +184,7 @@ class Stage:
 
     def do_limit(self, bare: list[str], options: dict[str, str], more: str) -> str:
         for node in self._nodes(options):
-            for name in ("records", "embryonic", "cache", "pending", "nat"):
+            for name in ("records", "embryonic", "cache", "pending", "nat", "unassured"):
                 if name in options:
                     getattr(node.maps, name).count_max = int(options[name])
         return ""

@@ -390,7 +390,7 @@ async def test_somebody_else_has_a_turn_between_two_slices_of_the_translated_flo
             case Called():
                 return [Reply(event.request, ANSWER)]
             case NatLooked(token=1):
-                return [LookNat(2, None)]
+                return [LookNat(2, event.cursor)]
             case _:
                 return []
 

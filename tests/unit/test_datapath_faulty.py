@@ -10,7 +10,7 @@ from lbpod.core import layout
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath
-from lbpod.datapath.port import ArrayName, Datapath, DatapathError, FlowMap
+from lbpod.datapath.port import ArrayName, Datapath, DatapathError, FlowMap, NatMap
 
 INDICES = np.arange(16, dtype=np.uint32)
 KEYS = np.zeros(16, layout.FLOW)
@@ -30,8 +30,8 @@ OPERATIONS: tuple[Callable[[Datapath], object], ...] = (
     lambda each: each.records_drop(KEYS, np.ones(16, layout.RECORD)),
     lambda each: each.records_lookup(KEYS),
     lambda each: each.pending_drain(5),
-    lambda each: each.nat_slice(None),
-    lambda each: each.nat_delete(np.zeros(16, layout.NAT_KEY), np.zeros(16, np.uint64)),
+    lambda each: each.nat_slice(NatMap.NAT, None),
+    lambda each: each.nat_delete(NatMap.UNASSURED, np.zeros(16, layout.NAT_KEY), np.zeros(16, np.uint64)),
     lambda each: each.members_door([bytes(16)], [1]),
 )
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT, NAT_RST
-from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, QUEUE_MAX, SLOT_COUNT
+from lbpod.core.layout import NAT_ANSWERED, NAT_ASSURED, NAT_FIN_IN, NAT_FIN_OUT, NAT_RST, NAT_SYN
+from lbpod.core.limits import MARGIN_NS, NAT_DUMP_AGE_NS, NAT_HALF_OPEN_NS, QUEUE_MAX, SLOT_COUNT
 from lbpod.core.maps import Nat, nat_key
 from lbpod.core.messages import Called, LookNat, NatLooked, QuietAnswer, QuietCall, Refuse, Reply, Tick, Woke
 from lbpod.core.model import Affinity
+from lbpod.datapath.port import NatMap
 from tests.keepers import SECOND_NS, VIP_ADDRESS, Cluster, Node, pod_address, vip
 from tests.unit.test_keeper_resolve import flows_of, slots_of
 
@@ -21,11 +22,14 @@ def served() -> tuple[Cluster, Node]:
     return cluster, cluster["host1"]
 
 
-def translate(node: Node, number: int, seen_ns: int, flags: int = 0, pod: int = 1, port: int = 80) -> int:
+def translate(
+    node: Node, number: int, seen_ns: int, flags: int = 0, pod: int = 1, port: int = 80, assured: bool = True
+) -> int:
     """A translated flow of client `number` to a pod; returns its slot."""
     flow = flows_of(number + 1)[number]
     key = nat_key(flow["addr"].tobytes(), pod_address(pod), int(flow["port_be"]), 8080, 6)
-    node.datapath.maps.nat.put(key, Nat(VIP_ADDRESS, port, flags, seen_ns))
+    table = node.datapath.maps.nat if assured else node.datapath.maps.unassured
+    table.put(key, Nat(VIP_ADDRESS, port, flags, seen_ns))
     return int(slots_of(flows_of(number + 1))[number])
 
 
@@ -39,6 +43,29 @@ def quiet(node: Node, body: QuietCall, now_ns: int) -> list[int] | None:
     assert isinstance(answer, Reply)
     assert isinstance(answer.body, QuietAnswer)
     return list(answer.body.quiet) if answer.body.can_tell else None
+
+
+@pytest.mark.parametrize(
+    ("flags", "silent_ns", "is_quiet"),
+    [
+        (0, 0, 0),
+        (NAT_SYN, NAT_HALF_OPEN_NS, 0),
+        (NAT_SYN, NAT_HALF_OPEN_NS + 1, 1),
+        (NAT_SYN | NAT_ANSWERED, NAT_HALF_OPEN_NS + 1, 1),
+        (0, NAT_HALF_OPEN_NS + 1, 0),
+        (NAT_ANSWERED | NAT_ASSURED, 0, 1),
+    ],
+)
+def test_what_is_not_assured_is_alive_until_its_handshake_has_come_to_nothing(
+    flags: int, silent_ns: int, is_quiet: int
+) -> None:
+    """And what is assured counts where it is in nat."""
+    cluster = Cluster()
+    cluster.change(vip([1, 2, 3], idle_s=3_600))
+    node = cluster["host1"]
+    now_ns = cluster.now_ns + 2 * NAT_HALF_OPEN_NS
+    slot = translate(node, 5, now_ns - silent_ns, flags, assured=False)
+    assert [is_quiet] == quiet(node, call([slot]), now_ns)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +151,19 @@ def test_what_it_does_not_know_or_may_have_lost_it_cannot_tell() -> None:
     assert quiet(node, call([1]), cluster.now_ns + SECOND_NS) is None
 
 
+def lists_begun(node: Node) -> int:
+    return sum(isinstance(effect, LookNat) and effect.cursor is None for effect in node.effects)
+
+
 def test_questions_that_come_together_share_one_list_that_does_not_grow_old() -> None:
     cluster, node = served()
     node.effects.clear()
     for _ in range(3):
         assert [1] == quiet(node, call([7]), cluster.now_ns)
     assert [1] == quiet(node, call([7]), cluster.now_ns + NAT_DUMP_AGE_NS)
-    assert 1 == sum(isinstance(effect, LookNat) for effect in node.effects)
+    assert 1 == lists_begun(node)
     assert [1] == quiet(node, call([7]), cluster.now_ns + NAT_DUMP_AGE_NS + 1)
-    assert 2 == sum(isinstance(effect, LookNat) for effect in node.effects)
+    assert 2 == lists_begun(node)
     node.feed(Tick(), cluster.now_ns + 3 * NAT_DUMP_AGE_NS)
     assert node.keeper._state.host.nat is None
 
@@ -147,8 +178,8 @@ def test_all_that_wait_for_a_list_are_answered_and_not_too_many_may_wait() -> No
     [refuse] = node.keeper.step(Called(9_999, call([7])), now_ns)
     assert isinstance(refuse, Refuse)
     assert 503 == refuse.status
-    keys, values, cursor = node.datapath.nat_slice(None)
-    replies = node.keeper.step(NatLooked(look.token, keys, values, cursor, 100, 0), now_ns)
+    keys, values, _ = node.datapath.nat_slice(NatMap.NAT, None)
+    replies = node.keeper.step(NatLooked(look.token, keys, values, True, None, 100, 0), now_ns)
     assert list(range(1, QUEUE_MAX + 1)) == [reply.request for reply in replies if isinstance(reply, Reply)]
 
 

@@ -4,18 +4,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, strategies as st
 
 from lbpod.core import sweep
 from lbpod.core.flows import Facts
+from lbpod.core.host_state import NatCount
 from lbpod.core.keeper import Keeper
-from lbpod.core.keeper_state import Sweep
-from lbpod.core.layout import NAT, NAT_FIN_IN, NAT_FIN_OUT, NAT_KEY, NAT_RST
+from lbpod.core.layout import (
+    NAT,
+    NAT_ANSWERED,
+    NAT_ASSURED,
+    NAT_FIN_IN,
+    NAT_FIN_OUT,
+    NAT_KEY,
+    NAT_RST,
+    NAT_SYN,
+)
 from lbpod.core.limits import (
     DUMP_CHUNK,
     MARGIN_NS,
     NAT_CLOSED_NS,
     NAT_DUMP_AGE_NS,
+    NAT_HALF_OPEN_NS,
     NAT_SILENT_MARGIN_NS,
     NAT_SWEEP_NS,
     NAT_UNKNOWN_IDLE_NS,
@@ -81,9 +92,11 @@ def test_who_is_over_by_the_plain_rule(data: st.DataObject) -> None:
         for number, (kind, idle_s) in enumerate(sorted(known.items()), start=1)
     )
     now_ns = 20_000 * SECOND_NS
-    around = st.sampled_from([0, NAT_CLOSED_NS, NAT_SILENT_MARGIN_NS, NAT_UNKNOWN_IDLE_NS + NAT_SILENT_MARGIN_NS])
+    around = st.sampled_from(
+        [0, NAT_CLOSED_NS, NAT_SILENT_MARGIN_NS, NAT_HALF_OPEN_NS, NAT_UNKNOWN_IDLE_NS + NAT_SILENT_MARGIN_NS]
+    )
     rows = data.draw(
-        st.lists(st.tuples(kinds, st.integers(0, 7), around, st.integers(-2, 7_300 * SECOND_NS)), max_size=20)
+        st.lists(st.tuples(kinds, st.integers(0, 63), around, st.integers(-2, 7_300 * SECOND_NS)), max_size=20)
     )
     keys, values = np.zeros(len(rows), NAT_KEY), np.zeros(len(rows), NAT)
     expected = []
@@ -95,8 +108,13 @@ def test_who_is_over_by_the_plain_rule(data: st.DataObject) -> None:
         longest_s = max([*known.values(), NAT_UNKNOWN_IDLE_NS // SECOND_NS])
         idle_ns = known.get((address, port, protocol), longest_s) * SECOND_NS
         is_closed = bool(flags & NAT_RST) or flags & FINS == FINS
-        is_closed &= affine.get((address, port, protocol)) is not Affinity.CLIENT_IP
-        expected.append(silent_ns > idle_ns + NAT_SILENT_MARGIN_NS or (is_closed and silent_ns > NAT_CLOSED_NS))
+        is_its_own = affine.get((address, port, protocol)) is not Affinity.CLIENT_IP
+        expected.append(
+            bool(flags & NAT_ASSURED)
+            or silent_ns > idle_ns + NAT_SILENT_MARGIN_NS
+            or (is_closed and is_its_own and silent_ns > NAT_CLOSED_NS)
+            or (bool(flags & NAT_SYN) and is_its_own and silent_ns > NAT_HALF_OPEN_NS)
+        )
     assert expected == sweep.are_over(facts, keys, values, now_ns).tolist()
 
 
@@ -115,6 +133,30 @@ def test_what_is_over_goes_and_the_rest_stays() -> None:
     cluster.run(60 * SECOND_NS)
     assert {translated(4)} == set(host.datapath.maps.nat.rows), "an unknown VIP may have an idle timeout of an hour"
     assert 3 == host.applier.swept_flows
+
+
+def test_what_is_not_assured_goes_out_of_its_own_map() -> None:
+    """What has been assured meanwhile at once, a handshake that came to nothing after two minutes."""
+    cluster, host = host_of_a_vip()
+    start_ns, long_ns = cluster.now_ns, 3_600 * SECOND_NS
+    cluster.change(vip([1, 2], idle_s=3_600))
+    both = host.datapath.maps.nat, host.datapath.maps.unassured
+    for table in both:
+        table.put(translated(1), Nat(VIP_ADDRESS, 80, NAT_ASSURED if table is both[1] else 0, start_ns))
+    for number, flags in ((2, NAT_SYN), (3, NAT_SYN | NAT_ANSWERED), (4, 0), (5, NAT_RST)):
+        both[1].put(translated(number), Nat(VIP_ADDRESS, 80, flags, start_ns))
+    cluster.run(NAT_SWEEP_NS + 2 * SECOND_NS)
+    assert [{1}, {2, 3, 4, 5}] == [numbers_in(table) for table in both]
+    cluster.run(NAT_CLOSED_NS)
+    assert {2, 3, 4} == numbers_in(both[1]), "closed for a minute"
+    cluster.run(NAT_HALF_OPEN_NS + NAT_SWEEP_NS - NAT_CLOSED_NS)
+    assert [{1}, {4}] == [numbers_in(table) for table in both], "not so what did not begin with a SYN"
+    assert cluster.now_ns < start_ns + long_ns
+
+
+def numbers_in(table: FlowTable[Nat]) -> set[int]:
+    """Which of the first flows a map has."""
+    return {number for number in range(10) if translated(number) in table.rows}
 
 
 def test_what_is_seen_between_choosing_and_deleting_stays() -> None:
@@ -140,14 +182,14 @@ def test_a_large_map_is_looked_through_a_slice_each_tick() -> None:
     for number in range(slices):
         (look,) = keeper.step(Tick(), now_ns)
         assert isinstance(look, LookNat)
-        assert [None, 11, 12][number] == look.cursor
+        assert [None, (True, 11), (True, 12)][number] == look.cursor
         assert [] == keeper.step(Tick(), now_ns), "one slice at a time"
         rows = np.zeros(DUMP_CHUNK, NAT)
         rows["flags"][0] = NAT_RST
         rows["seen_ns"] = [0, *[now_ns] * (DUMP_CHUNK - 1)]
-        cursor = None if number == slices - 1 else 11 + number
+        cursor = None if number == slices - 1 else (True, 11 + number)
         keeper_effects = keeper.step(
-            NatLooked(look.token, np.zeros(DUMP_CHUNK, NAT_KEY), rows, cursor, 10**6, 0), now_ns + 10**11
+            NatLooked(look.token, np.zeros(DUMP_CHUNK, NAT_KEY), rows, True, cursor, 10**6, 0), now_ns + 10**11
         )
         assert [(DropNat, 1)] == [(type(one), len(one.keys)) for one in keeper_effects if isinstance(one, DropNat)]
         now_ns += TICK_NS
@@ -155,7 +197,7 @@ def test_a_large_map_is_looked_through_a_slice_each_tick() -> None:
 
 
 def test_the_fuller_the_map_the_sooner_the_next_sweep() -> None:
-    pauses = [sweep._pause_ns(Sweep(count=count, dropped=dropped), 1_000) for count, dropped in SWEEPS]
+    pauses = [sweep._pause_ns(NatCount(count, dropped, 1_000)) for count, dropped in SWEEPS]
     assert [30, 30, 15, 5, 5, 30] == [pause // SECOND_NS for pause in pauses]
 
 
@@ -177,14 +219,16 @@ def test_a_failed_slice_ends_the_sweep_and_the_next_one_comes() -> None:
 # --- Who is asked -----------------------------------------------------------------------------------------------------
 
 
-def test_a_map_that_was_full_can_tell_again_once_every_live_flow_has_been_seen() -> None:
+@pytest.mark.parametrize("name", ["nat", "unassured"])
+def test_a_map_that_was_full_can_tell_again_once_every_live_flow_has_been_seen(name: str) -> None:
     cluster, host = host_of_a_vip()
-    host.datapath.maps.nat = FlowTable(1_000, evicts=True)
+    table = FlowTable[Nat](1_000, evicts=True)
+    setattr(host.datapath.maps, name, table)
     for number in range(900):
-        host.datapath.maps.nat.put(translated(number), Nat(VIP_ADDRESS, 80, NAT_RST, cluster.now_ns))
+        table.put(translated(number), Nat(VIP_ADDRESS, 80, NAT_RST, cluster.now_ns))
     assert not ask(cluster, host).can_tell
     cluster.run(NAT_CLOSED_NS + NAT_SWEEP_NS + SECOND_NS)
-    assert 0 == len(host.datapath.maps.nat)
+    assert 0 == len(table)
     cluster.run(NAT_SWEEP_NS + IDLE_NS + MARGIN_NS)
     assert ask(cluster, host).can_tell
 
@@ -209,6 +253,16 @@ def test_room_that_a_sweep_has_made_does_not_hide_that_the_map_was_full() -> Non
     cluster.run(late_ns - cluster.now_ns)
     assert len(nat) < 875
     assert not ask(cluster, host).can_tell
+
+
+def test_two_maps_that_have_room_are_not_one_that_is_full() -> None:
+    cluster, host = host_of_a_vip()
+    maps = host.datapath.maps
+    for table in (FlowTable[Nat](1_000, evicts=True), FlowTable[Nat](1_000, evicts=True)):
+        maps.nat, maps.unassured = table, maps.nat
+        for number in range(800):
+            table.put(translated(number), Nat(VIP_ADDRESS, 80, 0, cluster.now_ns))
+    assert ask(cluster, host).can_tell
 
 
 def test_the_next_agent_knows_that_the_map_was_full() -> None:
@@ -241,23 +295,28 @@ def test_a_stamp_that_could_not_be_written_is_written_with_the_next_count() -> N
     assert full_ns == host.datapath.maps.vip_stats["unrecorded_ns"][0]
 
 
+def nothing(look: LookNat, assured: bool, cursor: tuple[bool, int | None] | None) -> NatLooked:
+    """The answer of an empty map with room for a hundred."""
+    return NatLooked(look.token, np.zeros(0, NAT_KEY), np.zeros(0, NAT), assured, cursor, 100, 0)
+
+
 def test_who_asks_while_a_list_is_being_made_may_have_to_wait_for_the_next() -> None:
     cluster, host = host_of_a_vip()
     keeper, now_ns = host.keeper, cluster.now_ns
     call = QuietCall(1, np.arange(4, dtype="<u2").tobytes(), b"")
 
-    def looked(effects: list[KeeperEffect], cursor: int | None, at_ns: int) -> list[KeeperEffect]:
+    def looked(effects: list[KeeperEffect], cursor: tuple[bool, int | None] | None, at_ns: int) -> list[KeeperEffect]:
         (look,) = (one for one in effects if isinstance(one, LookNat))
-        answer = NatLooked(look.token, np.zeros(0, NAT_KEY), np.zeros(0, NAT), cursor, 100, 0)
-        return keeper.step(answer, at_ns)
+        return keeper.step(nothing(look, look.cursor is not None, cursor), at_ns)
 
     first = keeper.step(Called(1, call), now_ns)
     assert [] == keeper.step(Called(2, call), now_ns + NAT_DUMP_AGE_NS), "in time"
-    second = looked(first, 5, now_ns + NAT_DUMP_AGE_NS)
+    second = looked(first, (True, None), now_ns + NAT_DUMP_AGE_NS)
     assert [] == keeper.step(Called(3, call), now_ns + NAT_DUMP_AGE_NS + 1), "too late"
     third = looked(second, None, now_ns + NAT_DUMP_AGE_NS + 2)
     assert [1, 2] == [one.request for one in third if isinstance(one, Reply)]
-    last = looked(third, None, now_ns + NAT_DUMP_AGE_NS + 3)
+    fourth = looked(third, (True, None), now_ns + NAT_DUMP_AGE_NS + 3)
+    last = looked(fourth, None, now_ns + NAT_DUMP_AGE_NS + 3)
     assert [3] == [one.request for one in last if isinstance(one, Reply)]
 
 
@@ -267,6 +326,9 @@ def test_a_list_is_of_no_use_where_the_vips_have_changed_meanwhile() -> None:
     (look,) = host.keeper.step(Called(1, call), cluster.now_ns)
     assert isinstance(look, LookNat)
     cluster.change(vip([1, 2, 3], idle_s=IDLE_NS // SECOND_NS))
-    answer = NatLooked(look.token, np.zeros(0, NAT_KEY), np.zeros(0, NAT), None, 100, 0)
-    (again,) = host.keeper.step(answer, cluster.now_ns)
+    (look,) = host.keeper.step(nothing(look, False, (True, None)), cluster.now_ns)
+    assert isinstance(look, LookNat)
+    assert (True, None) == look.cursor, "the other map"
+    (again,) = host.keeper.step(nothing(look, True, None), cluster.now_ns)
     assert isinstance(again, LookNat)
+    assert again.cursor is None

@@ -82,9 +82,10 @@ def test_a_live_flow_keeps_its_place_at_the_pod_against_another_vips(host: Node,
         return (host.run(packet) if local else host.from_peer(Forward(mapped(POD), 9000), packet)).verdict
 
     arrives(frames.tcp_to(FLOW, SYN))
-    before = dict(host.maps.nat.rows)
+    before = dict(host.maps.unassured.rows)
     assert Verdict.DROP_NAT_TAKEN == arrives(frames.tcp_to(OTHERS, flags))
-    assert before == host.maps.nat.rows
+    assert before == host.maps.unassured.rows
+    assert not host.maps.nat.rows
     assert (Verdict.LOCAL if local else Verdict.DELIVERED) == arrives(frames.tcp_to(FLOW, ACK))
 
 
@@ -110,18 +111,29 @@ def test_a_flow_gives_its_place_up_when_it_has_ended_or_is_silent(
 
 
 @pytest.mark.parametrize(
-    ("silent_ns", "goes_on"), [(limits.NAT_TAKEN_UDP_NS - 1, True), (limits.NAT_TAKEN_UDP_NS, False)]
+    ("silent_ns", "goes_on"), [(limits.NAT_TAKEN_BRIEFLY_NS - 1, True), (limits.NAT_TAKEN_BRIEFLY_NS, False)]
+)
+def test_what_is_not_assured_keeps_its_place_for_a_minute(host: Node, silent_ns: int, goes_on: bool) -> None:
+    """A SYN with a made-up address, a client that lost its power in the middle of a handshake."""
+    host.run(frames.tcp_to(FLOW, SYN))
+    found = host.run(frames.tcp_to(OTHERS, SYN), now_ns=NOW_NS + silent_ns)
+    assert (Verdict.DROP_NAT_TAKEN if goes_on else Verdict.LOCAL) == found.verdict
+    assert (80 if goes_on else 81) == host.maps.unassured.rows[KEY].vip_port
+
+
+@pytest.mark.parametrize(
+    ("silent_ns", "goes_on"), [(limits.NAT_TAKEN_BRIEFLY_NS - 1, True), (limits.NAT_TAKEN_BRIEFLY_NS, False)]
 )
 def test_udp_has_no_end_but_silence(host: Node, silent_ns: int, goes_on: bool) -> None:
     key = nat_key(mapped(FLOW.client), mapped(POD), FLOW.port, 9000, layout.PROTOCOL_UDP)
-    now_ns = NOW_NS + limits.NAT_TAKEN_UDP_NS
+    now_ns = NOW_NS + limits.NAT_TAKEN_BRIEFLY_NS
     host.maps.nat.put(key, Nat(VIP, 53, 0, now_ns - silent_ns))
     found = host.run(frames.udp_to(UDP_FLOW, b"x"), now_ns=now_ns)
     assert (Verdict.DROP_NAT_TAKEN if goes_on else Verdict.LOCAL) == found.verdict
 
 
 def test_what_the_pod_says_counts_as_much_as_what_the_client_says(host: Node) -> None:
-    host.run(frames.tcp_to(FLOW, SYN))
+    host.run(frames.tcp_to(FLOW, ACK))
     later_ns = NOW_NS + limits.NAT_TAKEN_NS
     answer = frames.ipv4(POD, FLOW.client, 6, frames.tcp(POD, FLOW.client, 9000, FLOW.port, ACK))
     oracle.tc(host.maps, frames.frame(answer), later_ns - 1)
