@@ -136,9 +136,10 @@ class Node:
     def restart(self, now_ns: int) -> None:
         """The agent dies and starts again; the maps stay, and so does what was remembered."""
         self._start()
-        slots, down = found_in(self.datapath)
+        found = found_in(self.datapath)
         kept = self.remembered
-        self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down), now_ns)
+        restored = Restored(kept.committed, kept.prepared, found.slots, kept.ring_done, found.down, found.given_up)
+        self.feed(restored, now_ns)
 
     def lose_everything(self) -> None:
         """The machine dies and starts again: no maps, no memory."""

@@ -88,7 +88,7 @@ NOTHING = LbStatus("", 0, 0, 0, 0, b"", 0, 0)
 
 
 class Scene:
-    """A Planner and nodes that do as they are told; silent and refusing ones by name."""
+    """A Planner and nodes that do as they are told; by name: silent and refusing ones, and who has given up nobody."""
 
     def __init__(self) -> None:
         self.planner = Planner(CLUSTER)
@@ -99,6 +99,7 @@ class Scene:
         self.leaving: set[str] = set()
         self.silent: set[str] = set()
         self.given_up: tuple[int, ...] = ()
+        self.unaware: set[str] = set()
         self.refusing: dict[str, str] = {}
         self.persisted: list[int] = []
         self.status: PlannerStatus | None = None
@@ -165,7 +166,8 @@ class Scene:
     def _said(self, name: str, with_snapshot: bool) -> LbStatus:
         had = self.nodes.get(name, msgspec.structs.replace(NOTHING, node=name))
         staged, force = self.staged.get(name), self.in_force.get(name)
-        had = msgspec.structs.replace(had, leaving=name in self.leaving, given_up=self.given_up)
+        had = msgspec.structs.replace(had, leaving=name in self.leaving)
+        had = msgspec.structs.replace(had, given_up=() if name in self.unaware else self.given_up)
         if not with_snapshot:
             return had
         return msgspec.structs.replace(had, snapshot=staged, in_force=force if force != staged else None)

@@ -259,5 +259,7 @@ class Agent:
         if not vips and not config["epoch"].any():
             _LOG.warning("memory not used", reason="the maps that it belongs to are gone")
             return None
-        slots, down = found_in(datapath)
-        return Restored(remembered.committed, remembered.prepared, slots, remembered.ring_done, down)
+        found = found_in(datapath)
+        return Restored(
+            remembered.committed, remembered.prepared, found.slots, remembered.ring_done, found.down, found.given_up
+        )

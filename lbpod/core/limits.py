@@ -246,6 +246,10 @@ missed before it serves again."""
 FENCE_NS: Final = 3_000_000_000
 """An LB that has heard neither the controller nor a peer for so long tracks all its slots."""
 
+LEFT_NS: Final = 6_000_000_000
+"""One that has switched to a ring without itself, and does not answer for so long, is not waited for any more: it has
+nothing left to do but to drop what it knows of the ring before. A router notices a silent /readyz sooner."""
+
 LOST_NS: Final = 10_000_000_000
 """A ring member that has not answered the controller for so long is taken out of the ring. An agent that restarts is
 back by then (its start takes a second or two), and one slow call is no loss."""
@@ -646,6 +650,7 @@ def check() -> None:
     )
     assert CONTROL_TIMEOUT_NS < LOST_NS, "a call that takes as long as it may is no loss"
     assert PEER_TIMEOUT_NS + MARGIN_NS <= OWED_HOLD_NS < LOST_NS, "the question has failed, and has been asked anew"
+    assert AWAY_NS < LEFT_NS < LOST_NS, "an agent that is killed at that very moment is back by then"
     assert BEAT_DOWN_NS < OWED_NS < LOST_NS, "the others have found it silent, and it still is a member"
     assert 2 * BEATS_BOTH_ASK * BEAT_NS < BEAT_LINE_NS, "a line for beats is there before it is needed"
     assert BEAT_DOWN_NS < AWAY_NS and AWAY_NS + BEAT_DOWN_NS < LOST_NS, (

@@ -69,6 +69,8 @@ class Restored(msgspec.Struct, frozen=True):
     """As in Remember."""
     down: frozenset[int] = frozenset()
     """Members that the fast path takes for down."""
+    given_up: frozenset[int] = frozenset()
+    """Those of them that have been silent for LOST_NS."""
 
 
 class Called(msgspec.Struct, frozen=True):

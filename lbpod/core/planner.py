@@ -27,7 +27,8 @@ wait: the change is superseded by one of the ring, made from what is in force. I
 to be out of everybody's door before anything is committed. While COMMITTING, SWITCHING or RING_ENDING the others finish
 first. While HANDING_OVER, one that is only left behind costs another round; one that was to be a member supersedes, and
 where that leaves the ring as it is, a generation without any change takes `next` back. A change never goes on without
-anybody: where all are lost, it waits for them.
+anybody: where all are lost, it waits for them. One that has switched to a ring without itself, and answers no more, has
+nothing left to do, and is waited for LEFT_NS (its agent has ended; the others' may be away just then).
 
 **Nodes without an LB** (host agents) get the same calls and are waited for until they have prepared, but for
 HOST_WAIT_NS at most, and where they have just failed only if an LB joins. That is safe: a host agent decides nothing
@@ -390,9 +391,11 @@ class Planner:
         if self._wanted.world is None:
             return
         found = self._found()
-        if any(peer.ring and not peer.heard for peer in self._roster.lbs):
+        unheard = {peer.name for peer in self._roster.lbs if peer.ring and not peer.heard}
+        if unheard:
             nobody = found is None and not any(peer.heard for peer in self._roster.lbs)
-            if nobody or now_ns < self._since_ns + START_WAIT_NS:
+            waits = now_ns < self._since_ns + START_WAIT_NS and not unheard <= self._roster.judgement.lost
+            if nobody or waits:
                 return
         if found is None:  # host agents may still know something of a former life
             if self._roster.has_unheard_hosts() and now_ns < self._since_ns + HOST_WAIT_NS:

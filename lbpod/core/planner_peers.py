@@ -171,7 +171,11 @@ class Peer:
     @property
     def is_gone(self) -> bool:
         """It has been silent for so long that the others go on without it."""
-        return self.failures > 1 and self.silent_ns + LOST_NS <= self.failed_ns
+        return self.is_silent(LOST_NS)
+
+    def is_silent(self, for_ns: int) -> bool:
+        """It has not answered for so long, and not only once."""
+        return self.failures > 1 and self.silent_ns + for_ns <= self.failed_ns
 
     def sent(self, now_ns: int, *, full: bool = False, is_step: bool = False) -> None:
         """A question for its status (full: and its snapshot), a push, or a step that rests on what was pushed."""

@@ -1,7 +1,8 @@
 """Who is alive, who is lost, and who should be in the ring: what the Planner's ring changes rest upon. Pure functions.
 
 **A member is lost** when it has been silent for LOST_NS (``Peer.is_gone``); when it does not answer and all members
-that do have given it up (their LOST_NS is over, and a controller that has just started need not count it anew); and
+that do have given it up (their LOST_NS is over, and a controller that has just started need not count it anew), from
+which a newcomer, who has not listened for so long, does not bring it back once the ring goes on without it; and
 *at once* when it answers and is not what a member has to be (``_is_sound``): it has restarted empty, or the ring
 changed while it was away. Such a one could be served again as it is only at the price of the records that it lacks, so
 it leaves the ring and joins again as a newcomer, whom the others hand over what they have.
@@ -55,7 +56,13 @@ def judge(peers: Iterable[Peer], where: Where, before: Judgement, now_ns: int) -
     """Who is lost now. before: the last judgement; who was revived in it stays so until it serves, or is gone."""
     ring = [peer for peer in peers if peer.ring]
     given_up = _given_up(ring)
-    gone = {peer.name for peer in ring if peer.is_gone or (peer.failures > 0 and peer.role.member in given_up)}
+    goes_on = where.aim is not None and where.aim.changes_ring
+    without = {peer.name for peer in ring if goes_on and not peer.role.new and peer.name in before.lost}
+    gone = {
+        peer.name
+        for peer in ring
+        if peer.is_gone or (peer.failures > 0 and (peer.role.member in given_up or peer.name in without))
+    }
     unsound = {peer.name for peer in ring if peer.name not in gone and not _is_sound(peer, where, now_ns)}
     undone = where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim
     members = {peer.name for peer in ring if (peer.role.old if undone else peer.role.new)}

@@ -6,7 +6,7 @@ node. Only who is lost is judged over all LBs together, and only when something 
 
 from collections.abc import Mapping
 
-from lbpod.core.limits import HOST_WAIT_NS
+from lbpod.core.limits import HOST_WAIT_NS, LEFT_NS
 from lbpod.core.messages import ControlCall, LbStatus, Phase
 from lbpod.core.model import World
 from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Role, Step, has_left_open, in_ring, may_take
@@ -107,7 +107,7 @@ class Roster:
         # Before a change of the backends comes into force, not even the lost are passed over: they have to leave first.
         changes_backends = aim is not None and not aim.changes_ring and not where.plain
         is_lost = peer.is_gone or peer.name in self.judgement.lost
-        needed = not is_lost or (changes_backends and phase in _BEFORE_PREPARED)
+        needed = not (is_lost or self._has_left(peer, where)) or (changes_backends and phase in _BEFORE_PREPARED)
         waits = peer.ring and needed and phase in STEP_OF_PHASE
         waits |= phase is Phase.STAGING and peer.name in self.superseded and not is_lost and not peer.refused
         _keep(self.waiting, peer.name, behind and waits)
@@ -115,6 +115,15 @@ class Roster:
         _keep(self.lagging, peer.name, behind and (failed or left))
         _keep(self._troubled, peer.name, peer.status is not None and peer.status.problem != "")
         _keep(self.at_generation, peer.name, peer.role.new and step is Step.COMMITTED)
+
+    def _has_left(self, peer: Peer, where: Where) -> bool:
+        """It has switched to a ring without itself, and answers no more: its agent was told to end, most likely. That a
+        member has been told that all is over proves that all had switched."""
+        aim = where.aim
+        if aim is None or not aim.changes_ring or peer.role.new or not peer.is_silent(LEFT_NS):
+            return False
+        is_over = where.phase is Phase.SWITCHING and any(aim.step_of(one.said) is Step.COMMITTED for one in self.lbs)
+        return is_over or where.phase is Phase.RING_ENDING
 
     def has_unheard_hosts(self) -> bool:
         """Some have not said yet what they know: one call that failed proves nothing."""

@@ -16,7 +16,7 @@ Left to others: what to write (the Keeper), rows (``rows``), chains (``vip_index
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -128,10 +128,20 @@ def _is_belief(before: Configure, effect: Configure) -> bool:
     return same and effect.ring_done == before.ring_done and effect.alive == before.alive
 
 
-def found_in(datapath: Datapath) -> tuple[dict[int, U64], frozenset[int]]:
-    """What an earlier agent has left in the maps: each VIP's slots, and members that are down. Raises DatapathError."""
+class Found(NamedTuple):
+    """What an earlier agent has left in the maps."""
+
+    slots: dict[int, U64]
+    """VIP id -> (SLOT_COUNT,) words."""
+    down: frozenset[int]
+    given_up: frozenset[int]
+
+
+def found_in(datapath: Datapath) -> Found:
+    """The slots of each VIP, members that are down, and which of those are not waited for. Raises DatapathError."""
     slots = {vip: datapath.read_slots(vip) for vip in datapath.vip_ids()}
-    return slots, rows.down_in(datapath.read(ArrayName.MEMBERS))
+    members = datapath.read(ArrayName.MEMBERS)
+    return Found(slots, rows.down_in(members), rows.given_up_in(members))
 
 
 class Applier:

@@ -180,6 +180,11 @@ def down_in(members: Rows) -> frozenset[int]:
     return frozenset(np.flatnonzero((flags & MEMBER_PRESENT != 0) & (flags & MEMBER_UP == 0)).tolist())
 
 
+def given_up_in(members: Rows) -> frozenset[int]:
+    """Those of them (``down_in``) that are not waited for any more."""
+    return down_in(members) - frozenset(np.flatnonzero(members["flags"] & MEMBER_DOUBTED != 0).tolist())
+
+
 def door_of(scene: Scene) -> tuple[tuple[bytes, int], ...]:
     """(address, member) of everybody whose tunnel packets are let in, sorted."""
     return tuple(sorted((node.address, member) for member, node in scene.members().items()))

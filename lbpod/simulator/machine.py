@@ -16,7 +16,6 @@ from random import Random
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from lbpod.core import missed, oracle
 from lbpod.core.errors import RemoteError
@@ -68,7 +67,7 @@ from lbpod.core.messages import (
 )
 from lbpod.core.oracle import Outcome
 from lbpod.core.snapshot import Tables
-from lbpod.datapath.apply import Applier, found_in
+from lbpod.datapath.apply import Applier, Found, found_in
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import DatapathError
@@ -186,9 +185,9 @@ class Machine:
         if self._remembered.committed is None and self.maps.slots:
             self._stage.watch.lost(self)
         if self._remembered.committed is not None or self._remembered.prepared is not None or self.maps.slots:
-            slots, down = self._found()
+            found = self._found()
             kept = self._remembered
-            self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down))
+            self.feed(Restored(kept.committed, kept.prepared, found.slots, kept.ring_done, found.down, found.given_up))
         self._stage.timeline.later(self._dice.randrange(self._stage.odds.tick_ns), self._ticker())
 
     def _begin_life(self) -> None:
@@ -211,8 +210,8 @@ class Machine:
         self._ran_ns = 0
         """When the last event came, by its own clock."""
 
-    def _found(self) -> tuple[dict[int, npt.NDArray[np.uint64]], frozenset[int]]:
-        """Slots, and who is down. An agent that cannot read its maps ends, and is started again."""
+    def _found(self) -> Found:
+        """What its predecessor has left. An agent that cannot read its maps ends, and is started again."""
         for _ in range(START_TRIES_MAX):
             try:
                 return found_in(self.datapath)

@@ -13,9 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from lbpod.core.keeper import Keeper
 from lbpod.core.limits import BATCH_MAX, CASCADE_MAX
 from lbpod.core.messages import (
@@ -34,7 +31,7 @@ from lbpod.core.messages import (
     Trace,
     WriteSlots,
 )
-from lbpod.datapath.apply import Applier, found_in
+from lbpod.datapath.apply import Applier, Found, found_in
 from lbpod.datapath.faulty import FaultyDatapath
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
 from lbpod.datapath.port import DatapathError
@@ -100,10 +97,12 @@ class Node:
         self._new_agent()
         self.up = True
         kept = self.remembered
-        slots, down = self._found()
-        self.feed(Restored(kept.committed, kept.prepared, slots, kept.ring_done, down), now_ns)
+        found = self._found()
+        self.feed(
+            Restored(kept.committed, kept.prepared, found.slots, kept.ring_done, found.down, found.given_up), now_ns
+        )
 
-    def _found(self) -> tuple[dict[int, npt.NDArray[np.uint64]], frozenset[int]]:
+    def _found(self) -> Found:
         for _ in range(START_TRIES_MAX):
             try:
                 return found_in(self.faulty)

@@ -136,6 +136,23 @@ def test_who_is_silent_is_doubted_at_once_however_many_they_are_and_given_up_whe
     assert [up, doubted, MEMBER_PRESENT] == flags(), "its silence is counted anew"
 
 
+def test_a_new_agent_has_given_up_whom_the_one_before_had_until_it_hears_of_them() -> None:
+    """Members that die one after the other would hold a loss up for ever if each began to count anew."""
+    cluster = cluster_of()
+    cluster.blocked = between("lb2")
+    cluster.run(LOST_NS + SECOND_NS)
+    assert (1,) == cluster["lb1"].status.given_up
+    cluster["lb1"].restart(cluster.now_ns)
+    assert (1,) == cluster["lb1"].status.given_up
+    assert MEMBER_PRESENT == cluster["lb1"].datapath.maps.members["flags"][1]
+    cluster.run(2 * SECOND_NS)
+    assert (1,) == cluster["lb1"].status.given_up
+    cluster.blocked = between("nobody")
+    cluster.run(UP_AGAIN_NS + TOLD_NS)
+    beliefs = cluster["lb1"].keeper.beliefs()
+    assert ((), ()) == (beliefs.given_up, beliefs.down)
+
+
 def test_one_way_is_enough_to_be_heard() -> None:
     """What lb1 asks is lost, what lb2 asks arrives: a call proves that its agent runs."""
     cluster = cluster_of(2)

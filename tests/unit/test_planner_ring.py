@@ -6,6 +6,7 @@ import pytest
 from lbpod.core.limits import (
     HOST_WAIT_NS,
     JOIN_RETRY_NS,
+    LEFT_NS,
     LOST_NS,
     MARGIN_NS,
     PROBE_NS,
@@ -289,6 +290,46 @@ def test_one_that_does_not_answer_is_lost_as_soon_as_the_others_have_given_it_up
     scene.see(world(1, lbs=3))
     scene.later(LOST_NS - 2 * SECOND_NS)
     assert (["lb1", "lb2"], Phase.IDLE) == (scene.ring(), scene.now().phase)
+
+
+def test_a_controller_that_starts_does_not_wait_for_one_that_the_others_have_given_up(scene: Scene) -> None:
+    scene.see(world(1, lbs=3))
+    scene.silent, scene.given_up = {"lb3"}, (2,)
+    scene.restart()
+    scene.see(world(1, lbs=3))
+    scene.later(2 * SECOND_NS)
+    assert (["lb1", "lb2"], Phase.IDLE) == (scene.ring(), scene.now().phase)
+
+
+def test_a_newcomer_that_has_given_up_nobody_does_not_bring_back_whom_the_ring_goes_on_without(scene: Scene) -> None:
+    """It has not listened for so long."""
+    scene.see(world(1, lbs=3))
+    scene.silent, scene.given_up, scene.unaware = {"lb3"}, (2,), {"lb4"}
+    scene.restart()
+    scene.see(world(1, lbs=4))
+    scene.later(LOST_NS - 2 * SECOND_NS)
+    assert (["lb1", "lb2", "lb4"], Phase.IDLE) == (scene.ring(), scene.now().phase)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize(("word", "waits_ns"), [("end", LEFT_NS), ("switch", LOST_NS)])
+def test_one_that_has_switched_to_a_ring_without_itself_is_not_waited_for_as_long_as_one_that_has_not(
+    scene: Scene, word: str, waits_ns: int, restarts: bool
+) -> None:
+    """Its agent has ended. A new controller knows by lb1, which has ended the change, that all had switched."""
+    scene.see(world(1, lbs=3))
+    lose_at(scene, "lb3", word)
+    scene.leaving = {"lb3"}
+    scene.later(3 * SECOND_NS)
+    assert ("lb3" in scene.silent, "switch 2 lb3" in scene.log) == (True, True)
+    began_ns = scene.now_ns
+    if restarts:
+        scene.restart()
+        scene.see(world(1, lbs=3))
+    while scene.now().phase is not Phase.IDLE:
+        scene.later(SECOND_NS // 4)
+    assert ["lb1", "lb2"] == scene.ring()
+    assert waits_ns - 3 * SECOND_NS <= scene.now_ns - began_ns <= waits_ns + 3 * SECOND_NS
 
 
 def test_who_hears_nobody_is_no_witness(scene: Scene) -> None:
