@@ -30,8 +30,8 @@ from lbpod.datapath.rows import Uplink
 
 _LOG: Final = structlog.get_logger()
 
-PROGRAMS: Final = ("hf_xdp", "hf_tc")
-"""What sits on an uplink."""
+PROGRAMS: Final = ("hf_tc", "hf_xdp")
+"""What sits on an uplink, in the order in which it comes there: what hf_xdp lets in, hf_tc has to know."""
 
 
 class UplinkAnewError(DatapathError):

@@ -100,7 +100,8 @@ class Settings:
     """Folder in a BPF file system where maps and programs outlive the agent. One agent per folder."""
 
     map_sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """Entries of hash maps that are to be smaller or larger than in lbpod/bpf/limits.h, as `records=65536,nat=65536`.
+    """Entries of hash maps that are to be smaller or larger than in lbpod/bpf/limits.h, as `records=65536,nat=65536`;
+    `unassured` is half of `nat` where only that is given.
     Default: none, the limits suit a node of a large cluster. Counts only for maps that are made new."""
 
     on_term: OnTerm = OnTerm.LEAVE
@@ -237,4 +238,6 @@ def _sizes(named: str, text: str) -> Mapping[str, int]:
         if int(count) > MAP_ENTRIES_MAX:
             raise SettingsError(f"{named} has {part!r}; a map has room for {MAP_ENTRIES_MAX} entries at most")
         sizes[name] = int(count)
+    if "nat" in sizes:  # of translated flows, those that are assured and those that are not
+        sizes.setdefault("unassured", max(sizes["nat"] // 2, 1))
     return MappingProxyType(sizes)

@@ -42,9 +42,12 @@ HF_INLINE void hf_nat_key(struct hf_nat_key *key, __be32 client, __be32 pod, __b
 	key->pad[2] = 0;
 }
 
-/* Its flow has not ended, and has not been silent for so long. */
-HF_INLINE int hf_nat_lives(const struct hf_nat *entry, __u64 silent_ns, __u64 now_ns)
+/* Its flow has not ended, and has not been silent for the default idle timeout (the agent takes an entry out once its VIP's
+ * own one is over), UDP's where the end cannot be seen, or where there has only been a SYN. */
+HF_INLINE int hf_nat_lives(const struct hf_nat *entry, __u32 protocol, __u64 now_ns)
 {
+	__u64 silent_ns =
+		protocol == HF_PROTOCOL_UDP || entry->flags & HF_NAT_SYN ? HF_NAT_TAKEN_BRIEFLY_NS : HF_NAT_TAKEN_NS;
 	__u32 fins = entry->flags & (HF_NAT_FIN_IN | HF_NAT_FIN_OUT);
 
 	if (entry->flags & HF_NAT_RST || fins == (HF_NAT_FIN_IN | HF_NAT_FIN_OUT))
@@ -75,7 +78,7 @@ HF_INLINE int hf_nat_unassured(const struct hf_packet *packet, const struct hf_n
 	if (hf_is_syn(packet->tcp_flags))
 		fresh->flags |= HF_NAT_SYN;
 	if (!old || !hf_nat_same_vip(old, fresh)) {
-		if (old && hf_nat_lives(old, HF_NAT_TAKEN_BRIEFLY_NS, fresh->seen_ns))
+		if (old && hf_nat_lives(old, packet->protocol, fresh->seen_ns))
 			return -1;
 		bpf_map_update_elem(&unassured, key, fresh, BPF_ANY);
 		return 0;
@@ -85,7 +88,7 @@ HF_INLINE int hf_nat_unassured(const struct hf_packet *packet, const struct hf_n
 		old->flags = fresh->flags;
 		return 0;
 	}
-	old->flags = (old->flags | fresh->flags) & ~HF_NAT_SYN;
+	old->flags = (old->flags | fresh->flags) & ~(HF_NAT_SYN | HF_NAT_ASSURED); /* `nat` has lost it, where it had it */
 	if ((old->flags & (HF_NAT_ANSWERED | HF_NAT_RST)) == HF_NAT_ANSWERED)
 		hf_nat_assure(key, old, fresh);
 	return 0;
@@ -117,8 +120,7 @@ HF_INLINE int hf_nat_inbound(const struct hf_packet *packet, __be32 pod, __be16 
 			old->flags |= fresh.flags;
 		return 0;
 	}
-	/* The default idle timeout: the agent takes an entry out once its VIP's own one is over. */
-	if (hf_nat_lives(old, packet->protocol == HF_PROTOCOL_UDP ? HF_NAT_TAKEN_BRIEFLY_NS : HF_NAT_TAKEN_NS, fresh.seen_ns))
+	if (hf_nat_lives(old, packet->protocol, fresh.seen_ns))
 		return -1;
 	bpf_map_update_elem(&nat, &key, &fresh, BPF_ANY);
 	return 0;
@@ -131,9 +133,11 @@ HF_INLINE void hf_nat_answered(const struct hf_nat_key *key, struct hf_nat *entr
 
 	if (entry->flags & HF_NAT_RST)
 		return;
-	if (protocol == HF_PROTOCOL_TCP && !(entry->flags & HF_NAT_SYN))
-		hf_nat_assure(key, entry, &copy);
-	else if (!(entry->flags & HF_NAT_ANSWERED))
+	if (entry->flags & HF_NAT_ASSURED || (protocol == HF_PROTOCOL_TCP && !(entry->flags & HF_NAT_SYN))) {
+		/* The element may have been given to another flow meanwhile, and what is copied stays. */
+		if (bpf_map_lookup_elem(&unassured, key) == entry)
+			hf_nat_assure(key, entry, &copy);
+	} else if (!(entry->flags & HF_NAT_ANSWERED))
 		entry->flags |= HF_NAT_ANSWERED;
 }
 

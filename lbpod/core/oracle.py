@@ -542,31 +542,33 @@ class _Passage:
         if entry is None:
             self._note_unassured(key, fresh)
             return
-        lasts_ns = limits.NAT_TAKEN_BRIEFLY_NS if subject.protocol == layout.PROTOCOL_UDP else limits.NAT_TAKEN_NS
-        if self._is_ours(entry, lasts_ns) and not subject.syn:
+        if self._is_ours(entry) and not subject.syn:
             fresh = fresh._replace(flags=entry.flags | flags)
         self.maps.nat.put(key, fresh)
 
     def _note_unassured(self, key: bytes, fresh: Nat) -> None:
         """Until the pod has answered and the client has spoken again. A SYN begins it anew."""
         entry = self.maps.unassured.get(key)
-        if entry is not None and not self._is_ours(entry, limits.NAT_TAKEN_BRIEFLY_NS):
+        if entry is not None and not self._is_ours(entry):
             entry = None
         if self.subject.syn:
             fresh = fresh._replace(flags=fresh.flags | layout.NAT_SYN)
         elif entry is not None:
-            fresh = fresh._replace(flags=(entry.flags | fresh.flags) & ~layout.NAT_SYN)
+            lost = layout.NAT_SYN | layout.NAT_ASSURED  # `nat` has lost it, where it had it
+            fresh = fresh._replace(flags=(entry.flags | fresh.flags) & ~lost)
             if fresh.flags & (layout.NAT_ANSWERED | layout.NAT_RST) == layout.NAT_ANSWERED:
                 fresh = _assure(self.maps, key, fresh)
         self.maps.unassured.put(key, fresh)
 
-    def _is_ours(self, entry: Nat, lasts_ns: int) -> bool:
+    def _is_ours(self, entry: Nat) -> bool:
         """Whether an entry is this VIP's. Ends with DROP_NAT_TAKEN where it is another's and that flow goes on: only
-        TCP says when it has ended; otherwise it does once it has been silent for so long."""
+        TCP says when it has ended; about UDP, and what has only sent a SYN, the clock decides, and sooner."""
         if (entry.vip, entry.vip_port) == (self.vip.address, self.vip.port):
             return True
         fins = layout.NAT_FIN_IN | layout.NAT_FIN_OUT
         has_ended = entry.flags & layout.NAT_RST or entry.flags & fins == fins
+        brief = self.subject.protocol == layout.PROTOCOL_UDP or entry.flags & layout.NAT_SYN
+        lasts_ns = limits.NAT_TAKEN_BRIEFLY_NS if brief else limits.NAT_TAKEN_NS
         if not has_ended and entry.seen_ns + lasts_ns > self.now_ns:
             raise _End(Verdict.DROP_NAT_TAKEN)
         return False
@@ -648,7 +650,8 @@ def _answered(maps: Maps, key: bytes, protocol: int, entry: Nat) -> Nat:
     """What the entry of `unassured` is after its pod has answered. Only a socket answers what is no SYN without RST."""
     if entry.flags & layout.NAT_RST:
         return entry
-    if protocol == layout.PROTOCOL_TCP and not entry.flags & layout.NAT_SYN:
+    was_assured = entry.flags & layout.NAT_ASSURED
+    if was_assured or (protocol == layout.PROTOCOL_TCP and not entry.flags & layout.NAT_SYN):
         return _assure(maps, key, entry)
     return entry._replace(flags=entry.flags | layout.NAT_ANSWERED)
 

@@ -80,7 +80,10 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
 
 def test_map_sizes() -> None:
     settings = read_settings({}, {"HOLDFAST_MAP_SIZES": "records=100,nat=7"})
-    assert {"records": 100, "nat": 7} == dict(settings.map_sizes)
+    assert {"records": 100, "nat": 7, "unassured": 3} == dict(settings.map_sizes), "half of nat"
+    settings = read_settings({}, {"HOLDFAST_MAP_SIZES": "nat=1,unassured=9"})
+    assert {"nat": 1, "unassured": 9} == dict(settings.map_sizes)
+    assert {"records": 5} == dict(read_settings({}, {"HOLDFAST_MAP_SIZES": "records=5"}).map_sizes)
 
 
 def snapshot(generation: int) -> Snapshot:

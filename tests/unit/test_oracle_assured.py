@@ -3,7 +3,7 @@
 import pytest
 
 from lbpod.core import layout, oracle, packets
-from lbpod.core.maps import mapped, nat_key
+from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.packets import Forward
 from lbpod.core.verdicts import Verdict
 from tests.bpf import frames
@@ -80,6 +80,25 @@ def test_what_is_assured_is_noted_in_nat_alone(node: Node) -> None:
     play(node, [(IN, FIN | ACK), (OUT, FIN | ACK)])
     assert [copy] == list(node.maps.unassured.rows.values())
     assert [layout.NAT_FIN_IN | layout.NAT_FIN_OUT] == [entry.flags for entry in node.maps.nat.rows.values()]
+
+
+def test_what_nat_has_lost_is_in_use_again_with_the_next_packet(node: Node) -> None:
+    """An old entry that goes on saying "assured" would be passed over by lists of live flows, and swept."""
+    assert ["u", "un"] == play(node, [(IN, ACK), (OUT, ACK)])
+    node.maps.nat.rows.clear()
+    assert ["u"] == play(node, [(IN, ACK)])
+    assert [0] == [entry.flags for entry in node.maps.unassured.rows.values()]
+    assert ["un"] == play(node, [(OUT, ACK)])
+    node.maps.nat.rows.clear()
+    assert ["un"] == play(node, [(OUT, ACK)]), "the pod speaks first"
+
+
+def test_a_udp_flow_that_nat_has_lost_comes_back_with_the_pods_next_word(node: Node) -> None:
+    key = nat_key(mapped(UDP_FLOW.client), mapped(POD), UDP_FLOW.port, 9000, UDP)
+    node.maps.unassured.put(key, Nat(VIP, 53, layout.NAT_ANSWERED | layout.NAT_ASSURED, NOW_NS))
+    l4 = frames.udp(POD, UDP_FLOW.client, 9000, UDP_FLOW.port, b"news")
+    oracle.tc(node.maps, frames.frame(frames.ipv4(POD, UDP_FLOW.client, UDP, l4)), NOW_NS)
+    assert key in node.maps.nat.rows
 
 
 def test_a_flood_evicts_its_like_and_no_silent_connection(node: Node) -> None:

@@ -113,12 +113,19 @@ def test_a_flow_gives_its_place_up_when_it_has_ended_or_is_silent(
 @pytest.mark.parametrize(
     ("silent_ns", "goes_on"), [(limits.NAT_TAKEN_BRIEFLY_NS - 1, True), (limits.NAT_TAKEN_BRIEFLY_NS, False)]
 )
-def test_what_is_not_assured_keeps_its_place_for_a_minute(host: Node, silent_ns: int, goes_on: bool) -> None:
+def test_a_mere_syn_keeps_its_place_for_a_minute(host: Node, silent_ns: int, goes_on: bool) -> None:
     """A SYN with a made-up address, a client that lost its power in the middle of a handshake."""
     host.run(frames.tcp_to(FLOW, SYN))
     found = host.run(frames.tcp_to(OTHERS, SYN), now_ns=NOW_NS + silent_ns)
     assert (Verdict.DROP_NAT_TAKEN if goes_on else Verdict.LOCAL) == found.verdict
     assert (80 if goes_on else 81) == host.maps.unassured.rows[KEY].vip_port
+
+
+def test_a_connection_whose_entry_was_lost_keeps_its_place_like_any_other(host: Node) -> None:
+    """Its client has acknowledged something, to which its pod says nothing."""
+    host.run(frames.tcp_to(FLOW, ACK))
+    found = host.run(frames.tcp_to(OTHERS, SYN), now_ns=NOW_NS + limits.NAT_TAKEN_NS - 1)
+    assert Verdict.DROP_NAT_TAKEN == found.verdict
 
 
 @pytest.mark.parametrize(
