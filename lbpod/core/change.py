@@ -374,7 +374,7 @@ def restore(state: State, event: Restored, now_ns: int) -> Effects:
         state.ring_step = RingStep.SWITCHED
     state.refresh()
     state.down = set(event.down - {state.member})  # one answer, and it is up; the other way round takes BEAT_DOWN_NS
-    state.given_up = set(event.given_up & state.down)  # as witness (planner_ring); nothing has been heard of them since
+    state.watch.given_up_before = set(event.given_up & state.down)
     state.watch.hearsay = set(state.down)
     created: Effects = []
     written: Effects = []

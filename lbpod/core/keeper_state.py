@@ -576,7 +576,7 @@ class State:
             ring_round=self.handover.round if self.handover is not None else self.ring_round,
             serving=self.is_serving,
             leaving=self.leaving,
-            given_up=tuple(sorted(self.given_up)),
+            given_up=tuple(sorted(self.given_up | self.watch.given_up_before)),
             problem=self._problem(),
             snapshot=self.staged.snapshot if with_snapshot and self.staged is not None else None,
             in_force=self._in_force_besides(committed) if with_snapshot else None,

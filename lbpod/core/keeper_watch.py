@@ -57,6 +57,9 @@ class Watch:
     """The newest generation that a peer has said to be in force."""
     doubt_ns: int = 0
     """Since when this LB may have been left out of what is in force elsewhere; 0: it has not."""
+    given_up_before: set[int] = field(default_factory=set)
+    """Whom the agent before this one had given up, and this one has not heard yet: said to the controller, as a witness
+    (``planner_ring``). To the fast path they are doubted, until this agent has not heard them for LOST_NS either."""
     fenced_why: str = ""
     """One sentence while this LB is fenced, else empty."""
     fenced_count: int = 0

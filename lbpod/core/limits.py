@@ -639,7 +639,7 @@ def check() -> None:
         "where all LBs are silent, each of them has been asked before its call counts as lost"
     )
     assert CALL_PLACE_NS < PEER_TIMEOUT_NS < HOST_WAIT_NS, "a host that answers just in time is not left behind"
-    assert AWAY_NS < LEFT_NS < LOST_NS < AGENT_GRACE_NS, "an agent that is killed just then is back, the Planner knows"
+    assert FENCE_NS + MARGIN_NS <= AWAY_NS < LEFT_NS < LOST_NS < AGENT_GRACE_NS, "fenced, or back; the Planner knows"
     assert LEASE_RENEW_NS + API_TIMEOUT_NS < LEASE_HOLD_NS, "one call may fail"
     assert STATUS_GATHER_NS < API_RETRY_NS <= API_TIMEOUT_NS
     assert CERTIFICATE_WARN_DAYS < CERTIFICATE_RENEW_DAYS < CERTIFICATE_DAYS < CA_DAYS

@@ -27,8 +27,7 @@ wait: the change is superseded by one of the ring, made from what is in force. I
 to be out of everybody's door before anything is committed. While COMMITTING, SWITCHING or RING_ENDING the others finish
 first. While HANDING_OVER, one that is only left behind costs another round; one that was to be a member supersedes, and
 where that leaves the ring as it is, a generation without any change takes `next` back. A change never goes on without
-anybody: where all are lost, it waits for them. One that has switched to a ring without itself, and answers no more, is
-waited for LEFT_NS: its agent has ended.
+anybody: where all are lost, it waits for them. One that has switched to a ring without itself is waited for LEFT_NS.
 
 **Nodes without an LB** (host agents) get the same calls and are waited for until they have prepared, but for
 HOST_WAIT_NS at most, and where they have just failed only if an LB joins. That is safe: a host agent decides nothing
@@ -391,9 +390,10 @@ class Planner:
         if self._wanted.world is None:
             return
         found = self._found()
-        is_late = now_ns >= self._since_ns + START_WAIT_NS
-        if self._roster.waits_for_members(is_late=is_late, knows=found is not None):
-            return
+        if any(peer.ring and not peer.heard for peer in self._roster.lbs):
+            nobody = found is None and not any(peer.heard for peer in self._roster.lbs)
+            if nobody or now_ns < self._since_ns + START_WAIT_NS:
+                return
         if found is None:  # host agents may still know something of a former life
             if self._roster.has_unheard_hosts() and now_ns < self._since_ns + HOST_WAIT_NS:
                 return

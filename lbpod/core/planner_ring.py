@@ -1,8 +1,8 @@
 """Who is alive, who is lost, and who should be in the ring: what the Planner's ring changes rest upon. Pure functions.
 
-**A member is lost** when it has been silent for LOST_NS (``Peer.is_gone``); when it does not answer and all members
-that do have given it up (their LOST_NS is over, and a controller that has just started need not count it anew), from
-which a newcomer, who has not listened for so long, does not bring it back once the ring goes on without it; and
+**A member is lost** when it has been silent for LOST_NS (``Peer.is_gone``); when it does not answer for AWAY_NS and all
+members that do have given it up (their LOST_NS is over, and a controller that has just started need not count it anew),
+from which a newcomer, who has not listened for so long, does not bring it back once the ring goes on without it; and
 *at once* when it answers and is not what a member has to be (``_is_sound``): it has restarted empty, or the ring
 changed while it was away. Such a one could be served again as it is only at the price of the records that it lacks, so
 it leaves the ring and joins again as a newcomer, whom the others hand over what they have.
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from lbpod.core.limits import AWAY_NS
 from lbpod.core.messages import LbStatus, Phase
 from lbpod.core.model import Node, Ring, Snapshot, World
 from lbpod.core.planner_peers import Aim, Peer, Step, in_ring, may_take
@@ -61,7 +62,9 @@ def judge(peers: Iterable[Peer], where: Where, before: Judgement, now_ns: int) -
     gone = {
         peer.name
         for peer in ring
-        if peer.is_gone or (peer.failures > 0 and (peer.role.member in given_up or peer.name in without))
+        if peer.is_gone
+        or (peer.role.member in given_up and peer.is_silent(AWAY_NS))
+        or (peer.name in without and peer.failures > 0)
     }
     unsound = {peer.name for peer in ring if peer.name not in gone and not _is_sound(peer, where, now_ns)}
     undone = where.aim is not None and where.aim.changes_ring and where.in_force is not where.aim

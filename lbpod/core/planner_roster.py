@@ -118,19 +118,14 @@ class Roster:
 
     def _has_left(self, peer: Peer, where: Where) -> bool:
         """It has switched to a ring without itself, and answers no more: its agent was told to end, most likely. That a
-        member has been told that all is over proves that all had switched."""
+        member has been told that all is over proves that all had switched who were not lost."""
         aim = where.aim
         if aim is None or not aim.changes_ring or peer.role.new or not peer.is_silent(LEFT_NS):
             return False
+        if peer.said is not None and aim.step_of(peer.said) < Step.SWITCHED:
+            return False
         is_over = where.phase is Phase.SWITCHING and any(aim.step_of(one.said) is Step.COMMITTED for one in self.lbs)
         return is_over or where.phase is Phase.RING_ENDING
-
-    def waits_for_members(self, *, is_late: bool, knows: bool) -> bool:
-        """A start has to wait: some that are in the ring have not said what they know, and are not lost, or nobody has.
-        is_late: it has waited for long; knows: somebody has said what is to be gone on with."""
-        unheard = {peer.name for peer in self.lbs if peer.ring and not peer.heard}
-        nobody = not knows and not any(peer.heard for peer in self.lbs)
-        return bool(unheard) and (nobody or not (is_late or unheard <= self.judgement.lost))
 
     def has_unheard_hosts(self) -> bool:
         """Some have not said yet what they know: one call that failed proves nothing."""

@@ -336,6 +336,7 @@ def _forget(state: State, others: set[int]) -> None:
     watch = state.watch
     state.down &= others
     state.given_up &= others
+    watch.given_up_before &= others
     watch.suspects &= others
     watch.met &= others
     watch.hearsay &= others
@@ -474,6 +475,7 @@ def _doubt_again(state: State, member: int, now_ns: int) -> Effects:
     """It does not serve, but is there, so it is not given up: where nobody else can decide, it may be sent to."""
     if member in state.down:
         state.watch.asked_ns[member] = now_ns
+    state.watch.given_up_before.discard(member)
     if member not in state.given_up:
         return []
     state.given_up.discard(member)
@@ -498,6 +500,7 @@ def _believe(state: State, members: list[int], now_ns: int, *, up: bool) -> Effe
     if up:
         state.down -= set(members)
         state.given_up -= set(members)
+        state.watch.given_up_before -= set(members)
     else:
         state.down |= set(members)
         for member in members:

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from lbpod.core.limits import (
+    AWAY_NS,
     HOST_WAIT_NS,
     JOIN_RETRY_NS,
     LEFT_NS,
@@ -292,22 +293,13 @@ def test_one_that_does_not_answer_is_lost_as_soon_as_the_others_have_given_it_up
     assert (["lb1", "lb2"], Phase.IDLE) == (scene.ring(), scene.now().phase)
 
 
-def test_a_controller_that_starts_does_not_wait_for_one_that_the_others_have_given_up(scene: Scene) -> None:
-    scene.see(world(1, lbs=3))
-    scene.silent, scene.given_up = {"lb3"}, (2,)
-    scene.restart()
-    scene.see(world(1, lbs=3))
-    scene.later(2 * SECOND_NS)
-    assert (["lb1", "lb2"], Phase.IDLE) == (scene.ring(), scene.now().phase)
-
-
 def test_a_newcomer_that_has_given_up_nobody_does_not_bring_back_whom_the_ring_goes_on_without(scene: Scene) -> None:
     """It has not listened for so long."""
     scene.see(world(1, lbs=3))
     scene.silent, scene.given_up, scene.unaware = {"lb3"}, (2,), {"lb4"}
     scene.restart()
     scene.see(world(1, lbs=4))
-    scene.later(LOST_NS - 2 * SECOND_NS)
+    scene.later(AWAY_NS + 3 * SECOND_NS)
     assert (["lb1", "lb2", "lb4"], Phase.IDLE) == (scene.ring(), scene.now().phase)
 
 
