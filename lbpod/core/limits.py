@@ -157,7 +157,7 @@ packet: the default idle timeout, until which flows are promised to live. The pr
 it is shorter, the agent sweeps the entry sooner ..."""
 
 NAT_TAKEN_BRIEFLY_NS: Final = 60_000_000_000
-"""... and for so long where it is UDP's, whose end nobody can see, or not assured: a mere SYN, to begin with."""
+"""... and for so long where it is UDP's, whose end nobody can see, or its client has sent nothing but a SYN."""
 
 NAT_HALF_OPEN_NS: Final = 120_000_000_000
 """What began with a SYN, after which its client has sent nothing else, is over when it has been silent for so long: a
