@@ -129,11 +129,11 @@ HF_INLINE int hf_nat_inbound(const struct hf_packet *packet, __be32 pod, __be16 
 /* entry: in `unassured`, and what its pod has just sent has been noted. */
 HF_INLINE void hf_nat_answered(const struct hf_nat_key *key, struct hf_nat *entry, __u32 protocol)
 {
-	struct hf_nat copy = *entry;
-
 	if (entry->flags & HF_NAT_RST)
 		return;
 	if (entry->flags & HF_NAT_ASSURED || (protocol == HF_PROTOCOL_TCP && !(entry->flags & HF_NAT_SYN))) {
+		struct hf_nat copy = *entry;
+
 		/* The element may have been given to another flow meanwhile, and what is copied stays. */
 		if (bpf_map_lookup_elem(&unassured, key) == entry)
 			hf_nat_assure(key, entry, &copy);

@@ -40,7 +40,9 @@ forwarding, so what nobody else can decide it decides itself then.
 
 *An agent that restarts* takes over whom its maps say to be down: the fast path has gone on without them. And of those
 that it watches and has not heard yet it believes at once what another LB has found (unless that one was cut off just
-now). It says so to others once it has found the same. Whoever is there is up with its first answer.
+now). It says so to others once it has found the same. Whoever is there is up with its first answer. Whom the agent
+before it had given up it doubts until its own LOST_NS is over, but says so to the controller (``given_up_before``), who
+would wait for ever where agents die one after the other.
 
 **What others say.** Beats carry the members that each side has found silent *itself*. A member that this LB watches
 anyway is none of the others' business. Any other one becomes a suspect: it is asked at once and with the next beats,

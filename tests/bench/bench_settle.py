@@ -29,7 +29,7 @@ SAMPLE_S: Final = 0.02
 BEGIN_S_MAX: Final = 20.0
 SETTLE_S_MAX: Final = 90.0
 IDLE_SECONDS: Final = 3_600
-MAP_SIZES: Final = "records=262144,nat=262144,unassured=131072,cache=262144"
+MAP_SIZES: Final = "records=262144,nat=262144,cache=262144"
 QUANTILES: Final = (0.5, 0.9, 0.99)
 LEFT_SHARE: Final = 0.002
 """Where no more slots than these are left, the next change comes: the last few may wait for a client that is slow."""

@@ -31,7 +31,7 @@ POLL_S: Final = 0.005
 REST_S: Final = 1.5
 """Between two kills: what a start leaves to be done is done."""
 READY_NS_MAX: Final = 60 * SECOND_NS
-MAP_SIZES: Final = "records=262144,nat=262144,unassured=131072,cache=262144"
+MAP_SIZES: Final = "records=262144,nat=262144,cache=262144"
 
 
 @contextmanager

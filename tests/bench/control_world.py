@@ -37,7 +37,7 @@ from tests.cluster.site import Site, until
 from tests.operator_objects import Body, endpoint, endpoint_slice, service
 from tests.tidy.sources import ROOT
 
-SIZES: Final = "records=65536,nat=65536,unassured=65536,cache=65536,pending=8192,embryonic=8192"
+SIZES: Final = "records=65536,nat=65536,cache=65536,pending=8192,embryonic=8192"
 SLICES: Final = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"
 VIRTUAL_SERVICES: Final = "/apis/holdfast.dev/v1alpha1/namespaces/{}/virtualservices"
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")

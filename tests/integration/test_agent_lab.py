@@ -50,7 +50,7 @@ pytestmark = [
 VIP = "203.0.113.10"
 CLUSTER = Cluster(99, 0xABCD)
 START_SECONDS_MAX = 20
-SIZES = "records=65536,nat=65536,unassured=65536,cache=65536,pending=8192,embryonic=8192"
+SIZES = "records=65536,nat=65536,cache=65536,pending=8192,embryonic=8192"
 
 
 class OneNode:

@@ -27,7 +27,7 @@ PREFIX: Final = f"{VIP}/32"
 CONTROL_PORT: Final = 9900
 CONTROLLER_PORT: Final = 9901
 METRICS_PORT: Final = 9902
-MAP_SIZES: Final = "records=65536,nat=65536,unassured=65536,cache=65536,pending=16384,embryonic=16384"
+MAP_SIZES: Final = "records=65536,nat=65536,cache=65536,pending=16384,embryonic=16384"
 WAIT_S: Final = 30
 RESHUFFLE_S: Final = 0.3
 NAMESPACE: Final = "tests"

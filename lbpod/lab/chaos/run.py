@@ -40,7 +40,7 @@ CALM_NS_MAX: Final = 40 * SECOND_NS
 """How long LBs that are on their way get to be in place after the changes."""
 FAILURES_TOLD: Final = 20_000
 """Of each verdict, one by one. What is broken and not told has no excuse (verdict.figures)."""
-MAP_SIZES: Final = "records=262144,nat=262144,unassured=131072,cache=262144"
+MAP_SIZES: Final = "records=262144,nat=262144,cache=262144"
 TIME_WAIT_SECONDS: Final = 60
 PORTS_TO_SPARE: Final = 30_000
 """Of the 55,000 that a client has: so many may be in TIME_WAIT."""

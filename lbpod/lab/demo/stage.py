@@ -13,9 +13,7 @@ from lbpod.lab.demo.timeline import Act
 from lbpod.lab.topology import Lab, Node
 from lbpod.lab.workload import CheckerRun
 
-OPTIONS: Final = ClusterOptions(
-    idle_seconds=8, map_sizes="records=65536,nat=65536,unassured=65536,cache=65536", on_term="stay"
-)
+OPTIONS: Final = ClusterOptions(idle_seconds=8, map_sizes="records=65536,nat=65536,cache=65536", on_term="stay")
 """A short idle timeout, so that a slot that is not settled early settles within the run. Nobody leaves the ring at the
 end: the lab takes all of it away."""
 
