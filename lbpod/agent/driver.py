@@ -12,7 +12,10 @@ thread waits for its turn twice, and most changes are of one VIP.)
 
 Beats overtake whatever waits, on their way in and out, and while the Keeper thinks in its thread they are answered with
 what it said last: peers want to know whether this agent runs, not how much it has to do. So is the controller, where it
-asks for no snapshot: the tables of a hundred new VIPs take ten seconds, and whoever is silent for so long is lost.
+asks for no snapshot: the tables of a hundred new VIPs take ten seconds, and whoever is silent for so long is lost. And
+where one step writes the slots of many VIPs, or makes their maps, it stops between two of them now and then
+(``_breathe``), so that beats are heard and answered: who hears nobody for some seconds fences itself, writes all slots
+of all VIPs, and hears nobody meanwhile.
 
 A slice of the translated flows, or of the records, takes some ten milliseconds, and there may be sixty of them: what
 is found of the first goes to the end of the queue, and what is asked for next of the second (it is looked at at once:
@@ -50,6 +53,7 @@ from lbpod.agent.peers import Peers
 from lbpod.agent.remembered import Memory
 from lbpod.core.limits import (
     BATCH_MAX,
+    BREATH_ROUNDS,
     CASCADE_MAX,
     DRAIN_PAUSE_NS_MAX,
     DRAIN_PAUSE_NS_MIN,
@@ -64,6 +68,7 @@ from lbpod.core.limits import (
     RETRY_NS,
     TICK_NS,
     TRACE_LINES_MAX,
+    TURN_NS,
 )
 from lbpod.core.messages import (
     Answered,
@@ -74,7 +79,9 @@ from lbpod.core.messages import (
     CommitCall,
     Configure,
     ControlCall,
+    CreateVip,
     DatapathEffect,
+    DeleteVip,
     DumpRecords,
     EffectsFailed,
     KeeperEffect,
@@ -95,6 +102,7 @@ from lbpod.core.messages import (
     Tick,
     Trace,
     Woke,
+    WriteSlots,
 )
 from lbpod.core.model import Node
 from lbpod.core.watch import Beliefs
@@ -169,6 +177,8 @@ class Driver:
         self._nodes: dict[int, Node] = {}
         self._stopping = False
         self._thinking = False
+        """The Keeper is in its thread, or what came of that is being carried out: none of it has been answered yet."""
+        self._breathing = False
         self._last_beat: BeatAnswer | None = None
         self._broken: BaseException | None = None
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
@@ -222,9 +232,9 @@ class Driver:
     async def call(self, body: ControlCall | PeerCall, until_ns: int | None = None) -> Reply | Refuse:
         """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, 408 where the
         Keeper would hear of it later than `until_ns` (a beat it does hear of, as one that is late). While the Keeper
-        thinks in a thread, a beat is answered with what it said last."""
+        thinks in a thread, or in the middle of many VIPs, a beat is answered with what it said last."""
         number = next(self._numbers)
-        if isinstance(body, BeatCall) and self._thinking and self._last_beat is not None:
+        if isinstance(body, BeatCall) and (self._thinking or self._breathing) and self._last_beat is not None:
             self.beats_answered += 1
             # Whom it owes something is asked of the Keeper alone.
             return Reply(number, msgspec.structs.replace(self._last_beat, owes=True))
@@ -317,11 +327,11 @@ class Driver:
             waited = await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
             slept_ns = now_ns() - ran_ns
             if slept_ns > MARGIN_NS:
-                self._feed(Woke(slept_ns))
+                await self._feed(Woke(slept_ns))
             ran_ns = now_ns()
             await self._turn()
             if now_ns() >= next_tick_ns:
-                self._feed(Tick())
+                await self._feed(Tick())
                 self._look()
                 self._write_hops(self._applier.take_due_hops)
                 next_tick_ns = now_ns() + TICK_NS
@@ -331,7 +341,7 @@ class Driver:
                 self._write_hops(self._applier.stop_believing)
                 next_doubt_ns = now_ns() + NEIGHBOUR_REFRESH_NS
             if now_ns() >= next_drain_ns:
-                pause_ns = self._drain()
+                pause_ns = await self._drain()
                 rests = pause_ns == DRAIN_PAUSE_NS_MAX and not self.status.tracking_slots
                 next_drain_ns = now_ns() + (DRAIN_REST_NS if rests else pause_ns)
             elif self.status.tracking_slots:  # since the last look, perhaps
@@ -341,8 +351,9 @@ class Driver:
 
     async def _turn(self) -> None:
         """Some events, before clock and sockets are looked at again."""
+        until_ns = now_ns() + TURN_NS
         for _ in range(EVENTS_PER_TURN_MAX):
-            if not self._queue or self._stopping:
+            if not self._queue or self._stopping or now_ns() > until_ns:
                 return
             item = self._queue.popleft()
             await self._take(item)
@@ -364,15 +375,15 @@ class Driver:
             if not item.done():
                 item.set_result(self._brain.status(with_snapshot=True))
         elif isinstance(item, DumpRecords):
-            self._cascade(self._carry_out([item], at_once=True))
+            await self._cascade(await self._carry_out([item], at_once=True))
         elif isinstance(item, Called) and isinstance(item.body, BeatCall):
-            self._feed(msgspec.structs.replace(item, late=self._is_late(item.request)))
+            await self._feed(msgspec.structs.replace(item, late=self._is_late(item.request)))
         elif isinstance(item, Called) and self._is_late(item.request):
             self._act(Refuse(item.request, 408, "this question is too old to be acted upon; ask again"))
         elif isinstance(item, Called) and not self._brain.is_quick(item.body):
             await self._feed_slowly(item)
         else:
-            self._feed(item)
+            await self._feed(item)
             if isinstance(item, Called) and isinstance(item.body, PrepareCall | CommitCall):
                 self._look()
 
@@ -390,10 +401,10 @@ class Driver:
 
     # --- Events and effects ---------------------------------------------------------------------------------------
 
-    def _feed(self, event: KeeperEvent) -> None:
+    async def _feed(self, event: KeeperEvent) -> None:
         """One event, and all that follows from it at once."""
         self.events[type(event).__name__] += 1
-        self._cascade(self._follow(event, self._brain.step(event, now_ns())))
+        await self._cascade(await self._follow(event, self._brain.step(event, now_ns())))
 
     async def _feed_slowly(self, event: KeeperEvent) -> None:
         """The same, with the first step in a thread."""
@@ -401,36 +412,40 @@ class Driver:
         self._look()  # what is said meanwhile is not older than what has been answered
         self._thinking = True
         try:
-            effects = await asyncio.to_thread(self._brain.step, event, now_ns())
+            following = await self._follow(event, await asyncio.to_thread(self._brain.step, event, now_ns()))
         finally:
             self._thinking = False
-        self._cascade(self._follow(event, effects))
+        await self._cascade(following)
         self._look()
 
     def _look(self) -> None:
         self.status, self.beliefs = self._brain.status(), self._brain.beliefs()
 
-    def _cascade(self, following: list[KeeperEvent]) -> None:
+    async def _cascade(self, following: list[KeeperEvent]) -> None:
         todo = deque(following)
         for _ in range(CASCADE_MAX):
             if not todo:
                 return
             event = todo.popleft()
             self.events[type(event).__name__] += 1
-            todo.extend(self._follow(event, self._brain.step(event, now_ns())))
+            todo.extend(await self._follow(event, self._brain.step(event, now_ns())))
         raise AssertionError(f"{CASCADE_MAX} events followed one from the other: the Keeper asks in circles")
 
-    def _follow(self, event: KeeperEvent, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
+    async def _follow(self, event: KeeperEvent, effects: Sequence[KeeperEffect]) -> list[KeeperEvent]:
         """Carries out what the Keeper wants about an event, before anybody looks on; the events that come of it."""
-        following = self._carry_out(effects)
+        following = await self._carry_out(effects)
         for observer in self._observers:
             observer.seen(event, effects)
         return following
 
-    def _carry_out(self, effects: Sequence[KeeperEffect], *, at_once: bool = False) -> list[KeeperEvent]:
+    async def _carry_out(self, effects: Sequence[KeeperEffect], *, at_once: bool = False) -> list[KeeperEvent]:
         """Carries out the effects; the events that come of it at once. at_once: the next slice of a list, too."""
         following: list[KeeperEvent] = []
+        breath_ns = now_ns() + TURN_NS
         for place, effect in enumerate(effects):
+            if isinstance(effect, CreateVip | DeleteVip | WriteSlots) and now_ns() > breath_ns:
+                await self._breathe()
+                breath_ns = now_ns() + TURN_NS
             if isinstance(effect, DumpRecords) and effect.cursor is not None and not at_once:
                 self._queue.append(effect)
                 continue
@@ -446,6 +461,15 @@ class Driver:
             elif event is not None:
                 following.append(event)
         return following
+
+    async def _breathe(self) -> None:
+        """In the middle of many VIPs, lets sockets and timers have their turn."""
+        self._breathing = True
+        try:
+            for _ in range(BREATH_ROUNDS):
+                await asyncio.sleep(0)
+        finally:
+            self._breathing = False
 
     def _perform(self, effect: KeeperEffect) -> KeeperEvent | None:
         """Carries out one effect. Raises DatapathError, OSError."""
@@ -510,7 +534,7 @@ class Driver:
 
     # --- By the clock ---------------------------------------------------------------------------------------------
 
-    def _drain(self) -> int:
+    async def _drain(self) -> int:
         """Takes a batch out of `pending`; the pause until the next look, in ns."""
         if self._peers is not None and self._peers.under_way_count >= OUTSTANDING_MAX:
             return DRAIN_PAUSE_NS_MIN
@@ -526,7 +550,7 @@ class Driver:
         self._drain_pause_ns = min(self._drain_pause_ns * 2, DRAIN_PAUSE_NS_MAX) if is_few else DRAIN_PAUSE_NS_MIN
         if len(flows):
             self.drained_flows += len(flows)
-            self._feed(PendingDrained(flows, values))
+            await self._feed(PendingDrained(flows, values))
         return 0 if len(flows) == BATCH_MAX else self._drain_pause_ns
 
     def _refresh_hops(self) -> None:

@@ -268,6 +268,8 @@ class State:
         """What is being handed over. Invariant: None unless ring_step is PREPARED."""
         self.foreign_due = False
         """Records of slots of which this LB is no replica could not be dropped."""
+        self.settle_turn = 0
+        """The last VIP whose slots were looked at, where they take turns (``settle``)."""
         self.leaving = False
         """This LB asks to be taken out of the ring."""
         self.owner: U16 = np.full(SLOT_COUNT, MEMBER_NONE, dtype=np.uint16)

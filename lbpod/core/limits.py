@@ -176,6 +176,9 @@ EARLY_NODES_MAX: Final = 256
 SETTLE_PAUSE_NS_MAX: Final = 8_000_000_000
 """The pause between two attempts to settle slots of one VIP doubles up to this while none succeeds."""
 
+SETTLE_VIPS_MAX: Final = 8
+"""Tracking VIPs whose slots one tick looks at, at some milliseconds each where all of them track."""
+
 STEADY_ASK_NS: Final = 5_000_000_000
 """Pause before an LB asks the owner whether slots that it still tracks have settled without it."""
 
@@ -327,7 +330,13 @@ DRAIN_WORTH: Final = 64
 flow as for fifty, and the packets of who waits are relayed."""
 
 EVENTS_PER_TURN_MAX: Final = 256
-"""Events that an agent handles before it looks at its clock and its sockets again."""
+"""Events that an agent handles before it looks at its clock and its sockets again ..."""
+
+TURN_NS: Final = 50_000_000
+"""... and so long at most, where it can stop: between two events, and between two VIPs of many that change."""
+
+BREATH_ROUNDS: Final = 4
+"""In the middle of these it lets its sockets have so many turns: a message is read, understood, answered and sent."""
 
 CASCADE_MAX: Final = 4_096
 """Events that may follow one from the other without the world's doing; more would be a Keeper that asks in circles."""

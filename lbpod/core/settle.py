@@ -68,6 +68,7 @@ from lbpod.core.limits import (
     MEMBER_NONE,
     RETRY_NS,
     SETTLE_PAUSE_NS_MAX,
+    SETTLE_VIPS_MAX,
     STEADY_ASK_NS,
 )
 from lbpod.core.messages import (
@@ -170,18 +171,30 @@ def _of_vip(state: State, vs: VipState) -> U32:
 
 # --- Step 1: the owner ------------------------------------------------------------------------------------------------
 def tick(state: State, now_ns: int) -> Effects:
-    """Begin what is due, VIP by VIP: attempts to settle own slots, and questions about those that others own."""
+    """Begin what is due, VIP by VIP: attempts to settle own slots, and questions about those that others own.
+
+    Of SETTLE_VIPS_MAX at most, in turn: where all slots of many VIPs track, the rest waits for the next ticks.
+    """
+    if not state.is_calm or state.own is None:
+        return []
+    due = [vs for _, vs in sorted(state.vips.items()) if vs.slots.track is not None and _is_due(vs, now_ns)]
+    if len(due) > SETTLE_VIPS_MAX:
+        due = sorted(due, key=lambda vs: (vs.id <= state.settle_turn, vs.id))[:SETTLE_VIPS_MAX]
+        state.settle_turn = due[-1].id
     effects: Effects = []
-    if state.is_calm and state.own is not None:
-        for _, vs in sorted(state.vips.items()):
-            if vs.slots.track is not None:
-                if vs.round is None and not vs.owing and state.has_room():
-                    effects += owed.ask(state, vs, now_ns)
-                if vs.round is None and not vs.owing and now_ns >= vs.scan_at_ns and state.has_room():
-                    effects += _begin(state, vs, now_ns)
-                if now_ns >= vs.look_at_ns:
-                    effects += _look(state, vs, now_ns)
+    for vs in due:
+        if vs.round is None and not vs.owing and state.has_room():
+            effects += owed.ask(state, vs, now_ns)
+        if vs.round is None and not vs.owing and now_ns >= vs.scan_at_ns and state.has_room():
+            effects += _begin(state, vs, now_ns)
+        if now_ns >= vs.look_at_ns:
+            effects += _look(state, vs, now_ns)
     return effects
+
+
+def _is_due(vs: VipState, now_ns: int) -> bool:
+    is_free = vs.round is None and not vs.owing
+    return (is_free and now_ns >= min(vs.owed_at_ns, vs.scan_at_ns)) or now_ns >= vs.look_at_ns
 
 
 def _own_slots(state: State, vs: VipState) -> U32:

@@ -4,8 +4,9 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -55,12 +56,13 @@ from lbpod.core.model import Snapshot
 from lbpod.core.watch import Beliefs
 from lbpod.datapath.apply import Applier
 from lbpod.datapath.memory import MemoryDatapath, MemoryHops
-from lbpod.datapath.port import DatapathError, FlowMap, Rows
+from lbpod.datapath.port import U32, U64, DatapathError, FlowMap, Rows
 from tests.agents import UPLINK, flows, snapshot
 
 QUIET = QuietCall(5, b"", b"")
 ANSWER = QuietAnswer(True, b"")
 BEAT = BeatAnswer(0, 1, 1, serving=True)
+_T = TypeVar("_T")
 
 
 class Script:
@@ -232,6 +234,44 @@ async def test_beats_and_the_controller_are_answered_while_the_keeper_thinks(tmp
     answered.set()
     assert isinstance(await asyncio.wait_for(prepare, 20), Refuse)
     await asyncio.wait_for(with_snapshot, 20)
+    await finish(driver, running)
+
+
+async def test_beats_are_answered_in_the_middle_of_many_vips_and_all_else_waits(tmp_path: Path) -> None:
+    """Who wrote the slots of ninety VIPs in one go heard nobody for so long that it fenced itself and began again."""
+    slots, words = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
+
+    class Slow(MemoryDatapath):
+        def write_slots(self, vip: int, slots: U32, words: U64) -> None:
+            time.sleep(0.005)
+            super().write_slots(vip, slots, words)
+
+    def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
+        match event:
+            case Called(body=BeatCall()):
+                return [Reply(event.request, BEAT)]
+            case Called(body=QuietCall()):
+                return [CreateVip(5), *[WriteSlots(5, slots, words)] * 80, Reply(event.request, ANSWER)]
+        return []
+
+    driver = driver_of(Script(reply), Slow(), tmp_path)
+    running = asyncio.create_task(driver.run(None))
+    assert BEAT == _body(await asyncio.wait_for(driver.call(BeatCall(1, 1, 1)), 20))
+    ended: list[str] = []
+
+    async def ask(what: str, answer: Coroutine[object, object, _T], after_s: float) -> _T:
+        await asyncio.sleep(after_s)
+        found = await asyncio.wait_for(answer, 20)
+        ended.append(what)
+        return found
+
+    beat, *_ = await asyncio.gather(
+        ask("beat", driver.call(BeatCall(1, 1, 1)), 0.06),
+        ask("state", driver.look(with_snapshot=False), 0.06),
+        ask("all slots", driver.call(QUIET), 0),
+    )
+    assert BeatAnswer(0, 1, 1, serving=True, owes=True) == _body(beat)
+    assert ["beat", "all slots", "state"] == ended, "what is said of itself is never older than what it has answered"
     await finish(driver, running)
 
 

@@ -1,11 +1,15 @@
 """From tracking to steady in three steps: when, by whom, and what is left where the next step never comes."""
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from lbpod.core import settle
+from lbpod.core.keeper_state import Effects, State, VipState
 from lbpod.core.layout import NAT_FIN_IN, NAT_FIN_OUT
-from lbpod.core.limits import EARLY_AFTER_NS, MARGIN_NS, OWED_NS, SLOT_COUNT, TICK_NS
+from lbpod.core.limits import EARLY_AFTER_NS, MARGIN_NS, OWED_NS, SETTLE_VIPS_MAX, SLOT_COUNT, TICK_NS
 from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.messages import (
     Ask,
@@ -610,3 +614,28 @@ def test_udp_settles_early_in_two_rounds_where_hosts_see_nobody() -> None:
 
 def test_a_flow_key_has_the_mapped_address() -> None:
     assert flows_of(1)[0]["addr"].tobytes() == mapped(bytes([198, 18, 0, 0]))
+
+
+def test_where_many_vips_track_they_take_turns_and_all_of_them_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ninety VIPs looked at in one tick are a second in which an agent hears nobody."""
+    looked: Counter[tuple[str, int]] = Counter()
+    begun: set[tuple[str, int]] = set()
+    begin = settle._begin
+
+    def counted(state: State, vs: VipState, now_ns: int) -> Effects:
+        looked[state.node_name, now_ns] += 1
+        begun.add((state.node_name, vs.id))
+        return begin(state, vs, now_ns)
+
+    monkeypatch.setattr(settle, "_begin", counted)
+    count = SETTLE_VIPS_MAX + 2
+    cluster = Cluster(2)
+    cluster.change(*[vip([1, 2], port=port) for port in range(80, 80 + count)])
+    cluster.change(*[vip([3, 4], port=port) for port in range(80, 80 + count)])
+    assert [count * SLOT_COUNT] * 2 == tracking(cluster)
+    cluster.run(MARGIN_NS + 10 * TICK_NS)
+    assert {node.name for node in cluster.muxes} == {name for name, _ in begun}
+    assert 2 * count == len(begun)
+    assert SETTLE_VIPS_MAX == max(looked.values())
+    cluster.run(SOON_NS)
+    assert [0, 0] == tracking(cluster)
