@@ -118,6 +118,8 @@ class Node:
         self.holds_lists = False
         """Lists of records do not go on by themselves: see ``go_on``."""
         self.held: list[DumpRecords] = []
+        self.tick_at_ns = 0
+        """When the next tick is due: while nothing tracks not every TICK_NS, as in an agent."""
         self.outbox: list[Ask | Tell] = []
         self.answers: dict[int, Reply | Refuse] = {}
         self.traces: list[Trace] = []
@@ -348,7 +350,9 @@ class Cluster:
             self.now_ns = next_ns
             for node in self.nodes.values() if tick else ():
                 node.drain(self.now_ns)
-                node.feed(Tick(), self.now_ns)
+                if self.now_ns >= node.tick_at_ns or node.status.tracking_slots:
+                    node.feed(Tick(), self.now_ns)
+                    node.tick_at_ns = self.now_ns + node.keeper.pause_ns(self.now_ns)
                 self._collect(node)
 
     def deliver(self) -> None:

@@ -11,11 +11,11 @@ and the datapath still have one user at any time. (All of prepare and commit did
 thread waits for its turn twice, and most changes are of one VIP.)
 
 Beats overtake whatever waits, on their way in and out, and while the Keeper thinks in its thread they are answered with
-what it said last: peers want to know whether this agent runs, not how much it has to do. So is the controller, where it
-asks for no snapshot: the tables of a hundred new VIPs take ten seconds, and whoever is silent for so long is lost. And
-where one step writes the slots of many VIPs, or makes their maps, it stops between two of them now and then
-(``_breathe``), so that beats are heard and answered: who hears nobody for some seconds fences itself, writes all slots
-of all VIPs, and hears nobody meanwhile.
+what it would have said before: peers want to know whether this agent runs, not how much it has to do. So is the
+controller, where it asks for no snapshot: the tables of a hundred new VIPs take ten seconds, and whoever is silent for
+so long is lost. And where one step writes the slots of many VIPs, or makes their maps, it stops between two of them now
+and then (``_breathe``), so that beats are answered and answers are read: who hears nobody for some seconds fences
+itself, writes all slots of all VIPs, and hears nobody meanwhile.
 
 A slice of the translated flows, or of the records, takes some ten milliseconds, and there may be sixty of them: what
 is found of the first goes to the end of the queue, and what is asked for next of the second (it is looked at at once:
@@ -117,13 +117,20 @@ class Brain(Protocol):
     """What the driver needs of ``core.keeper.Keeper``."""
 
     def step(self, event: KeeperEvent, now_ns: int) -> Sequence[KeeperEffect]:
-        """One event in, effects out, in their order."""
+        """One event in, effects out, in their order. What an Ask, Tell or Reply says has been written when its turn
+        comes, and the rest of the list not."""
+
+    def beat(self) -> BeatAnswer | None:
+        """What a beat would be answered now."""
 
     def status(self, with_snapshot: bool = False) -> LbStatus:
         """Where this LB stands."""
 
     def beliefs(self) -> Beliefs:
         """Who is believed to be down."""
+
+    def pause_ns(self, now_ns: int) -> int:
+        """How long until the next Tick, after one: TICK_NS, or BEAT_NS at rest."""
 
     def is_quick(self, body: ControlCall | PeerCall) -> bool:
         """Whether this call takes milliseconds."""
@@ -180,6 +187,7 @@ class Driver:
         """The Keeper is in its thread, or what came of that is being carried out: none of it has been answered yet."""
         self._breathing = False
         self._last_beat: BeatAnswer | None = None
+        """What beats are answered meanwhile: of before the step that is in a thread, or of after the one at hand."""
         self._broken: BaseException | None = None
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
         self._resolve_ns = 0
@@ -232,12 +240,11 @@ class Driver:
     async def call(self, body: ControlCall | PeerCall, until_ns: int | None = None) -> Reply | Refuse:
         """Hands a call to the Keeper and waits for its answer; 503 at once where too much waits already, 408 where the
         Keeper would hear of it later than `until_ns` (a beat it does hear of, as one that is late). While the Keeper
-        thinks in a thread, or in the middle of many VIPs, a beat is answered with what it said last."""
+        thinks in a thread, or in the middle of many VIPs, a beat is answered at once."""
         number = next(self._numbers)
         if isinstance(body, BeatCall) and (self._thinking or self._breathing) and self._last_beat is not None:
             self.beats_answered += 1
-            # Whom it owes something is asked of the Keeper alone.
-            return Reply(number, msgspec.structs.replace(self._last_beat, owes=True))
+            return Reply(number, self._last_beat)
         if (len(self._queue) >= QUEUE_MAX and not isinstance(body, BeatCall)) or self._stopping:
             return Refuse(number, 503, "this agent has more to do than it can; try again later")
         answer: asyncio.Future[Reply | Refuse] = asyncio.get_running_loop().create_future()
@@ -325,16 +332,14 @@ class Driver:
         ran_ns = now_ns()
         while not self._stopping:
             waited = await self._wait(min(next_tick_ns, next_drain_ns) - now_ns())
-            slept_ns = now_ns() - ran_ns
-            if slept_ns > MARGIN_NS:
-                await self._feed(Woke(slept_ns))
-            ran_ns = now_ns()
+            ran_ns = await self._note_sleep(ran_ns)
             await self._turn()
+            ran_ns = await self._note_sleep(ran_ns)
             if now_ns() >= next_tick_ns:
                 await self._feed(Tick())
                 self._look()
                 self._write_hops(self._applier.take_due_hops)
-                next_tick_ns = now_ns() + TICK_NS
+                next_tick_ns = now_ns() + self._brain.pause_ns(now_ns())
             if now_ns() >= self._resolve_ns:
                 self._refresh_hops()
             if now_ns() >= next_doubt_ns:
@@ -345,9 +350,17 @@ class Driver:
                 rests = pause_ns == DRAIN_PAUSE_NS_MAX and not self.status.tracking_slots
                 next_drain_ns = now_ns() + (DRAIN_REST_NS if rests else pause_ns)
             elif self.status.tracking_slots:  # since the last look, perhaps
+                next_tick_ns = min(next_tick_ns, now_ns() + TICK_NS)
                 next_drain_ns = min(next_drain_ns, next_tick_ns)
             if not waited:
                 await asyncio.sleep(0)
+
+    async def _note_sleep(self, since_ns: int) -> int:
+        """Says so where nothing has happened by the clock for long, before anything is decided by it; the time now."""
+        slept_ns = now_ns() - since_ns
+        if slept_ns > MARGIN_NS:
+            await self._feed(Woke(slept_ns))
+        return now_ns()
 
     async def _turn(self) -> None:
         """Some events, before clock and sockets are looked at again."""
@@ -410,6 +423,7 @@ class Driver:
         """The same, with the first step in a thread."""
         self.events[type(event).__name__] += 1
         self._look()  # what is said meanwhile is not older than what has been answered
+        self._last_beat = self._brain.beat()
         self._thinking = True
         try:
             following = await self._follow(event, await asyncio.to_thread(self._brain.step, event, now_ns()))
@@ -443,7 +457,9 @@ class Driver:
         following: list[KeeperEvent] = []
         breath_ns = now_ns() + TURN_NS
         for place, effect in enumerate(effects):
-            if isinstance(effect, CreateVip | DeleteVip | WriteSlots) and now_ns() > breath_ns:
+            # Not after a look: the Keeper takes what it finds for what is there now.
+            may_wait = isinstance(effect, CreateVip | DeleteVip | WriteSlots) and not following
+            if may_wait and now_ns() > breath_ns:
                 await self._breathe()
                 breath_ns = now_ns() + TURN_NS
             if isinstance(effect, DumpRecords) and effect.cursor is not None and not at_once:
@@ -463,7 +479,9 @@ class Driver:
         return following
 
     async def _breathe(self) -> None:
-        """In the middle of many VIPs, lets sockets and timers have their turn."""
+        """In the middle of many VIPs, lets sockets and timers have their turn. Who has fenced itself says so."""
+        if not self._thinking:
+            self._last_beat, self.beliefs = self._brain.beat(), self._brain.beliefs()
         self._breathing = True
         try:
             for _ in range(BREATH_ROUNDS):
@@ -497,9 +515,7 @@ class Driver:
                 assert self._peers is not None, "a driver runs with peers"
                 self._peers.tell(effect.node, effect.body)
             case Reply() | Refuse():
-                if isinstance(effect, Reply) and isinstance(effect.body, BeatAnswer):
-                    self._last_beat = effect.body
-                    self.beats_answered += 1
+                self.beats_answered += isinstance(effect, Reply) and isinstance(effect.body, BeatAnswer)
                 answer = self._requests.get(effect.request)
                 if answer is not None and not answer.done():
                     answer.set_result(effect)

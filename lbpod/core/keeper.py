@@ -37,11 +37,12 @@ import numpy as np
 
 from lbpod.core import change, forget, handover, missed, owed, quiet, resolve, rest, ring, settle, sweep, watch
 from lbpod.core.keeper_state import Answer, Effects, State
-from lbpod.core.limits import QUICK_VIPS_MAX, SLOT_COUNT
+from lbpod.core.limits import MEMBER_NONE, QUICK_VIPS_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Answered,
     Ask,
     AskFailed,
+    BeatAnswer,
     BeatCall,
     Called,
     CommitCall,
@@ -150,6 +151,14 @@ class Keeper:
     def tracking_slots(self) -> dict[int, int]:
         """VIP id -> slots that are tracking (metrics)."""
         return {vip: vs.slots.tracking_count for vip, vs in sorted(self._state.vips.items())}
+
+    def beat(self) -> BeatAnswer | None:
+        """What a beat would be answered now, to one that it may owe something; None: by no load balancer."""
+        return None if self._state.member == MEMBER_NONE else watch.answer(self._state, owes=True)
+
+    def pause_ns(self, now_ns: int) -> int:
+        """How long until the next Tick is wanted, after one."""
+        return watch.pause_ns(self._state, now_ns)
 
     def is_quick(self, body: ControlCall | PeerCall) -> bool:
         """Whether a call takes milliseconds: it builds no table, and few VIPs change or track (QUICK_VIPS_MAX)."""

@@ -162,6 +162,8 @@ class VipState:
     early_at_ns: int = 0
     early_pause_ns: int = 0
     look_at_ns: int = 0
+    turn_ns: int = 0
+    """When its slots were last looked at because something was due: where many are, VIPs take turns (``settle``)."""
     early_all: bool = False
     """A backup has refused what hosts vouched for: the next round asks about every backend of the VIP."""
     early_turn: int = 0
@@ -268,8 +270,6 @@ class State:
         """What is being handed over. Invariant: None unless ring_step is PREPARED."""
         self.foreign_due = False
         """Records of slots of which this LB is no replica could not be dropped."""
-        self.settle_turn = 0
-        """The last VIP whose slots were looked at, where they take turns (``settle``)."""
         self.leaving = False
         """This LB asks to be taken out of the ring."""
         self.owner: U16 = np.full(SLOT_COUNT, MEMBER_NONE, dtype=np.uint16)

@@ -173,18 +173,21 @@ def _of_vip(state: State, vs: VipState) -> U32:
 def tick(state: State, now_ns: int) -> Effects:
     """Begin what is due, VIP by VIP: attempts to settle own slots, and questions about those that others own.
 
-    Of SETTLE_VIPS_MAX at most, in turn: where all slots of many VIPs track, the rest waits for the next ticks.
+    Of SETTLE_VIPS_MAX at most, in turn: where all slots of many VIPs track, the rest waits for the next ticks. But for
+    what backups owe: others wait for that (``missed``), and it is asked about once a second.
     """
     if not state.is_calm or state.own is None:
         return []
-    due = [vs for _, vs in sorted(state.vips.items()) if vs.slots.track is not None and _is_due(vs, now_ns)]
-    if len(due) > SETTLE_VIPS_MAX:
-        due = sorted(due, key=lambda vs: (vs.id <= state.settle_turn, vs.id))[:SETTLE_VIPS_MAX]
-        state.settle_turn = due[-1].id
-    effects: Effects = []
+    tracking = [vs for _, vs in sorted(state.vips.items()) if vs.slots.track is not None]
+    due = sorted((vs for vs in tracking if _is_due(vs, now_ns)), key=lambda vs: vs.turn_ns)[:SETTLE_VIPS_MAX]
     for vs in due:
+        vs.turn_ns = now_ns
+    effects: Effects = []
+    for vs in tracking:
         if vs.round is None and not vs.owing and state.has_room():
             effects += owed.ask(state, vs, now_ns)
+        if vs.turn_ns != now_ns:
+            continue
         if vs.round is None and not vs.owing and now_ns >= vs.scan_at_ns and state.has_room():
             effects += _begin(state, vs, now_ns)
         if now_ns >= vs.look_at_ns:
@@ -194,7 +197,7 @@ def tick(state: State, now_ns: int) -> Effects:
 
 def _is_due(vs: VipState, now_ns: int) -> bool:
     is_free = vs.round is None and not vs.owing
-    return (is_free and now_ns >= min(vs.owed_at_ns, vs.scan_at_ns)) or now_ns >= vs.look_at_ns
+    return (is_free and now_ns >= vs.scan_at_ns) or now_ns >= vs.look_at_ns
 
 
 def _own_slots(state: State, vs: VipState) -> U32:

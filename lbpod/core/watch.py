@@ -244,16 +244,20 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int, *, late: bool
     effects = _heard(state, call, True, now_ns, late=late)
     if not late and not call.returning and call.member < state.member:
         effects += _take_turns(state, call, now_ns)
-    answer = BeatAnswer(
+    return [Reply(request, answer(state, owes=missed.owes(state, call.member))), *effects]
+
+
+def answer(state: State, *, owes: bool) -> BeatAnswer:
+    """To a beat, as things are."""
+    return BeatAnswer(
         member=state.member,
         generation=state.generation,
         ring_epoch=_ring_epoch(state),
         serving=state.is_serving,
         down=_found_down(state),
         returning=missed.is_returning(state),
-        owes=missed.owes(state, call.member),
+        owes=owes,
     )
-    return [Reply(request, answer), *effects]
 
 
 def called(state: State, body: ControlCall | PeerCall, now_ns: int) -> Effects:
@@ -356,6 +360,16 @@ def _is_at_rest(state: State) -> bool:
     if state.down or watch.suspects or watch.doubt_ns or watch.owed_by:
         return False
     return all(vs.slots.track is None for vs in state.vips.values())
+
+
+def pause_ns(state: State, now_ns: int) -> int:
+    """How long until the next tick: TICK_NS; where nothing is under way and all have been heard just now, until beats
+    are due again. A silence is not noticed later by that: from the beat on that one owes, ticks come as ever."""
+    watch = state.watch
+    calm = state.is_calm and not state.unwritten and _is_at_rest(state)
+    if not calm or any(at_ns + BEAT_NS + TICK_NS <= now_ns for at_ns in watch.heard_ns.values()):
+        return TICK_NS
+    return min(max(watch.beat_at_ns - now_ns, TICK_NS), BEAT_NS)
 
 
 def _take_turns(state: State, call: BeatCall, now_ns: int) -> Effects:

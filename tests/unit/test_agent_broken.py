@@ -16,7 +16,9 @@ import lbpod.agent.__main__ as command
 from lbpod.agent.agent import Agent, Parts, StartError
 from lbpod.agent.broken import BROKEN, BrokenError, is_ours
 from lbpod.agent.run import serve
+from lbpod.core.limits import TICK_NS
 from lbpod.core.messages import (
+    BeatAnswer,
     CommitCall,
     ControlCall,
     KeeperEffect,
@@ -72,6 +74,12 @@ class BrokenBrain:
 
     def beliefs(self) -> Beliefs:
         return Beliefs()
+
+    def beat(self) -> BeatAnswer | None:
+        return None
+
+    def pause_ns(self, now_ns: int) -> int:
+        return TICK_NS
 
     def is_quick(self, body: ControlCall | PeerCall) -> bool:
         return not isinstance(body, Snapshot | PrepareCall | CommitCall)
