@@ -116,7 +116,7 @@ RETRY_NS: Final = 500_000_000
 """Pause before a failed effect is tried again."""
 
 TICK_NS: Final = 100_000_000
-"""The shell sends a Tick event this often."""
+"""The shell sends a Tick event this often; an agent at rest with its beats (``watch.pause_ns``)."""
 
 FORGET_SCAN_NS: Final = 10_000_000_000
 """The owner looks for records to forget this often."""

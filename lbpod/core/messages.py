@@ -190,7 +190,7 @@ class EffectsFailed(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time has passed (about every TICK_NS)."""
+    """Time has passed (about every TICK_NS; an agent at rest waits for its next beats)."""
 
 
 KeeperEvent = (
