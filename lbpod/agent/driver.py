@@ -185,9 +185,9 @@ class Driver:
         self._stopping = False
         self._thinking = False
         """The Keeper is in its thread, or what came of that is being carried out: none of it has been answered yet."""
-        self._breathing = False
-        self._last_beat: BeatAnswer | None = None
-        """What beats are answered meanwhile: of before the step that is in a thread, or of after the one at hand."""
+        self._interim_beat: BeatAnswer | None = None
+        """What beats are answered meanwhile: of before the step that is in a thread, or of after the one at hand. None:
+        they wait for the Keeper."""
         self._broken: BaseException | None = None
         self._drain_pause_ns = DRAIN_PAUSE_NS_MIN
         self._resolve_ns = 0
@@ -242,9 +242,9 @@ class Driver:
         Keeper would hear of it later than `until_ns` (a beat it does hear of, as one that is late). While the Keeper
         thinks in a thread, or in the middle of many VIPs, a beat is answered at once."""
         number = next(self._numbers)
-        if isinstance(body, BeatCall) and (self._thinking or self._breathing) and self._last_beat is not None:
+        if isinstance(body, BeatCall) and self._interim_beat is not None:
             self.beats_answered += 1
-            return Reply(number, self._last_beat)
+            return Reply(number, self._interim_beat)
         if (len(self._queue) >= QUEUE_MAX and not isinstance(body, BeatCall)) or self._stopping:
             return Refuse(number, 503, "this agent has more to do than it can; try again later")
         answer: asyncio.Future[Reply | Refuse] = asyncio.get_running_loop().create_future()
@@ -423,12 +423,12 @@ class Driver:
         """The same, with the first step in a thread."""
         self.events[type(event).__name__] += 1
         self._look()  # what is said meanwhile is not older than what has been answered
-        self._last_beat = self._brain.beat()
+        self._interim_beat = self._brain.beat()
         self._thinking = True
         try:
             following = await self._follow(event, await asyncio.to_thread(self._brain.step, event, now_ns()))
         finally:
-            self._thinking = False
+            self._thinking, self._interim_beat = False, None
         await self._cascade(following)
         self._look()
 
@@ -481,13 +481,11 @@ class Driver:
     async def _breathe(self) -> None:
         """In the middle of many VIPs, lets sockets and timers have their turn. Who has fenced itself says so."""
         if not self._thinking:
-            self._last_beat, self.beliefs = self._brain.beat(), self._brain.beliefs()
-        self._breathing = True
-        try:
-            for _ in range(BREATH_ROUNDS):
-                await asyncio.sleep(0)
-        finally:
-            self._breathing = False
+            self._interim_beat, self.beliefs = self._brain.beat(), self._brain.beliefs()
+        for _ in range(BREATH_ROUNDS):
+            await asyncio.sleep(0)
+        if not self._thinking:
+            self._interim_beat = None
 
     def _perform(self, effect: KeeperEffect) -> KeeperEvent | None:
         """Carries out one effect. Raises DatapathError, OSError."""

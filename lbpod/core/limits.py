@@ -640,7 +640,7 @@ def check() -> None:
     assert 3 * LOOK_AFTER_NS < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000, "three writes may be lost"
     assert RETRY_NS <= DIAGNOSTICS_RETRY_NS_MAX < DIAGNOSTICS_STATE_SECONDS * 1_000_000_000
     assert DRAIN_PAUSE_NS_MAX < TICK_NS < DRAIN_REST_NS, "what rests is looked at less often than what does not"
-    assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "a tick is the longest pause of the loop"
+    assert DRAIN_PAUSE_NS_MIN <= DRAIN_PAUSE_NS_MAX < TICK_NS, "flows are looked for more often than ticks come"
     assert PEER_TIMEOUT_NS < CONTROL_TIMEOUT_NS < CALL_LOST_NS, (
         "a shell gives up before the Planner gives up on the shell"
     )

@@ -64,6 +64,8 @@ ANSWER = QuietAnswer(True, b"")
 BEAT = BeatAnswer(0, 1, 1, serving=True)
 BACK = BeatAnswer(0, 1, 1, serving=False, returning=True, owes=True)
 OWING = BeatAnswer(0, 1, 1, serving=True, owes=True)
+NOTHING = WriteSlots(5, np.zeros(1, np.uint32), np.zeros(1, np.uint64))
+"""Writes one slot as it is."""
 _T = TypeVar("_T")
 
 
@@ -100,6 +102,14 @@ class Script:
 
     def is_quick(self, body: ControlCall | PeerCall) -> bool:
         return not isinstance(body, Snapshot | PrepareCall | CommitCall)
+
+
+class SlowDatapath(MemoryDatapath):
+    """Takes its time for the slots of a VIP, as one of many."""
+
+    def write_slots(self, vip: int, slots: U32, words: U64) -> None:
+        time.sleep(0.005)
+        super().write_slots(vip, slots, words)
 
 
 def driver_of(script: Script, datapath: MemoryDatapath, folder: Path, hops: MemoryHops | None = None) -> Driver:
@@ -249,23 +259,17 @@ async def test_beats_and_the_controller_are_answered_while_the_keeper_thinks(tmp
 
 async def test_beats_are_answered_in_the_middle_of_many_vips_and_all_else_waits(tmp_path: Path) -> None:
     """Who wrote the slots of ninety VIPs in one go heard nobody for so long that it fenced itself and began again."""
-    slots, words = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
-
-    class Slow(MemoryDatapath):
-        def write_slots(self, vip: int, slots: U32, words: U64) -> None:
-            time.sleep(0.005)
-            super().write_slots(vip, slots, words)
 
     def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
         match event:
             case Called(body=BeatCall()):
                 return [Reply(event.request, BEAT)]
             case Called(body=QuietCall()):
-                return [CreateVip(5), *[WriteSlots(5, slots, words)] * 80, Reply(event.request, ANSWER)]
+                return [CreateVip(5), *[NOTHING] * 80, Reply(event.request, ANSWER)]
         return []
 
     script = Script(reply)
-    driver = driver_of(script, Slow(), tmp_path)
+    driver = driver_of(script, SlowDatapath(), tmp_path)
     running = asyncio.create_task(driver.run(None))
     assert BEAT == _body(await asyncio.wait_for(driver.call(BeatCall(1, 1, 1)), 20))
     script.said = BACK  # it has been cut off, say, since it last answered one
@@ -289,25 +293,18 @@ async def test_beats_are_answered_in_the_middle_of_many_vips_and_all_else_waits(
 
 async def test_nobody_has_a_turn_between_a_look_and_what_the_keeper_makes_of_it(tmp_path: Path) -> None:
     """What has been read is taken for what is there now; writes of other VIPs come between all the same."""
-    slots, words = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
     turns: list[str] = []
-
-    class Slow(MemoryDatapath):
-        def write_slots(self, vip: int, slots: U32, words: U64) -> None:
-            time.sleep(0.005)
-            super().write_slots(vip, slots, words)
 
     def reply(event: KeeperEvent) -> Sequence[KeeperEffect]:
         match event:
             case Called(body=QuietCall()):
                 asyncio.get_running_loop().call_soon(turns.append, "somebody else")
-                many = [WriteSlots(5, slots, words)] * 30
-                return [CreateVip(5), LookSeen(1, 5), *many, Reply(event.request, ANSWER)]
+                return [CreateVip(5), LookSeen(1, 5), *[NOTHING] * 30, Reply(event.request, ANSWER)]
             case SeenRead():
                 turns.append("seen")
         return []
 
-    driver = driver_of(Script(reply), Slow(), tmp_path)
+    driver = driver_of(Script(reply), SlowDatapath(), tmp_path)
     running = asyncio.create_task(driver.run(None))
     await asyncio.wait_for(driver.call(QUIET), 20)
     assert ["seen", "somebody else"] == turns
