@@ -419,6 +419,8 @@ class State:
             for vip in plan.snapshot.vips:
                 ids = np.array([one.id for one in vip.backends], dtype=np.int64)
                 self.alive[ids], self.vip_of[ids] = True, vip.id
+        # The same backend has its id again: a controller that has lost everything goes on from an older state.
+        self.resting = {number: known for number, known in self.resting.items() if not self.alive[number]}
         for vs in self.vips.values():
             lease = int(self.facts.lease_ns[vs.id])
             vs.lease_ns = max(vs.lease_ns, lease) if vs.slots.track is not None else lease
