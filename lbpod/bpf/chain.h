@@ -13,9 +13,13 @@
 
 #define HF_CHAIN_FULL 0x80000000u /* beside the backend id: a full record, not an embryonic one */
 
+/* Flags of the option. */
+#define HF_OPTION_FULL 1
+#define HF_OPTION_OVERRULES 2 /* a replica on the way knew better: what is recorded elsewhere gives way */
+
 struct hf_chain {
 	__u32 backend;
-	__u32 full;
+	__u32 flags;   /* HF_OPTION_* */
 	__u32 visited; /* visited + left <= HF_REPLICAS_MAX */
 	__u32 left;
 	/* The visited ones, then those left, then zeros: four 16-bit places a word, the first in the low bits. Words and
@@ -101,7 +105,7 @@ HF_INLINE __u32 hf_encap_chain(struct xdp_md *ctx, const struct hf_config *confi
 	option = data + HF_OPTION_AT + 4;
 	HF_U32(option) = bpf_htonl(chain->backend);
 	HF_U32(option + 4) = bpf_htonl(config->epoch);
-	HF_U32(option + 8) = chain->visited | chain->left << 8 | !!chain->full << 16;
+	HF_U32(option + 8) = chain->visited | chain->left << 8 | chain->flags << 16;
 	for (int i = 0; i < HF_REPLICAS_MAX; i += 2)
 		HF_U32(option + 12 + 2 * i) =
 			bpf_htons(hf_chain_member(chain, i)) |
@@ -133,7 +137,9 @@ HF_INLINE __u32 hf_chain_pass_on(struct xdp_md *ctx, const struct hf_config *con
 HF_COLD __u32 hf_chain_start(struct xdp_md *ctx, __u32 hash, __u32 backend, __u32 origin, __u32 verdicts)
 {
 	const struct hf_config *config = hf_config();
-	struct hf_chain chain = {.backend = backend & ~HF_CHAIN_FULL, .full = backend & HF_CHAIN_FULL, .visited = 1};
+	struct hf_chain chain = {.backend = backend & ~HF_CHAIN_FULL,
+				 .flags = backend & HF_CHAIN_FULL ? HF_OPTION_FULL : 0,
+				 .visited = 1};
 
 	if (!config)
 		return HF_DROP(HF_DROP_NO_BACKEND);
@@ -154,7 +160,7 @@ HF_INLINE int hf_chain_read(struct xdp_md *ctx, __u32 self, struct hf_chain *cha
 	chain->backend = bpf_ntohl(HF_U32(option));
 	visited = HF_U8(option + 8);
 	total = visited + HF_U8(option + 9);
-	chain->full = HF_U8(option + 10) & 1;
+	chain->flags = HF_U8(option + 10) & (HF_OPTION_FULL | HF_OPTION_OVERRULES);
 	for (__u32 i = 0; i < HF_REPLICAS_MAX; i++) {
 		__u32 member = bpf_ntohs(HF_U16(option + 12 + 2 * i));
 
@@ -177,10 +183,20 @@ HF_INLINE int hf_chain_read(struct xdp_md *ctx, __u32 self, struct hf_chain *cha
 
 /* A SYN that another replica sends to current, and what is recorded here has not been seen for so long that it is
  * of an earlier flow with the same five-tuple. That replica has dropped its own record of it, with a settle that this LB
- * has not heard of, say. */
-HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chain *chain, int syn, __u64 word, __u64 now)
+ * has not heard of, say. Of a flow that no packet announces nobody can tell; but an owner that has asked to settle the slot
+ * has found all that is recorded here to be over. */
+HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chain *chain, __u32 slot, int syn,
+			     int unannounced, __u64 word, __u64 now)
 {
-	return syn && !chain->full && chain->backend == (word & HF_SLOT_CURRENT_MASK) &&
+	const struct hf_config *config = hf_config();
+	int begins = syn && !(chain->flags & HF_OPTION_FULL);
+
+	if (unannounced) {
+		__u32 *pair = bpf_map_lookup_elem(&own, &slot);
+
+		begins = word & HF_SLOT_SETTLING && config && pair && (*pair & 0xffff) == config->self;
+	}
+	return begins && chain->backend == (word & HF_SLOT_CURRENT_MASK) &&
 	       known->seen_ns + HF_REUSE_NS < now;
 }
 
@@ -189,7 +205,7 @@ HF_INLINE int hf_begins_anew(const struct hf_record *known, const struct hf_chai
  * backends differ. */
 HF_INLINE int hf_is_older(const struct hf_record *known, const struct hf_chain *chain, int unannounced, __u64 word)
 {
-	return unannounced && chain->full && known->backend == hf_base(word);
+	return unannounced && chain->flags & HF_OPTION_FULL && known->backend == hf_base(word);
 }
 
 /* The word whose round a record gets that a chain brings. A sender that tracks a slot that is steady here has prepared a
@@ -202,15 +218,33 @@ HF_INLINE __u64 hf_chain_word(const struct hf_chain *chain, __u64 word)
 	return soon ? word + HF_SLOT_ROUND_ONE : word;
 }
 
-/* Records what the chain says, or finds that a full record knows better. The verdict of a packet that is passed on. */
-HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 vip_id, int syn,
+/* The sender has promoted what a SYN had recorded there, and here the flow has begun at base: the chain of that SYN was lost,
+ * and the client's next one came to this replica, which could not hear the sender. So it is base that has answered. */
+HF_INLINE int hf_has_begun_alone(const struct hf_flow *flow, const struct hf_chain *chain, __u64 word)
+{
+	const struct hf_record *known;
+
+	if (!(word & HF_SLOT_TRACKING) || !(chain->flags & HF_OPTION_FULL) || chain->backend == hf_base(word))
+		return 0;
+	known = hf_live(bpf_map_lookup_elem(&embryonic, flow), word);
+	return known && known->backend == hf_base(word);
+}
+
+/* Records what the chain says, or finds that a record here knows better. The verdict of a packet that is passed on. */
+HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_chain *chain, __u32 slot, int syn,
 					  int unannounced, __u64 word, __u64 now)
 {
 	struct hf_record *known = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	enum hf_verdict verdict = HF_CHAIN_RECORDED;
+	int full;
 
-	if (known && known->backend != chain->backend) {
-		if (!hf_begins_anew(known, chain, syn, word, now) && !hf_is_older(known, chain, unannounced, word)) {
+	if (chain->flags & HF_OPTION_OVERRULES) {
+		known = NULL;
+	} else if (!known && hf_has_begun_alone(flow, chain, word)) {
+		chain->backend = hf_base(word);
+		verdict = HF_CHAIN_CONFLICT;
+	} else if (known && known->backend != chain->backend) {
+		if (!hf_begins_anew(known, chain, slot, syn, unannounced, word, now) && !hf_is_older(known, chain, unannounced, word)) {
 			chain->backend = known->backend;
 			known->seen_ns = now;
 			return HF_CHAIN_CONFLICT;
@@ -219,12 +253,29 @@ HF_INLINE enum hf_verdict hf_chain_record(const struct hf_flow *flow, struct hf_
 	}
 	if (!hf_backend_alive(chain->backend))
 		return HF_DROP_NO_BACKEND;
-	if (known && !chain->full)
+	full = chain->flags & HF_OPTION_FULL;
+	if (known && !full)
 		known->seen_ns = now;
-	else if (hf_record(flow, chain->backend, chain->full, hf_chain_word(chain, word),
-			   chain->full ? HF_CHAIN_AGAIN_MAX : 0, now))
-		hf_note_unrecorded(vip_id, now);
+	else if (hf_record(flow, chain->backend, full, hf_chain_word(chain, word), full ? HF_CHAIN_AGAIN_MAX : 0, now))
+		hf_note_unrecorded(flow->vip, now);
 	return verdict;
+}
+
+/* Those that the chain has come through are told, too, that a record here knows better: what they have recorded is void. */
+HF_INLINE void hf_chain_turn_back(struct hf_chain *chain, __u32 self)
+{
+	struct hf_chain back = {
+		.backend = chain->backend, .flags = HF_OPTION_FULL | HF_OPTION_OVERRULES, .visited = 1};
+	__u32 total = chain->visited + chain->left;
+
+	hf_chain_put(&back, 0, self);
+	for (__u32 i = 0; i < HF_REPLICAS_MAX; i++) {
+		__u32 member = hf_chain_member(chain, i);
+
+		if (i < total && member != self && back.left < HF_REPLICAS_MAX - 1)
+			hf_chain_put(&back, 1 + back.left++, member);
+	}
+	*chain = back;
 }
 
 /* A CHAIN packet, its tunnel and inner headers found sound. */
@@ -240,13 +291,15 @@ HF_COLD __u32 hf_chain_link(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 
 	if (!config || hf_packet_again(ctx, origin, &packet) || hf_chain_read(ctx, config->self, &chain))
 		return HF_DROP(HF_DROP_GENEVE_INNER);
 	hf_flow_key(&flow, &packet, vip_id, origin);
-	verdict = hf_chain_record(&flow, &chain, vip_id, hf_is_syn(packet.tcp_flags),
+	verdict = hf_chain_record(&flow, &chain, hash >> 16, hf_is_syn(packet.tcp_flags),
 				  hf_is_unannounced(&packet, origin), word, now);
 	if (verdict == HF_DROP_NO_BACKEND)
 		return HF_DROP(HF_DROP_NO_BACKEND);
 	if (chain.backend != (word & HF_SLOT_CURRENT_MASK))
 		hf_stamp(vip_id, hash, now);
 	hf_chain_extend_all(&chain, config, hash >> 16);
+	if (verdict == HF_CHAIN_CONFLICT)
+		hf_chain_turn_back(&chain, config->self);
 	return hf_chain_pass_on(ctx, config, &chain, hash, origin, verdict,
 				verdict == HF_CHAIN_CONFLICT ? HF_CHAIN_CONFLICT : HF_CHAIN_LAST);
 }

@@ -58,11 +58,42 @@ HF_INLINE int hf_chains_again(struct hf_record *record)
 	return 1;
 }
 
+/* Every replica in an ownership word, self aside, can be sent to. */
+HF_INLINE int hf_pair_heard(const struct hf_config *config, const __u32 *pair)
+{
+	for (int half = 0; pair && half < 2; half++) {
+		__u32 member = half ? *pair >> 16 : *pair & 0xffff;
+
+		if (member != HF_MEMBER_NONE && member != config->self && !hf_member_node(member))
+			return 0;
+	}
+	return 1;
+}
+
+/* The chain can reach every other replica of the slot. */
+HF_COLD int hf_all_heard(__u32 slot)
+{
+	const struct hf_config *config = hf_config();
+
+	if (!config || !hf_pair_heard(config, bpf_map_lookup_elem(&own, &slot)))
+		return 0;
+	return !config->ring_change || (hf_pair_heard(config, bpf_map_lookup_elem(&next, &slot)) &&
+					hf_pair_heard(config, bpf_map_lookup_elem(&prev, &slot)));
+}
+
+/* The chain of the SYN that made this record may have been lost: another replica cannot be heard, and the client has had
+ * the time to try again, where that one began the flow alone, at base. */
+HF_INLINE int hf_is_doubtful(const struct hf_record *record, __u32 slot, __u64 word, __u64 now)
+{
+	return record->seen_ns + HF_CHAIN_SURE_NS < now && record->backend != hf_base_or_current(word) &&
+	       !hf_all_heard(slot);
+}
+
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
  * chain again, or a replica would know nothing of a flow that the client believes open. repeats: so do the first few of a
  * flow that has no first packet. */
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, int first, int promotes, int repeats,
-				 __u64 word, __u64 now)
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, int first,
+				 int promotes, int repeats, __u64 word, __u64 now)
 {
 	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	int full = !!record;
@@ -76,6 +107,8 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 		record->seen_ns = now;
 		return 1;
 	}
+	if (!full && (first || promotes) && hf_is_doubtful(record, slot, word, now))
+		return !first; /* a first one begins the flow anew, others are dropped */
 	choice->verdict = HF_RECORD_HIT;
 	choice->backend = record->backend;
 	record->seen_ns = now;
@@ -93,27 +126,6 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	return 1;
 }
 
-/* Every replica in an ownership word, self aside, can be sent to. */
-HF_INLINE int hf_pair_heard(const struct hf_config *config, const __u32 *pair)
-{
-	for (int half = 0; pair && half < 2; half++) {
-		__u32 member = half ? *pair >> 16 : *pair & 0xffff;
-
-		if (member != HF_MEMBER_NONE && member != config->self && !hf_member_node(member))
-			return 0;
-	}
-	return 1;
-}
-
-/* The chain can reach every other replica of the slot. */
-HF_INLINE int hf_all_heard(const struct hf_config *config, __u32 slot)
-{
-	if (!hf_pair_heard(config, bpf_map_lookup_elem(&own, &slot)))
-		return 0;
-	return !config->ring_change || (hf_pair_heard(config, bpf_map_lookup_elem(&next, &slot)) &&
-					hf_pair_heard(config, bpf_map_lookup_elem(&prev, &slot)));
-}
-
 /*
  * First packet of TCP, any of UDP and of ClientIP: recorded. It goes where every LB would look for it, if it cannot be
  * recorded, or if a replica is left out of the chain: that one may be up all the same (only its agent is not, say), and
@@ -125,8 +137,12 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 {
 	__u32 *pair;
 
-	int heard = hf_all_heard(config, slot);
+	int heard = hf_all_heard(slot);
 
+	/* Whom the chain leaves out may have agreed to settle the slot: nobody here can tell what base is there. */
+	choice->verdict = HF_UNRECORDED_DROP;
+	if (!heard && word & HF_SLOT_SETTLING)
+		return;
 	choice->backend = first && heard ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
 	choice->verdict = HF_DROP_NO_BACKEND;
 	if (!hf_backend_alive(choice->backend))
@@ -149,16 +165,15 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 
 /*
  * Node of the backup, where it knows better than this LB what base is: the owner has asked it to settle the slot, and has
- * no answer. It may have agreed, and then has sent new flows to its new base while the owner seemed down. What it has
- * not agreed to has the same base there as here. Also one that is only doubted: it may serve all the same. NULL: nobody
+ * no answer. It may have agreed, and then has sent new flows to its new base while the owner seemed down (also where base
+ * is current here: that may have changed since). What it has not agreed to has the same base there as here. Also one that is only doubted: it may serve all the same. NULL: nobody
  * knows better.
  */
 HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
 {
 	__u32 *pair;
 
-	if (!(word & HF_SLOT_SETTLING) || hf_base(word) == (word & HF_SLOT_CURRENT_MASK) ||
-	    HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
+	if (!(word & HF_SLOT_SETTLING) || HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
 		return NULL;
 	pair = bpf_map_lookup_elem(&own, &slot);
 	return pair && (*pair & 0xffff) == config->self ? hf_owner_node(config, slot) : NULL;
@@ -180,7 +195,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	syn = hf_is_syn(packet.tcp_flags);
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	unannounced = hf_is_unannounced(&packet, origin);
-	if (!hf_choose_recorded(&choice, &flow, first, !syn && !icmp, unannounced && !icmp, word, now)) {
+	if (!hf_choose_recorded(&choice, &flow, hash >> 16, first, !syn && !icmp, unannounced && !icmp, word, now)) {
 		choice.alone = 0;
 		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
 			return HF_ASK_BACKUP;

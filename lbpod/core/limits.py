@@ -354,6 +354,10 @@ ENDED_NS: Final = 10_000_000_000
 """What an owner remembers of flows that have ended with their backend: nobody gets a lease for their last packets.
 Longer than the pauses between a client's last words."""
 
+CHAIN_SURE_NS: Final = 900_000_000
+"""For so long after a SYN, an answer from its client can only be to that: the SYN has come through the chain, and its
+record is right. Later the client has sent another one, and who knows where that has begun the flow."""
+
 REUSE_NS: Final = 1_500_000_000
 """A first packet whose five-tuple another flow had, with a record that a settle is about to void, is dropped where the
 record was not seen for so long: once, for the client sends it again after SYN_RETRY_NS."""
@@ -632,7 +636,7 @@ def check() -> None:
     assert IDLE_TIMEOUT_SECONDS_MIN * 1_000_000_000 // LEASE_DIVISOR >= MARGIN_NS, "a lease is at least the margin"
     assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
     assert DIAGNOSTICS_BATCH_MAX <= DIAGNOSTICS_QUEUE_MAX <= DIAGNOSTICS_STREAM_MAX, "what waited finds room"
-    assert SYN_RETRY_NS < REUSE_NS < PEER_TIMEOUT_NS, "a second try gets through"
+    assert CHAIN_SURE_NS < SYN_RETRY_NS < REUSE_NS < PEER_TIMEOUT_NS, "a second try gets through"
     assert 8 * SYN_RETRY_NS < REUSE_EMBRYONIC * REUSE_NS
     assert SYN_RETRY_NS + 2 * BEAT_NS < READY_WAIT_NS < PEER_TIMEOUT_NS, (
         "a beat has an answer by then although its SYN was lost just before, and whoever asks waits two seconds"

@@ -10,7 +10,7 @@ approximated: it never refuses, and gives up what was put or read longest ago (t
 in its own way, so nothing may depend on which entry goes).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -223,6 +223,17 @@ class Maps:
     def owners(self, slot: int) -> list[int]:
         """Owner and backup of a slot, whether or not the ring changes."""
         return _listed(self.own[slot])
+
+    def lookup(self, keys: Sequence[bytes]) -> list[Record]:
+        """What is recorded about flows (bytes of layout.FLOW), alive or not, as `hf_lookup` reads it; round
+        RECORD_MISSING: nothing."""
+        missing = Record(0, layout.RECORD_MISSING, 0)
+        return [self.records.get(key) or self.embryonic.get(key) or missing for key in keys]
+
+    def assure(self, key: bytes, entry: Nat) -> Nat:
+        """Put what was unassured into `nat`; what its old entry is from then on."""
+        self.nat.put(key, entry._replace(flags=entry.flags & (layout.NAT_FIN_IN | layout.NAT_FIN_OUT)))
+        return entry._replace(flags=entry.flags | layout.NAT_ASSURED)
 
     def count(self, verdict: Verdict, frame_bytes: int) -> None:
         self.counters[verdict, 0] += np.uint64(1)

@@ -11,7 +11,6 @@ Left to others: bytes (``packets.py``), what the maps hold (``maps.py``), and wh
 goal; being obviously right is. Dropped: one function table by verdict, which hid the order of the rules.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final, assert_never
@@ -315,10 +314,11 @@ class _Passage:
 
     def _backup_asked(self, relay: Relay | None) -> int | None:
         """Node of the backup, where the owner (this LB) has asked it to settle the slot and has no answer: it may have
-        agreed, and then knows better what base is. What it has not agreed to has the same base there as here.
-        One that is only doubted may serve all the same."""
+        agreed, and then knows better what base is (also where base is current here: it may have agreed before the last
+        change). What it has not agreed to has the same base there as here. One that is only doubted may serve all the
+        same."""
         owner = int(self.maps.own[self.slot]) & 0xFFFF
-        if not self.settling or self.base == self.current or self.config.self != owner:
+        if not self.settling or self.config.self != owner:
             return None
         return self._owner_node() if relay is None or relay.hops < limits.RELAY_HOPS_MAX else None
 
@@ -360,6 +360,10 @@ class _Passage:
         return self._meet_record(record.backend, full=True, again=again)
 
     def _meet_embryonic(self, record: Record) -> Outcome:
+        if self._is_doubtful(record):
+            if self.first:
+                return self._begin()
+            raise _End(Verdict.UNRECORDED_DROP)
         if not self.syn and not self.subject.icmp and self._record_full(record.backend):
             return self._start_chain(Verdict.PROMOTED, Verdict.PROMOTED, record.backend, full=True)
         self.maps.embryonic.put(self.key, record._replace(seen_ns=self.now_ns))
@@ -371,10 +375,26 @@ class _Passage:
             return self._start_chain(Verdict.RECORD_HIT, Verdict.RECORD_HIT, backend, full=full)
         return self._to_backend(Verdict.RECORD_HIT, backend, stamp=True)
 
+    def _is_doubtful(self, record: Record) -> bool:
+        """The chain of the SYN that made this record may have been lost: another replica cannot be heard, and the
+        client has had the time to try again, where that one began the flow alone, at base."""
+        if self.subject.icmp or record.backend == self._base_or_current() or self._is_all_heard():
+            return False
+        return record.seen_ns + limits.CHAIN_SURE_NS < self.now_ns
+
+    def _is_all_heard(self) -> bool:
+        """The chain can reach every other replica of the slot."""
+        return all(self.maps.member_node(m) is not None for m in self.maps.replicas(self.slot) if m != self.config.self)
+
+    def _is_base_open(self) -> bool:
+        """Whom the chain leaves out may have agreed to settle the slot: nobody here can tell what base is there."""
+        return self.settling
+
     def _begin(self) -> Outcome:
         """The first packet of a flow, or any that nobody knows where no packet announces one (UDP, ClientIP)."""
-        others = [member for member in self.maps.replicas(self.slot) if member != self.config.self]
-        heard = all(self.maps.member_node(member) is not None for member in others)
+        heard = self._is_all_heard()
+        if not heard and self._is_base_open():
+            raise _End(Verdict.UNRECORDED_DROP)
         backend = self.current if self.first and heard else self._base_or_current()
         if not self._alive(backend):
             raise _End(Verdict.DROP_NO_BACKEND)
@@ -401,11 +421,10 @@ class _Passage:
         """Record what another replica has recorded, and pass it on."""
         if self.subject.icmp:
             raise _End(Verdict.DROP_GENEVE_INNER)
-        known = self._live(self.maps.records.get(self.key))
-        if known is not None and (self._begins_anew(known, chain) or self._is_older(known, chain)):
-            known = None
-        conflict = known is not None and known.backend != chain.backend
-        chain = replace(chain, epoch=self.config.epoch, backend=chain.backend if known is None else known.backend)
+        known = self._known(chain)
+        backend = self.base if self._has_begun_alone(chain) else chain.backend if known is None else known.backend
+        conflict = backend != chain.backend
+        chain = replace(chain, epoch=self.config.epoch, backend=backend)
         if not self._alive(chain.backend):
             raise _End(Verdict.DROP_NO_BACKEND)
         if known is not None and (conflict or not chain.full):
@@ -416,8 +435,29 @@ class _Passage:
                 self._note_unrecorded()
         chain = self._extend(chain)
         if conflict:
+            chain = self._turn_back(chain)
             return self._pass_on(Verdict.CHAIN_CONFLICT, Verdict.CHAIN_CONFLICT, chain)
         return self._pass_on(Verdict.CHAIN_RECORDED, Verdict.CHAIN_LAST, chain)
+
+    def _known(self, chain: Chain) -> Record | None:
+        """The full record here, where it has the chain's backend or one that wins."""
+        known = self._live(self.maps.records.get(self.key))
+        if known is None or chain.overrules or self._begins_anew(known, chain) or self._is_older(known, chain):
+            return None
+        return known
+
+    def _has_begun_alone(self, chain: Chain) -> bool:
+        """The sender has promoted what a SYN had recorded there, and here the flow has begun at base: the chain of that
+        SYN was lost, and the client's next one came here, where the sender was not heard. So base has answered."""
+        if not self.tracking or chain.overrules or not chain.full or self._live(self.maps.records.get(self.key)):
+            return False
+        known = self._live(self.maps.embryonic.get(self.key))
+        return known is not None and known.backend == self.base != chain.backend
+
+    def _turn_back(self, chain: Chain) -> Chain:
+        """Those that the chain has come through are told, too: what they have recorded is void."""
+        left = tuple(m for m in (*chain.visited, *chain.left) if m != self.config.self)[: limits.REPLICAS_MAX - 1]
+        return replace(chain, full=True, overrules=True, visited=(self.config.self,), left=left)
 
     def _look_ahead(self, backend: int) -> None:
         """A sender that tracks a slot that is steady here has prepared a change that this LB has not: what it says
@@ -428,7 +468,10 @@ class _Passage:
     def _begins_anew(self, known: Record, chain: Chain) -> bool:
         """The five-tuple of the flow that is recorded here is used again, and the sender has dropped its record."""
         old = known.seen_ns + limits.REUSE_NS < self.now_ns
-        return self.syn and not chain.full and known.backend != chain.backend == self.current and old
+        begins = self.syn and not chain.full
+        if self.unannounced:  # nobody can tell; but who has asked to settle the slot has found all that is here over
+            begins = self.settling and self.config.self == int(self.maps.own[self.slot]) & 0xFFFF
+        return begins and known.backend != chain.backend == self.current and old
 
     def _is_older(self, known: Record, chain: Chain) -> bool:
         """Two replicas have recorded a flow that no packet announces, each by the base of its time. What is not of base
@@ -557,7 +600,7 @@ class _Passage:
             lost = layout.NAT_SYN | layout.NAT_ASSURED  # `nat` has lost it, where it had it
             fresh = fresh._replace(flags=(entry.flags | fresh.flags) & ~lost)
             if fresh.flags & (layout.NAT_ANSWERED | layout.NAT_RST) == layout.NAT_ANSWERED:
-                fresh = _assure(self.maps, key, fresh)
+                fresh = self.maps.assure(key, fresh)
         self.maps.unassured.put(key, fresh)
 
     def _is_ours(self, entry: Nat) -> bool:
@@ -652,18 +695,5 @@ def _answered(maps: Maps, key: bytes, protocol: int, entry: Nat) -> Nat:
         return entry
     was_assured = entry.flags & layout.NAT_ASSURED
     if was_assured or (protocol == layout.PROTOCOL_TCP and not entry.flags & layout.NAT_SYN):
-        return _assure(maps, key, entry)
+        return maps.assure(key, entry)
     return entry._replace(flags=entry.flags | layout.NAT_ANSWERED)
-
-
-def _assure(maps: Maps, key: bytes, entry: Nat) -> Nat:
-    """Put what was unassured into `nat`; what its old entry is from then on."""
-    maps.nat.put(key, entry._replace(flags=entry.flags & (layout.NAT_FIN_IN | layout.NAT_FIN_OUT)))
-    return entry._replace(flags=entry.flags | layout.NAT_ASSURED)
-
-
-# --- hf_lookup --------------------------------------------------------------------------------------------------------
-def lookup(maps: Maps, keys: Sequence[bytes]) -> list[Record]:
-    """Read what is recorded about flows (bytes of layout.FLOW), alive or not; round RECORD_MISSING: nothing."""
-    missing = Record(0, layout.RECORD_MISSING, 0)
-    return [maps.records.get(key) or maps.embryonic.get(key) or missing for key in keys]

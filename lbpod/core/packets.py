@@ -56,6 +56,10 @@ GENEVE_CONTROL: Final = 0x80
 SOURCE_PORT_FIRST: Final = 49_152
 SOURCE_PORT_MASK: Final = 0x3FFF
 
+CHAIN_FULL: Final = 1
+CHAIN_OVERRULES: Final = 2
+"""Flags of a chain."""
+
 QUIC_INITIAL_PAYLOAD_BYTES: Final = 7
 """First byte, version (4), and two bytes more: shorter payloads are nobody's Initial."""
 
@@ -93,19 +97,24 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A replica has recorded: record, too, and pass it on. Invariant: len(visited) + len(left) <= REPLICAS_MAX."""
+    """A replica has recorded: record, too, and pass it on. Invariant: len(visited) + len(left) <= REPLICAS_MAX.
+
+    overrules: a replica on the way knew better, so whatever is recorded where the chain comes from gives way.
+    """
 
     backend: int
     epoch: int
     full: bool
     visited: tuple[int, ...]
     left: tuple[int, ...]
+    overrules: bool = False
 
     def pack(self) -> bytes:
         members = (*self.visited, *self.left)
         assert len(members) <= REPLICAS_MAX, "a chain has room for all replicas of a slot and no more"
         padded = (*members, *(0 for _ in range(REPLICAS_MAX - len(members))))
-        counts = (len(self.visited), len(self.left), int(self.full), 0)
+        flags = self.full * CHAIN_FULL | self.overrules * CHAIN_OVERRULES
+        counts = (len(self.visited), len(self.left), flags, 0)
         return _option(OptionType.CHAIN, struct.pack("!II4B6H", self.backend, self.epoch, *counts, *padded))
 
 
@@ -251,7 +260,7 @@ def _parse_option(data: bytes) -> Option | None:
         if visited + left > REPLICAS_MAX:
             return None
         there = tuple(members[:visited]), tuple(members[visited : visited + left])
-        return Chain(backend, epoch, bool(flags & 1), *there)
+        return Chain(backend, epoch, bool(flags & CHAIN_FULL), *there, overrules=bool(flags & CHAIN_OVERRULES))
     return None
 
 

@@ -25,6 +25,11 @@ the machine itself refuses the connection to it, it counts as heard for AWAY_NS.
 be left out of chains; flows would begin that its replica alone knows, and be lost with that one.) That is all that a
 refused connection says: who is believed to be down already stays so.
 
+*Who is heard and does not hear* is down, too: a cable may be cut in one direction, or a filter sit in between. It
+calls, and says that it has found this LB silent. A chain from here would be lost, so what begins here would be known
+here alone, while the other begins the same flows alone. So both take each other for down until one has had an answer
+from the other, for which both ways are needed. Nobody says so to others before it has found the same.
+
 *What was asked long ago says nothing about now.* When a cable is plugged in again, the kernel first delivers what it
 has kept: beats of a second ago, of an LB that did not know then that it was cut off. They are answered, and bring
 nobody up. Nor do answers that are as late, and were kept likewise; but what is asked once such a one has come is
@@ -241,10 +246,26 @@ def asked(state: State, request: int, call: BeatCall, now_ns: int, *, late: bool
     """A beat: answer, and learn from the question. late: who asked may be down since."""
     if state.member == MEMBER_NONE:
         return [Refuse(request, NOT_NOW, f"{state.node_name} is no load balancer that it knows of")]
-    effects = _heard(state, call, True, now_ns, late=late)
+    is_mute = _is_mute(state, call) and not late
+    effects = _heard(state, call, not is_mute, now_ns, late=late)
+    if is_mute:
+        effects += _speaks_in_vain(state, call.member, now_ns)
     if not late and not call.returning and call.member < state.member:
         effects += _take_turns(state, call, now_ns)
     return [Reply(request, answer(state, owes=missed.owes(state, call.member))), *effects]
+
+
+def _is_mute(state: State, call: BeatCall) -> bool:
+    """Who asks does not hear this LB."""
+    return state.member in call.down
+
+
+def _speaks_in_vain(state: State, member: int, now_ns: int) -> Effects:
+    """This member hears nothing of this LB: nor would it get a chain. Down, until it answers."""
+    if member in state.down or member not in _others(state):
+        return []
+    state.watch.hearsay.add(member)
+    return [*_believe(state, [member], now_ns, up=False), *_ask(state, member, now_ns)]
 
 
 def answer(state: State, *, owes: bool) -> BeatAnswer:

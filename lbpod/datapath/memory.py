@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import layout, limits, oracle
+from lbpod.core import layout, limits
 from lbpod.core.maps import FlowTable, Lease, Maps, Nat, Pending, Record
 from lbpod.datapath.port import U32, U64, ArrayName, DatapathError, FlowMap, NatMap, Rows
 
@@ -180,7 +180,7 @@ class MemoryDatapath:
                     table.delete(key)
 
     def records_lookup(self, keys: Rows) -> Rows:
-        return np.array(oracle.lookup(self.maps, _split(keys)), dtype=layout.RECORD)
+        return np.array(self.maps.lookup(_split(keys)), dtype=layout.RECORD)
 
     def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
         rows = self.maps.pending.rows

@@ -191,7 +191,7 @@ def _lookup_differs(kernel: Kernel, world: World) -> str | None:
     keys = sorted(
         {flow.key for flow in world.flows} | world.maps.records.rows.keys() | world.maps.embryonic.rows.keys()
     )
-    expected = dict(zip(keys, oracle.lookup(world.maps, keys), strict=True))
+    expected = dict(zip(keys, world.maps.lookup(keys), strict=True))
     rows = kernel.port.records_lookup(np.frombuffer(b"".join(keys), layout.FLOW))
     found = {key: Record(*row) for key, row in zip(keys, rows.tolist(), strict=True)}
     return _entries_differ("looked up", expected, found)

@@ -242,7 +242,8 @@ class Draw:
         cut = self.dice.randrange(room + 1)
         backend = self.dice.choice(world.backend_ids if self.chance(0.95) else [0, limits.BACKEND_IDS_MAX, 1 << 31])
         epoch, full = self.dice.getrandbits(32), self.chance(0.5)
-        return Chain(backend, epoch, full, visited=tuple(members[:cut]), left=tuple(members[cut:]))
+        overrules = random.Random(epoch).random() < 0.3  # other dice, so that frames stay what they were but for this
+        return Chain(backend, epoch, full, tuple(members[:cut]), tuple(members[cut:]), overrules=overrules)
 
     def _members(self) -> list[int]:
         strange = [limits.MEMBER_NONE, limits.MEMBERS_MAX, 5]

@@ -287,7 +287,8 @@ def _draw_flows(dice: random.Random, world: World) -> None:
             round_ = _draw_round(dice, world, flow) | dice.randint(0, limits.CHAIN_AGAIN_MAX)
             maps.records.put(flow.key, Record(_draw_backend(dice, world), round_, OLD_NS))
         if dice.random() < 0.25:
-            maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), _draw_round(dice, world, flow), OLD_NS))
+            seen_ns = world.now_ns if random.Random(flow.key).random() < 0.4 else OLD_NS  # other dice, as in _draw_nat
+            maps.embryonic.put(flow.key, Record(_draw_backend(dice, world), _draw_round(dice, world, flow), seen_ns))
         if dice.random() < 0.4:
             until_ns = dice.choice([world.now_ns + LEASE_NS, world.now_ns + LEASE_NS, OLD_NS])
             maps.cache.put(flow.key, Lease(_draw_backend(dice, world), _draw_round(dice, world, flow), until_ns))

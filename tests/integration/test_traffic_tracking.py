@@ -239,7 +239,7 @@ def test_a_packet_relayed_three_times_is_decided_where_it_is(ring: Ring) -> None
         assert 1 == counted["node1"][expected]
 
 
-def test_a_full_record_wins_over_a_chain(ring: Ring) -> None:
+def test_a_full_record_wins_over_a_chain_which_turns_back(ring: Ring) -> None:
     """SYN, and the RST of a client that knows of no connection: the owner says new, the backup knows better."""
     vip, old, new = ring.vip(89)
     ring.fabric.set_slots(vip, slot_word(new, base=old, tracking=True))
@@ -248,10 +248,11 @@ def test_a_full_record_wins_over_a_chain(ring: Ring) -> None:
         wire.send(ipv4(CLIENT, VIP, TCP, tcp(CLIENT, 45_678, VIP, 89, SYN)))
     assert {
         "node1": {Verdict.RELAYED: 2},
-        "node2": {Verdict.CHAIN_STARTED: 1, Verdict.PROMOTED: 1},
-        "node3": {Verdict.CHAIN_CONFLICT: 2},
+        "node2": {Verdict.CHAIN_STARTED: 1, Verdict.CHAIN_LAST: 1, Verdict.RECORD_HIT: 1},
+        "node3": {Verdict.CHAIN_CONFLICT: 1},
         "node4": {Verdict.DELIVERED: 2, Verdict.REPLY: 1},
     } == counted
+    assert old == ring.fabric.nodes["node2"].flows(FlowMap.RECORDS)[CLIENT, 45_678, vip.id][0]
 
 
 def test_a_backend_on_a_replicas_own_node_is_reached_through_the_chain_all_the_same(ring: Ring) -> None:

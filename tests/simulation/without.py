@@ -101,9 +101,29 @@ def _open_settle() -> None:
     swap(_Passage, "_backup_asked", lambda self, relay: None)
 
 
-def _trusted_settle() -> None:
-    """Who begins flows alone, for it takes the other replica to be down, settles with that one all the same."""
-    swap(watch, "trusts", lambda state, member, since_ns: True)
+def _doubtful() -> None:
+    """What a SYN has recorded counts, however long ago that was and whoever has not been told."""
+    swap(_Passage, "_is_doubtful", lambda self, record: False)
+
+
+def _begun_alone() -> None:
+    """A promoted record replaces whatever a SYN has left at another replica."""
+    swap(_Passage, "_has_begun_alone", lambda self, chain: False)
+
+
+def _turn_back() -> None:
+    """A chain that meets a better record goes on with that, and nobody behind it hears of it."""
+    swap(_Passage, "_turn_back", lambda self, chain: chain)
+
+
+def _mute() -> None:
+    """Who calls is up, whether or not it hears this LB."""
+    swap(watch, "_is_mute", lambda state, call: False)
+
+
+def _open_base() -> None:
+    """While an answer to a settle is outstanding, a flow begins at base all the same, whoever cannot be told."""
+    swap(_Passage, "_is_base_open", lambda self: False)
 
 
 def _unrecorded_base() -> None:
@@ -252,7 +272,11 @@ RULES: Final[dict[str, Callable[[], None]]] = {
     "take-over": _take_over,
     "count-anew": _count_anew,
     "open-settle": _open_settle,
-    "trusted-settle": _trusted_settle,
+    "doubtful": _doubtful,
+    "begun-alone": _begun_alone,
+    "turn-back": _turn_back,
+    "mute": _mute,
+    "open-base": _open_base,
     "unrecorded-base": _unrecorded_base,
     "unrecorded-drop": _unrecorded_drop,
     "dead-base": _dead_base,

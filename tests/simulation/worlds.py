@@ -221,6 +221,11 @@ CUT_OFF: Final = World(
     "Links to owners are cut, so backups serve flows that last.", LONG | {"spray_chance": 0.0, "cut_rate": 30.0}
 )
 
+CUT_IN_TWO: Final = World(
+    "Links between LBs are cut, one way or both, while clients reach all of them.",
+    {"cut_rate": 10.0, "close_chance": 0.3},
+)
+
 WORLDS: Final[dict[str, World]] = {
     "prepare": World("Some LBs commit before others.", {"call_delay_ns": SECOND_NS}),
     "relay": World("Every packet takes another way."),
@@ -252,13 +257,12 @@ WORLDS: Final[dict[str, World]] = {
     "ask-settle": CUT_OFF,
     "ask-forget": World("Flows enter at their backup for long, and then do not.", LONG | {"spray_chance": 0.0}, _turns),
     "own-look": CUT_OFF,
-    "backup-steady-first": LOST_AGREEMENTS,
-    "open-settle": LOST_AGREEMENTS,
-    "trusted-settle": World(
-        "Agents think for long about what they have read, flows begin meanwhile, and some believe others to be down.",
-        {"rest_chance": 0.3, "belief_rate": 60.0, "look_pause_ns": 300 * MS_NS, "close_chance": 0.3},
-        _crowds,
+    "backup-steady-first": World(
+        "The same, and some packets are lost, so that one replica alone has a record.",
+        LOST_AGREEMENTS.odds | {"packet_loss": 0.1},
+        _lost_agreements,
     ),
+    "open-settle": LOST_AGREEMENTS,
     "take-over": World(
         "Some flows find no room, and answers to settles come after the next change.",
         SLOW_CALLS | {"close_chance": 0.3, "change_pause_ns": 300 * MS_NS},
@@ -268,6 +272,11 @@ WORLDS: Final[dict[str, World]] = {
         "Of two LBs one is lost, and what it alone has seen lasts.",
         LONG | {"lbs": 2, "spares": 0, "crash_rate": 6.0, "spray_chance": 0.0},
     ),
+    "doubtful": CUT_IN_TWO,
+    "begun-alone": CUT_IN_TWO,
+    "turn-back": CUT_IN_TWO,
+    "mute": CUT_IN_TWO,
+    "open-base": CUT_IN_TWO,
     "unrecorded-base": World("Some flows find no room.", {}, _full_maps),
     "unrecorded-drop": World("Some flows find no room, and answers to settles are late.", SLOW_CALLS, _full_maps),
     "dead-base": World("Some flows find no room, and backends go without draining.", {}, _full_maps),

@@ -560,7 +560,7 @@ def test_a_record_wins_over_a_chain(node: Node) -> None:
     node.maps.records.put(FLOW.key, Record(BASE, 0, 1))
     outcome = node.from_peer(Chain(CURRENT, 9, True, (PEER,), (SELF, THIRD)), frames.tcp_to(FLOW, ACK))
     assert Verdict.CHAIN_CONFLICT == outcome.verdict
-    assert Chain(BASE, 17, True, (PEER, SELF), (THIRD,)).pack() == option_of(outcome)
+    assert Chain(BASE, 17, True, (SELF,), (PEER, THIRD), overrules=True).pack() == option_of(outcome)
     assert Record(BASE, 0, NOW_NS) == node.maps.records.get(FLOW.key)
     assert NOW_NS == node.stamped()
 
@@ -587,8 +587,12 @@ def test_of_two_records_of_a_flow_without_a_first_packet_the_one_that_is_not_of_
     if wins is None:
         assert Verdict.DROP_NO_BACKEND == outcome.verdict
         return
+    on, back = (
+        Chain(wins, 17, full, (PEER, SELF), (THIRD,)),
+        Chain(wins, 17, True, (SELF,), (PEER, THIRD), overrules=True),
+    )
     assert (Verdict.CHAIN_RECORDED if wins == brought else Verdict.CHAIN_CONFLICT) == outcome.verdict
-    assert Chain(wins, 17, full, (PEER, SELF), (THIRD,)).pack() == option_of(outcome)
+    assert (on if wins == brought else back).pack() == option_of(outcome)
     found = node.maps.records.get(flow.key)
     assert found is not None
     assert (wins, NOW_NS) == (found.backend, found.seen_ns)
@@ -672,4 +676,4 @@ def test_lookup(node: Node) -> None:
     node.maps.embryonic.put(FLOW.key, Record(2, 0, 20))
     node.maps.embryonic.put(others[0], Record(3, 0, 30))
     expected = [Record(1, 0, 10), Record(3, 0, 30), Record(0, layout.RECORD_MISSING, 0)]
-    assert expected == oracle.lookup(node.maps, [FLOW.key, *others])
+    assert expected == node.maps.lookup([FLOW.key, *others])

@@ -1,0 +1,95 @@
+"""Two replicas of a slot that cannot hear each other, though clients reach both: what each may still decide."""
+
+import pytest
+
+from lbpod.core.layout import MEMBER_PRESENT
+from lbpod.core.limits import CHAIN_SURE_NS
+from lbpod.core.maps import Record
+from lbpod.core.packets import Chain
+from lbpod.core.verdicts import Verdict
+from tests.bpf import frames
+from tests.bpf.frames import ACK, FIN, SYN
+from tests.bpf.world import v4
+from tests.oracle_scene import BASE, CURRENT, FLOW, NOW_NS, PEER, SELF, THIRD, Node, lone_lb, option_of, pod_of
+
+LONG_AGO_NS = NOW_NS - CHAIN_SURE_NS - 1
+
+
+@pytest.fixture
+def node() -> Node:
+    """PEER, the backup, is not heard."""
+    found = lone_lb()
+    found.maps.members["flags"][PEER] = MEMBER_PRESENT
+    return found
+
+
+def test_a_syn_again_begins_the_flow_anew_at_base_where_the_first_one_may_have_come_nowhere(node: Node) -> None:
+    node.maps.embryonic.put(FLOW.key, Record(CURRENT, 0, LONG_AGO_NS))
+    outcome = node.run(frames.tcp_to(FLOW, SYN))
+    assert Verdict.FIRST_ALONE == outcome.verdict
+    assert v4(f"10.244.0.{BASE}") == pod_of(outcome)
+    assert Record(BASE, 0, NOW_NS) == node.maps.embryonic.get(FLOW.key)
+    assert NOW_NS == node.maps.vip_stats[FLOW.vip.id]["unrecorded_ns"]
+
+
+@pytest.mark.parametrize("flags", [ACK, FIN | ACK])
+def test_what_goes_on_with_such_a_flow_is_dropped_for_nobody_can_tell_where_it_began(node: Node, flags: int) -> None:
+    before = Record(CURRENT, 0, LONG_AGO_NS)
+    node.maps.embryonic.put(FLOW.key, before)
+    assert Verdict.UNRECORDED_DROP == node.run(frames.tcp_to(FLOW, flags)).verdict
+    assert before == node.maps.embryonic.get(FLOW.key)
+
+
+@pytest.mark.parametrize(("backend", "seen_ns"), [(CURRENT, LONG_AGO_NS + 1), (BASE, LONG_AGO_NS)])
+def test_an_answer_that_comes_soon_and_a_record_of_base_are_believed(node: Node, backend: int, seen_ns: int) -> None:
+    node.maps.embryonic.put(FLOW.key, Record(backend, 0, seen_ns))
+    assert Verdict.PROMOTED == node.run(frames.tcp_to(FLOW, ACK)).verdict
+
+
+def test_where_all_replicas_are_heard_every_record_is_believed() -> None:
+    node = lone_lb()
+    node.maps.embryonic.put(FLOW.key, Record(CURRENT, 0, LONG_AGO_NS))
+    assert Verdict.PROMOTED == node.run(frames.tcp_to(FLOW, ACK)).verdict
+
+
+def test_nothing_begins_while_the_one_that_is_not_heard_may_have_agreed_to_settle_the_slot(node: Node) -> None:
+    node.slots(settling=True)
+    assert Verdict.UNRECORDED_DROP == node.run(frames.tcp_to(FLOW, SYN)).verdict
+    assert node.maps.embryonic.get(FLOW.key) is None
+
+
+def promoted(backend: int) -> Chain:
+    return Chain(backend, 9, True, (PEER,), (SELF, THIRD))
+
+
+def test_a_flow_that_has_begun_alone_here_overrules_what_another_has_promoted_and_tells_it() -> None:
+    node = lone_lb()
+    node.maps.embryonic.put(FLOW.key, Record(BASE, 0, LONG_AGO_NS))
+    outcome = node.from_peer(promoted(CURRENT), frames.tcp_to(FLOW, ACK))
+    assert Verdict.CHAIN_CONFLICT == outcome.verdict
+    assert Chain(BASE, 17, True, (SELF,), (PEER, THIRD), overrules=True).pack() == option_of(outcome)
+    found = node.maps.records.get(FLOW.key)
+    assert found is not None
+    assert (BASE, None) == (found.backend, node.maps.embryonic.get(FLOW.key))
+
+
+def test_what_a_syn_has_left_here_at_current_gives_way_to_what_another_has_promoted() -> None:
+    node = lone_lb()
+    node.maps.embryonic.put(FLOW.key, Record(CURRENT, 0, LONG_AGO_NS))
+    outcome = node.from_peer(promoted(BASE), frames.tcp_to(FLOW, ACK))
+    assert Verdict.CHAIN_RECORDED == outcome.verdict
+    found = node.maps.records.get(FLOW.key)
+    assert found is not None
+    assert BASE == found.backend
+
+
+def test_who_is_overruled_records_what_it_is_told_and_turns_nothing_back() -> None:
+    node = lone_lb()
+    node.maps.records.put(FLOW.key, Record(CURRENT, 0, LONG_AGO_NS))
+    told = Chain(BASE, 9, True, (PEER,), (SELF,), overrules=True)
+    outcome = node.from_peer(told, frames.tcp_to(FLOW, ACK))
+    assert Verdict.CHAIN_LAST == outcome.verdict
+    assert v4(f"10.244.0.{BASE}") == pod_of(outcome)
+    found = node.maps.records.get(FLOW.key)
+    assert found is not None
+    assert BASE == found.backend
