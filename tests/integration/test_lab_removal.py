@@ -137,6 +137,9 @@ def test_programs_die_with_a_lab_that_is_killed() -> None:
         assert process.stdout is not None
         _, pid = process.stdout.readline().split()
         assert registry.process_start(int(pid)) is not None
+        deadline_ns = time.monotonic_ns() + 5_000_000_000
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\n" and time.monotonic_ns() < deadline_ns:
+            time.sleep(0.005)  # setpriv asks for the signal, and only then becomes it
         process.kill()
         process.wait(5)
         deadline_ns = time.monotonic_ns() + 5_000_000_000
