@@ -166,8 +166,8 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 /*
  * Node of the backup, where it knows better than this LB what base is: the owner has asked it to settle the slot, and has
  * no answer. It may have agreed, and then has sent new flows to its new base while the owner seemed down (also where base
- * is current here: that may have changed since). What it has not agreed to has the same base there as here. Also one that is only doubted: it may serve all the same. NULL: nobody
- * knows better.
+ * is current here: that may have changed since). What it has not agreed to has the same base there as here. Also one that
+ * is only doubted: it may serve all the same. NULL: nobody knows better.
  */
 HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
 {

@@ -13,13 +13,13 @@ enum hf_verdict {
 	HF_CHAIN_STARTED,	 /* replica: first packet recorded, on through the other replicas */
 	HF_FIRST_ALONE,		 /* replica: first packet recorded, no other replica to tell */
 	HF_UNRECORDED_BASE,	 /* replica: first packet that found no room: to base */
-	HF_UNRECORDED_DROP,	 /* replica: first packet that found no room and may not go to base: dropped */
+	HF_UNRECORDED_DROP,	 /* replica: nobody here can tell where its flow belongs, nor may it go to base: dropped */
 	HF_OLD_TO_BASE,		 /* replica: no record, not a first packet: to base */
 	HF_OLD_TO_CURRENT,	 /* the same where base is dead */
 	HF_DECIDED_ALONE,	 /* not ours to decide, but nobody to relay to, or hops used up: decided here */
 	HF_CHAIN_RECORDED,	 /* replica: recorded from a chain, sent on to the next one */
 	HF_CHAIN_LAST,		 /* replica: recorded from a chain, sent on to the backend */
-	HF_CHAIN_CONFLICT,	 /* replica: a chain disagrees with a record; the record wins */
+	HF_CHAIN_CONFLICT,	 /* replica: a chain disagrees with a record, which wins; the chain turns back */
 	HF_PROMOTED,		 /* replica: an embryonic record became a full one (the packet travels the chain) */
 	HF_LOCAL,		 /* decided here and the backend is on this node: translated, into the stack
 				  * (counted instead of the verdict that chose the backend) */

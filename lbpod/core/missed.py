@@ -1,11 +1,11 @@
 """What a member has missed while it was silent: the records that the other replica of its slots has made alone.
 
-A first packet is recorded by every replica on its way to the backend. Where one of them has just been cut off, and
-nobody knows yet, the packet is lost with the chain; the client's second try meets the record of the first, and by then
-the replica is believed to be down and left out of the chain. So the flow is open, with ``current``, and one replica
-alone knows. As long as the other one is silent, that is all that is needed. When it is back, it is asked again like any
-replica, looks for the flow at base, and breaks it. (What begins after a replica is known to be silent goes to base, and
-needs no record.)
+A first packet is recorded by every replica on its way to the backend, and what promotes its record travels the same
+way. Where one of them has just been cut off, and nobody knows yet, that is lost with the chain. So a flow may be open,
+with ``current``, and one replica alone knows, or has seen what was said since. As long as the other one is silent, that
+is all that is needed. When it is back, it is asked again like any replica, looks for the flow at base, and breaks it.
+(What begins after a replica is known to be silent goes to base, and needs no record. So does what begins again: a SYN
+that meets the record of one before, whose chain may have been lost, counts as a new one; ``lbpod/bpf/README.md``.)
 
 So whoever hears a member again that it had believed to be down sends it what was recorded, or seen, in the slots that
 the two share since it last heard it (PUT /v1/flows/missed); an agent that has just started, and knows nothing of

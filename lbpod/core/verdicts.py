@@ -27,7 +27,7 @@ class Verdict(IntEnum):
     UNRECORDED_BASE = 7
     """Replica: first packet that found no room: to base."""
     UNRECORDED_DROP = 8
-    """Replica: first packet that found no room and may not go to base: dropped."""
+    """Replica: nobody here can tell where its flow belongs, and it may not go to base: dropped, to be sent again."""
     OLD_TO_BASE = 9
     """Replica: no record, not a first packet: to base."""
     OLD_TO_CURRENT = 10
@@ -39,7 +39,7 @@ class Verdict(IntEnum):
     CHAIN_LAST = 13
     """Replica: recorded from a chain, sent on to the backend."""
     CHAIN_CONFLICT = 14
-    """Replica: a chain disagrees with a record; the record wins."""
+    """Replica: a chain disagrees with a record; the record wins, and the chain turns back to say so."""
     PROMOTED = 15
     """Replica: an embryonic record became a full one (the packet travels the chain)."""
     LOCAL = 16

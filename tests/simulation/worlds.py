@@ -222,7 +222,7 @@ CUT_OFF: Final = World(
 )
 
 CUT_IN_TWO: Final = World(
-    "Links between LBs are cut, one way or both, while clients reach all of them.",
+    "Links between nodes are cut, one or all of a node, one way or both, while clients reach all LBs.",
     {"cut_rate": 10.0, "close_chance": 0.3},
 )
 

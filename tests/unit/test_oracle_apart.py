@@ -10,7 +10,21 @@ from lbpod.core.verdicts import Verdict
 from tests.bpf import frames
 from tests.bpf.frames import ACK, FIN, SYN
 from tests.bpf.world import v4
-from tests.oracle_scene import BASE, CURRENT, FLOW, NOW_NS, PEER, SELF, THIRD, Node, lone_lb, option_of, pod_of
+from tests.oracle_scene import (
+    BASE,
+    CURRENT,
+    FLOW,
+    LOCAL,
+    NOW_NS,
+    PEER,
+    SELF,
+    THIRD,
+    UDP_FLOW,
+    Node,
+    lone_lb,
+    option_of,
+    pod_of,
+)
 
 LONG_AGO_NS = NOW_NS - CHAIN_SURE_NS - 1
 
@@ -56,6 +70,27 @@ def test_nothing_begins_while_the_one_that_is_not_heard_may_have_agreed_to_settl
     node.slots(settling=True)
     assert Verdict.UNRECORDED_DROP == node.run(frames.tcp_to(FLOW, SYN)).verdict
     assert node.maps.embryonic.get(FLOW.key) is None
+
+
+def test_an_old_flow_is_asked_for_at_the_backup_also_where_base_has_become_current() -> None:
+    """The backup may have agreed before that, and has another base."""
+    node = lone_lb()
+    node.slots(base=CURRENT, settling=True)
+    assert Verdict.RELAYED == node.run(frames.tcp_to(FLOW, ACK)).verdict
+
+
+@pytest.mark.parametrize(
+    ("owner", "settling", "wins"), [(SELF, True, CURRENT), (SELF, False, LOCAL), (PEER, True, LOCAL)]
+)
+def test_who_has_asked_to_settle_a_slot_has_found_its_udp_flows_over(owner: int, settling: bool, wins: int) -> None:
+    node = lone_lb()
+    node.own(owner, PEER if owner == SELF else SELF)
+    node.slots(settling=settling)
+    node.maps.records.put(UDP_FLOW.key, Record(LOCAL, 0, 1))
+    node.from_peer(promoted(CURRENT), frames.udp_to(UDP_FLOW, b"again"))
+    found = node.maps.records.get(UDP_FLOW.key)
+    assert found is not None
+    assert wins == found.backend
 
 
 def promoted(backend: int) -> Chain:
