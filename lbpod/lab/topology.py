@@ -50,6 +50,9 @@ from lbpod.lab.worker import Worker
 _POD_GATEWAY: Final = "169.254.1.1"
 """Next hop of every pod: the node's end of its link, whichever that is."""
 
+_PARTED_PRIORITY: Final = 90
+"""Of the router's rules that lose what one node sends to another: before all that route."""
+
 ROUTER_SWITCHES: Final[Mapping[str, int | str]] = {
     **FORWARDER_SWITCHES,
     "ipv4/fib_multipath_hash_policy": 1,  # by five-tuple
@@ -408,7 +411,28 @@ class Lab:
         """The end of ``sever``."""
         self._worker.call(lambda: self.router.attach_xdp(node.router_interface, self._pass_fd))
 
+    def part(self, sender: Node, receiver: Node) -> None:
+        """Lose every packet from one node to another at the router; nobody is told, and the other way stays open.
+
+        What others send to either comes through. Parting two nodes that are parted already is an error of the kernel's.
+        """
+        self._worker.call(lambda: self._rule_of_parted("add", sender, receiver))
+
+    def rejoin(self, sender: Node, receiver: Node) -> None:
+        """The end of ``part``, also where one of the two has been removed meanwhile."""
+        self._worker.call(lambda: self._rule_of_parted("del", sender, receiver))
+
     # ---------------------------------------------------------------------------------- in the worker thread only
+
+    def _rule_of_parted(self, command: str, sender: Node, receiver: Node) -> None:
+        with self.router.netlink() as ip:
+            ip.rule(
+                command,
+                iifname=sender.router_interface,
+                dst=f"{receiver.address}/32",
+                action="FR_ACT_BLACKHOLE",
+                priority=_PARTED_PRIORITY,
+            )
 
     def _add_client(self) -> Client:
         client = Client(self.run, len(self.clients) + 1)

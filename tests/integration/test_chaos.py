@@ -42,6 +42,7 @@ AT_LEAST = {
     "agent_kills": 5,
     "controller_kills": 1,
     "ecmp_reshuffles": 30,
+    "link_cuts": 1,
     "relayed_packets": 100,
 }
 """What has happened in a minute at the least, on the slowest machine that the run is worth anything on."""

@@ -1,11 +1,13 @@
 """Nodes that are lost and others that come: what the chaos run does to machines, one thing at a time."""
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
 
-from lbpod.lab import Lab, Node, kernel as lab_kernel, start_nginx
+from lbpod.lab import Capture, Lab, Node, kernel as lab_kernel, start_nginx
+from lbpod.lab.checksums import frame_payload
 
 pytestmark = [
     pytest.mark.root,
@@ -15,6 +17,8 @@ pytestmark = [
 VIP = "203.0.113.10"
 PREFIX = f"{VIP}/32"
 UDP = 17
+ICMP = 1
+ETH_IP = 0x0800
 
 
 @pytest.fixture
@@ -60,6 +64,44 @@ def test_a_severed_node_hears_and_says_nothing_with_all_links_up(lab: Lab) -> No
     assert {"node1", "node2", "node3"} == _paths(lab), "the router notices nothing"
     lab.mend(node)
     assert _reaches_soon(lab, node)
+
+
+def _hears(lab: Lab, listener: Node, sender: Node) -> bool:
+    """A ping of the sender's comes to the listener, whether or not its answer comes back."""
+    with Capture(listener, keep=lambda frame: _is_ping_of(frame, sender)) as capture:
+        sender.run(["ping", "-c", "1", "-W", "0.3", listener.address], check=False)
+    return bool(capture.frames)
+
+
+def _is_ping_of(frame: bytes, sender: Node) -> bool:
+    kind, packet = frame_payload(frame)
+    return kind == ETH_IP and packet[9] == ICMP and packet[12:16] == socket.inet_aton(sender.address)
+
+
+def test_two_nodes_that_are_parted_lose_what_the_one_sends_and_nothing_else(lab: Lab) -> None:
+    one, other, third = lab.nodes
+    lab.part(one, other)
+    assert not _hears(lab, other, one)
+    assert _hears(lab, one, other), "only one way is cut"
+    assert _hears(lab, third, one)
+    assert _hears(lab, other, third)
+    assert {True} == {_reaches(lab, node) for node in (one, other)}, "clients reach both"
+    said = one.run(["ping", "-c", "1", "-W", "0.3", other.address], check=False).stdout
+    assert "nreachable" not in said, "nobody is told"
+    lab.rejoin(one, other)
+    assert _hears(lab, other, one)
+
+
+def test_nodes_are_rejoined_though_one_of_them_has_been_removed(lab: Lab) -> None:
+    one, other, third = lab.nodes
+    lab.router.set_ecmp(PREFIX, [other, third])
+    lab.part(one, other)
+    lab.part(other, one)
+    lab.remove_node(one)
+    lab.rejoin(one, other)
+    lab.rejoin(other, one)
+    rules = lab.router.run(["ip", "rule", "show"]).stdout
+    assert "blackhole" not in rules
 
 
 def test_a_node_burns_and_another_comes_under_another_name(lab: Lab) -> None:

@@ -1,12 +1,13 @@
 """A chaos run is decided by its seed, and keeps the promises that its verdict rests upon."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from lbpod.lab.chaos.options import Options
-from lbpod.lab.chaos.schedule import BLIP_NS, REST_NS, Act, How, Step, schedule
+from lbpod.lab.chaos.schedule import BLIP_NS, LINK_CUT_NS, REST_NS, Act, How, Step, schedule
 from lbpod.lab.limits import SECOND_NS
 
 SEEDS = st.integers(0, 1_000_000)
@@ -33,6 +34,7 @@ def test_ten_minutes_hold_what_was_asked_for(seed: int) -> None:
     assert 400 == counts[Act.RESHUFFLE]
     assert 85 == counts[Act.AGENT_KILL]
     assert 10 == counts[Act.LEAVE]
+    assert 100 == counts[Act.LINK_CUT]
     lasting = [step for step in _of(steps, Act.LOSS) if step.how is not How.BLIP]
     assert len(lasting) + counts[Act.LEAVE] == counts[Act.JOIN]
     assert sorted(steps) == list(steps)
@@ -70,6 +72,15 @@ def test_every_third_loss_finds_the_controller_dead() -> None:
     assert any(kill.at_ns + kill.away_ns > third.at_ns + 5 * SECOND_NS for kill in kills)
 
 
+def test_links_are_cut_one_way_and_both_ways_in_turn_and_the_other_steps_stay_as_they_were() -> None:
+    steps = schedule(Options(minutes=5))
+    cuts = _of(steps, Act.LINK_CUT)
+    assert {True: 25, False: 25} == Counter(step.one_way for step in cuts)
+    assert all(LINK_CUT_NS[0] <= step.away_ns <= LINK_CUT_NS[1] for step in cuts)
+    others = [replace(step, index=0) for step in steps if step.act is not Act.LINK_CUT]
+    assert others == [replace(step, index=0) for step in schedule(Options(minutes=5, link_cut_seconds=0))]
+
+
 def test_two_are_lost_at_once_only_where_that_was_asked_for() -> None:
     losses = _of(schedule(Options(minutes=5, double_every=4)), Act.LOSS)
     assert [1, 1, 1, 2, 1, 1, 1, 2] == [loss.count for loss in losses[:8]]
@@ -84,6 +95,7 @@ def test_a_rate_of_nothing_is_never() -> None:
         agent_kill_seconds=0,
         controller_kill_seconds=0,
         reshuffle_seconds=0,
+        link_cut_seconds=0,
     )
     assert () == schedule(quiet)
 

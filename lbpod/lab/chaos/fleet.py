@@ -6,8 +6,8 @@ loss (until then it sends into it), takes a path out where an agent's /readyz sa
 without it; but one that stays away is taken out of the ring after LOST_NS, and then the hosts drop what it forwards.
 The last path is never taken out.
 
-By default nobody is lost while another LB is not in its place: a loss waits then, and is left out if it waits for too
-long.
+By default nobody is lost while another LB is not in its place, or a link between two is cut: a loss waits then, and is
+left out if it waits for too long.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from lbpod.core.limits import LOST_NS
 from lbpod.lab.chaos.ledger import Join, Kind, Leave, Ledger, Loss
+from lbpod.lab.chaos.links import Links
 from lbpod.lab.chaos.schedule import How, Step
 from lbpod.lab.cluster import PREFIX, Cluster
 from lbpod.lab.errors import LabError
@@ -89,6 +90,9 @@ class Fleet:
         self._ledger = ledger
         self._rng = rng
         self._mark = mark
+        self._links = Links(cluster.lab, ledger)
+        self._waiting_count = 0
+        """Losses that wait."""
         self._vacant_count = 0
         """LBs that have left in order and were not replaced yet."""
         self._moving_count = 0
@@ -101,7 +105,7 @@ class Fleet:
     def watch(self) -> None:
         """Begins to look at all LBs, each by itself, so that one that hangs does not hide the others."""
         for lb in self.lbs:
-            self._spawn(lb)
+            self._spawn(self._watch(lb))
 
     def stop(self) -> None:
         """No more looks. Raises what went wrong in one."""
@@ -133,15 +137,25 @@ class Fleet:
 
     async def lose(self, step: Step, *, controller_up: Callable[[], bool]) -> None:
         """A loss, as soon as everybody is in place."""
-        deadline_ns = time.monotonic_ns() + LOSS_WAIT_NS
-        while not self.settled:
-            if time.monotonic_ns() > deadline_ns:
+        self._waiting_count += 1
+        try:
+            if not await self._all_in_place():
                 self._ledger.happened(time.monotonic_ns(), Kind.POSTPONED, "loss: an LB was still missing")
                 return
-            await asyncio.sleep(LOOK_SOON_NS / SECOND_NS)
+        finally:
+            self._waiting_count -= 1
         assert step.how is not None, "a loss has a kind"
         for lb in self._rng.sample(self.lbs, step.count):
             self._lose(lb, step, controller_up=controller_up())
+
+    async def _all_in_place(self) -> bool:
+        """Waits for it; False where that takes too long."""
+        deadline_ns = time.monotonic_ns() + LOSS_WAIT_NS
+        while not self.settled or not self._links.rested:
+            if time.monotonic_ns() > deadline_ns:
+                return False
+            await asyncio.sleep(LOOK_SOON_NS / SECOND_NS)
+        return True
 
     def _lose(self, lb: Lb, step: Step, *, controller_up: bool) -> None:
         assert step.how is not None
@@ -188,6 +202,15 @@ class Fleet:
             lb.join = Join(lb.node.name, True, now_ns)
             self._ledger.joins.append(lb.join)
 
+    def part(self, step: Step) -> None:
+        """Two LBs do not reach each other for a while, unless one is lost just now, or about to be."""
+        there = [lb.node for lb in self.lbs if not lb.is_new]
+        if self._waiting_count or len(there) < 2 or any(lb.standing is Standing.LOST for lb in self.lbs):
+            return
+        one, other = self._rng.sample(there, 2)
+        if not self._links.is_cut(one, other):
+            self._spawn(self._links.cut(one, other, step.away_ns, one_way=step.one_way))
+
     async def join(self) -> None:
         """Whoever was lost or has left is replaced; one that was cut off comes back itself."""
         self._moving_count += 1
@@ -231,7 +254,7 @@ class Fleet:
         self._cluster.start_agent(node)
         self._cluster.write_config()
         self._ledger.happened(started_ns, Kind.JOIN, f"{node.name} starts")
-        self._spawn(lb)
+        self._spawn(self._watch(lb))
 
     def leave(self) -> None:
         """One LB is told to end, if all are in place."""
@@ -264,8 +287,9 @@ class Fleet:
     def _of(self, node: Node) -> Lb | None:
         return next((lb for lb in self.lbs if lb.node is node), None)
 
-    def _spawn(self, lb: Lb) -> None:
-        task = asyncio.get_running_loop().create_task(self._watch(lb))
+    def _spawn(self, what: Coroutine[None, None, None]) -> None:
+        """What goes on by itself until ``stop``; what goes wrong in it ends all looks, and is raised there."""
+        task = asyncio.get_running_loop().create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

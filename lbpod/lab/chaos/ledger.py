@@ -31,6 +31,8 @@ class Kind(StrEnum):
     CONTROLLER_BACK = "controller back"
     CONTROLLER_END = "controller ended by itself"
     RESHUFFLE = "ECMP reshuffle"
+    LINK_CUT = "link cut"
+    LINK_BACK = "link whole again"
     PHASE = "phase of the run"
     POSTPONED = "postponed"
 
@@ -53,6 +55,22 @@ class Loss:
     controller_up: bool
     over_ns: int | None = None
     """When the ring had settled without it, or it was back; None: not yet."""
+
+
+@dataclass
+class LinkCut:
+    """Two LBs that did not reach each other."""
+
+    at_ns: int
+    sender: str
+    receiver: str
+    one_way: bool
+    """Only what ``sender`` sent was lost."""
+    over_ns: int | None = None
+    """When it was whole again; None: it was not."""
+
+    def __str__(self) -> str:
+        return f"{self.sender} {'->' if self.one_way else '<->'} {self.receiver}"
 
 
 @dataclass
@@ -115,6 +133,7 @@ class Ledger:
     losses: list[Loss] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     leaves: list[Leave] = field(default_factory=list)
+    link_cuts: list[LinkCut] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     agents_back_ns: list[int] = field(default_factory=list)
     """For each agent that was killed and is ready again: how long that took."""

@@ -74,11 +74,13 @@ def _events(axis: Axes, ledger: Ledger) -> None:
         "backend changes": (_of(ledger, Kind.CHANGE), BLUE),
         "agents killed": (_of(ledger, Kind.AGENT_KILL), ORANGE),
     }
-    names = [*lanes, "controller away", "LB leaves", "LB lost until back", "LB joins"]
+    names = [*lanes, "controller away", "links cut", "LB leaves", "LB lost until back", "LB joins"]
     for place, (times, colour) in enumerate(lanes.values()):
         axis.eventplot(times, lineoffsets=place, linelengths=0.7, linewidths=0.8, colors=colour)
     _bars(axis, names.index("controller away"), _away(ledger), ORANGE)
     end = ledger.since_start(ledger.end_ns)
+    parted = [(one.at_ns, one.over_ns) for one in ledger.link_cuts]
+    _bars(axis, names.index("links cut"), [_span(ledger, *one, end) for one in parted], PURPLE)
     left = [(one.at_ns, one.ended_ns) for one in ledger.leaves]
     _bars(axis, names.index("LB leaves"), [_span(ledger, *one, end) for one in left], BLUE)
     for loss in ledger.losses:

@@ -205,6 +205,8 @@ class Run:
             case Act.RESHUFFLE:
                 moved = actors.cluster.lab.router.reshuffle(PREFIX, self._rng, weight_max=self._rng.choice([None, 4]))
                 actors.ledger.happened(time.monotonic_ns(), Kind.RESHUFFLE, f"{moved:.0%} of all flows move")
+            case Act.LINK_CUT:
+                actors.fleet.part(step)
 
     def _tell(self, sample: Sample) -> None:
         tracking = max(sample.tracking.values(), default=0)

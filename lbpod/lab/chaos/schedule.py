@@ -27,6 +27,8 @@ WITHOUT_CONTROLLER_EVERY: Final = 3
 """Every so many losses happen while the controller is dead."""
 BLIP_NS: Final = (1_500 * MS_NS, 4_500 * MS_NS)
 """For how long an LB that is cut off briefly is away: never long enough to be taken out of the ring."""
+LINK_CUT_NS: Final = (100 * MS_NS, 4 * SECOND_NS)
+"""For how long two LBs do not reach each other: from what no beat notices to where both have long believed it."""
 
 
 class Act(Enum):
@@ -40,6 +42,8 @@ class Act(Enum):
     AGENT_KILL = "agent killed"
     CONTROLLER_KILL = "controller killed"
     RESHUFFLE = "ECMP reshuffle"
+    LINK_CUT = "link cut"
+    """Between two LBs, while clients, hosts and the controller reach both."""
 
 
 class How(StrEnum):
@@ -69,7 +73,9 @@ class Step:
     count: int = 1
     """Of a loss: LBs that are lost at once."""
     away_ns: int = 0
-    """Of a controller that is killed, or an LB that is cut off briefly: for how long."""
+    """Of a controller that is killed, an LB that is cut off briefly, or a link that is cut: for how long."""
+    one_way: bool = False
+    """Of a link that is cut: only what the one sends is lost, not what the other one sends."""
 
 
 def schedule(options: Options) -> tuple[Step, ...]:
@@ -82,6 +88,7 @@ def schedule(options: Options) -> tuple[Step, ...]:
         *_every(rng, options, Act.RESHUFFLE, _seconds(options.reshuffle_seconds)),
         *_losses(rng, options),
         *_leaves(options),
+        *_link_cuts(options),
         *(
             replace(step, away_ns=rng.randint(*CONTROLLER_AWAY_NS))
             for step in _every(rng, options, Act.CONTROLLER_KILL, _seconds(options.controller_kill_seconds))
@@ -137,3 +144,10 @@ def _leaves(options: Options) -> Iterator[Step]:
         for at_ns in range(first_ns, options.length_ns - REST_NS + 1, _seconds(options.leave_seconds)):
             yield Step(at_ns, 0, Act.LEAVE)
             yield Step(at_ns + beat_ns * 20 // 100, 0, Act.JOIN)
+
+
+def _link_cuts(options: Options) -> Iterator[Step]:
+    """One in each period, every other one one way only. Dice of their own, so that a seed's other steps stay."""
+    rng = random.Random(f"links {options.seed}")
+    for number, step in enumerate(_every(rng, options, Act.LINK_CUT, _seconds(options.link_cut_seconds))):
+        yield replace(step, away_ns=rng.randint(*LINK_CUT_NS), one_way=number % 2 == 1)

@@ -31,6 +31,7 @@ def rows(runs: Sequence[Figures]) -> Iterator[tuple[str, list[str]]]:
     yield "LBs lost / joined / left", [f"{one.lb_losses} / {one.lb_joins} / {one.lb_leaves}" for one in runs]
     yield "agents, controllers killed", [f"{one.agent_kills} / {one.controller_kills}" for one in runs]
     yield "ECMP reshuffles", [f"{one.ecmp_reshuffles:,}" for one in runs]
+    yield "links between two LBs cut", [f"{one.link_cuts:,}" for one in runs]
     yield "programs that ended by themselves", [f"{one.agent_ends:,}" for one in runs]
     yield "failover, ms: p50 / p99 / max (count)", [times(one.failover_ms) for one in runs]
     yield "  while the controller was dead", [times(one.failover_without_controller_ms) for one in runs]

@@ -112,6 +112,8 @@ class Figures:
     """Agents and controllers that ended although nobody killed them."""
     controller_kills: int = 0
     ecmp_reshuffles: int = 0
+    link_cuts: int = 0
+    """How often two LBs did not reach each other for a while, though all others reached both."""
     path_changes: int = 0
     """Paths that the router took out or put in, beside the reshuffles."""
     postponed: int = 0
@@ -211,6 +213,7 @@ def figures(
         agent_ends=counts[Kind.AGENT_END] + counts[Kind.CONTROLLER_END],
         controller_kills=counts[Kind.CONTROLLER_KILL],
         ecmp_reshuffles=counts[Kind.RESHUFFLE],
+        link_cuts=len(ledger.link_cuts),
         path_changes=counts[Kind.OUT] + counts[Kind.BACK],
         postponed=counts[Kind.POSTPONED],
         relayed_packets=sum(sample.relayed for sample in ledger.samples),
