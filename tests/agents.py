@@ -210,7 +210,7 @@ def world(agents: Mapping[str, Agent], backend_count: int) -> World:
 def follow(wanted: World, previous: Snapshot | None) -> Snapshot:
     """The snapshot after `previous` in which this is so."""
     generation = 1 if previous is None else previous.generation + 1
-    made = next_snapshot(wanted, previous, CLUSTER, generation, Tables(CLUSTER.seed))
+    made, _ = next_snapshot(wanted, previous, CLUSTER, generation, Tables(CLUSTER.seed))
     assert made is not None, "the world has to change"
     return made
 

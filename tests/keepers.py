@@ -290,7 +290,7 @@ class Cluster:
         """The next snapshot that wants these VIPs (the generation grows even if nothing changes)."""
         nodes = [WorldNode(name, node.address, f"{name}:9900", name in self.lbs) for name, node in self.nodes.items()]
         self.generation += 1
-        made = next_snapshot(World(tuple(nodes), vips), self.snapshot, CLUSTER, self.generation, self._tables)
+        made, _ = next_snapshot(World(tuple(nodes), vips), self.snapshot, CLUSTER, self.generation, self._tables)
         assert made is not None, "a plan changes something"
         self.snapshot = made
         return made

@@ -187,9 +187,10 @@ class Driver:
         self._metrics.report(status)
         if status.phase is Phase.PERSISTING and before.phase is not Phase.PERSISTING:
             self._taken = self._fed
-        if status.phase is Phase.IDLE and status.generation:
+        if status.phase is Phase.IDLE and status.generation and not status.waiting:
             self.converged = True
-        if status.changes > before.changes:  # a change of the ring takes no World into force
+        # A change of the ring takes no World into force, nor does one of several that it takes.
+        if status.changes > before.changes and not status.waiting:
             self._settle(self._taken)
         if status.problem and status.problem != before.problem:
             _LOG.warning("problem", sentence=status.problem)

@@ -37,6 +37,11 @@ class Metrics:
         self._changes = Gauge(
             "holdfast_controller_changes", "Changes brought into force since the start", registry=self.registry
         )
+        self._waiting = Gauge(
+            "holdfast_controller_waiting_vips",
+            "VIPs whose change waits for the next generation, as one changes a bounded number",
+            registry=self.registry,
+        )
         self._calls = Counter(
             "holdfast_controller_calls", "Calls to agents", ["call", "outcome"], registry=self.registry
         )
@@ -53,6 +58,7 @@ class Metrics:
         self._lagging.set(len(status.lagging))
         self._problem.set(1 if status.problem else 0)
         self._changes.set(status.changes)
+        self._waiting.set(status.waiting)
 
     def called(self, effect: object, event: LbAnswered | LbFailed) -> None:
         """A call to an agent has ended."""

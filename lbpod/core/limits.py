@@ -469,6 +469,12 @@ DRAIN_TIMEOUT_SECONDS_MAX: Final = 7 * 24 * 3_600
 BUILDERS_MAX: Final = 32
 """Table builders that a Planner keeps (8.5 MiB each); the table of a VIP beyond them is built anew when it changes."""
 
+PORTION_COST_MAX: Final = 640
+"""Backends whose VIPs one generation changes: tables of a second or so, for which every other change waits."""
+
+PORTION_VIP_COST: Final = 4
+"""What a VIP costs beside its backends."""
+
 RETRY_NS_MAX: Final = 1_000_000_000
 """The pause after a failed call doubles from RETRY_NS up to this: an agent that restarts is away for a second or two,
 and changes wait for it."""

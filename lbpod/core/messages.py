@@ -512,7 +512,8 @@ class Phase(Enum):
 class PlannerStatus(msgspec.Struct, frozen=True):
     """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring (of the
     new one, where it changes); lagging: nodes that are behind and do not answer, refuse, or were left behind; ring:
-    names of its members; lost: names of those believed lost; problem: one sentence or empty."""
+    names of its members; lost: names of those believed lost; waiting: VIPs whose change waits for the next generation,
+    for this one has enough to do; problem: one sentence or empty."""
 
     phase: Phase
     generation: int
@@ -525,6 +526,7 @@ class PlannerStatus(msgspec.Struct, frozen=True):
     ring: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     ring_changes: int = 0
+    waiting: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -123,7 +123,7 @@ class Planner:
         self._dirty_ns: int | None = None  # since when it may differ from the newest snapshot
         self._ring_dirty_ns: int | None = None  # since when another ring is wanted; only at IDLE
         self._force = False  # a new generation is needed even if nothing differs
-        self._overtaken = False  # the newest snapshot was not made from the World
+        self._overtaken = False  # the newest snapshot is not all that the World wants
         # Where we are.
         self._now_ns = 0
         self._phase = Phase.STARTING
@@ -580,8 +580,9 @@ class Planner:
             found = maker.ring(world, wanted, where, generation)
         if found is None and lost:
             return None
-        self._dirty_ns, self._overtaken = None, found is not None
-        return found or maker.backends(world, where, roster, generation, force=self._force)
+        made = found or maker.backends(world, where, roster, generation, force=self._force)
+        self._dirty_ns, self._overtaken = None, found is not None or maker.waiting_count > 0
+        return made
 
     def _lacks_plain(self) -> bool:
         """Somebody is to be given what is in force; but that changes the ring, or is not known while that changes, or
@@ -613,8 +614,7 @@ class Planner:
     def _restart(self, problem: str, now_ns: int) -> None:
         """Forget who knows what, and ask."""
         self._foreign_problem = problem
-        self._persist_problem, self._persist_ns = "", None
-        self._since_ns = now_ns
+        self._persist_problem, self._persist_ns, self._since_ns = "", None, now_ns
         for peer in self._roster.peers.values():
             peer.status, peer.heard, peer.waited, peer.full_wanted = None, False, False, False
             # Two controllers must not chase each other at full speed.
@@ -636,8 +636,7 @@ class Planner:
         """Aim at this snapshot."""
         self._roster.supersede(self._where())
         self._aim = Aim(snapshot, digest_of(snapshot))
-        self._since_ns = now_ns
-        self._handover, self._handover_lost = 0, ()
+        self._since_ns, self._handover, self._handover_lost = now_ns, 0, ()
         self._plain = self._in_force is not None and is_plain(snapshot, self._in_force.snapshot)
         self._phase = Phase.STAGING
         self._meet()
@@ -686,6 +685,7 @@ class Planner:
             ring=self._ring,
             lost=tuple(sorted(name for name in lost if changing or self._roster.peers[name].role.new)),
             ring_changes=self._ring_changes,
+            waiting=self._maker.waiting_count,
         )
         if status != self._reported:
             self._reported = status

@@ -27,10 +27,12 @@ from lbpod.core.snapshot import Tables, next_snapshot, once_more, ring_snapshot
 
 class Maker:
     """Makes snapshots of one cluster. problem: why the World cannot be served, in one sentence; empty: it can.
+    waiting_count: VIPs that are not as the World wants them, for the last snapshot of it had enough to do with others.
     written: newest generation known to be written down, by whomever, and how far ids were given in it."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.problem = ""
+        self.waiting_count = 0
         self.written = (0, NextIds())
         self._cluster = cluster
         self._tables = Tables(cluster.seed)
@@ -53,10 +55,12 @@ class Maker:
         found: Snapshot | None = None
         next_ids = self._next_ids(previous) if previous is None or self.written[0] > previous.generation else None
         try:
-            found = next_snapshot(world, previous, self._cluster, generation, self._tables, next_ids, first)
+            found, self.waiting_count = next_snapshot(
+                world, previous, self._cluster, generation, self._tables, next_ids, first
+            )
             self.problem = ""
         except SnapshotError as error:
-            self.problem = str(error)
+            self.problem, self.waiting_count = str(error), 0
         if found is None and force and previous is not None:
             return once_more(previous, previous, generation)
         return found

@@ -63,6 +63,7 @@ from lbpod.core.model import (
     format_address,
     is_v4,
 )
+from lbpod.core.portion import Changed, portion
 from lbpod.core.table import Builder, Columns, Table, TableBackend, digest_before, table_digest
 
 DIGEST_BYTES: Final = 16
@@ -135,8 +136,9 @@ def next_snapshot(
     tables: Tables,
     next_ids: NextIds | None = None,
     first_ring: Collection[str] | None = None,
-) -> Snapshot | None:
-    """The snapshot that follows ``previous`` for this World, or None where nothing but the generation would differ.
+) -> tuple[Snapshot | None, int]:
+    """The snapshot that follows ``previous`` for this World, or None where nothing but the generation would differ; and
+    how many VIPs wait for the next one, for this one has enough to do without them (``portion``).
 
     next_ids: where the search for free ids goes on, where somebody newer than ``previous`` is known to have given some.
     first_ring: names of the LBs that form the ring where there is none yet (None: all that the World lists).
@@ -148,15 +150,15 @@ def next_snapshot(
     ids = _Ids(previous, next_ids)
     nodes = _nodes(world, previous, ids)
     ring = _ring(world, previous, generation, nodes, first_ring)
-    vips = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
+    vips, later_count = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
     if previous is not None:
         known = Ring(previous.ring.epoch, previous.ring.members)
         same = msgspec.structs.replace(previous, generation=generation, ring=known, next_ids=snapshot.next_ids)
         if same == snapshot:
-            return None
+            return None, 0
     check(snapshot)
-    return snapshot
+    return snapshot, later_count
 
 
 def ring_snapshot(
@@ -295,34 +297,55 @@ def _ring(
 
 def _vips(
     world: World, previous: Snapshot | None, nodes: dict[str, int], generation: int, ids: _Ids, tables: Tables
-) -> tuple[Vip, ...]:
+) -> tuple[tuple[Vip, ...], int]:
+    """All VIPs, and how many of them are not yet as they are wanted, or not yet there."""
     known = {_key(vip): vip for vip in previous.vips} if previous is not None else {}
-    vips = []
+    vips: list[Vip] = []
+    changed: list[Changed] = []
     for one in sorted(world.vips, key=_key):
         had = known.get(_key(one))
-        if had is not None and had.affinity is not one.affinity:
-            had = None  # other flows fall on other slots: to an LB that is another VIP, with ids of its own
-        backends = _backends(one, had, nodes, ids)
-        # Digest and epoch are filled in below, where the VIP has changed; everything else is compared.
-        vip = Vip(
-            id=had.id if had is not None else ids.vip.give(),
-            name=one.name,
-            address=one.address,
-            port=one.port,
-            protocol=one.protocol,
-            affinity=one.affinity,
-            idle_ns=one.idle_ns,
-            drain_ns=one.drain_ns,
-            created=had.created if had is not None else generation,
-            epoch=had.epoch if had is not None else generation,
-            digest=had.digest if had is not None else b"",
-            backends=backends,
-        )
-        if vip != had:
-            digest = tables.table(_key(one), backends).digest
-            vip = msgspec.structs.replace(vip, epoch=generation, digest=digest)
-        vips.append(vip)
-    return tuple(sorted(vips, key=lambda vip: vip.id))
+        if had is not None and _is_as_wanted(had, one, nodes):
+            vips.append(had)
+        else:
+            changed.append(Changed(one, had))
+    # Who serves says that it is ready, so the first ring begins with all that there is.
+    is_served = previous is not None and previous.ring.members
+    now, later = portion(changed, nodes.values()) if is_served else (changed, [])
+    staying = [*vips, *(had for _, had in later if had is not None)]
+    if sum(len(vip.backends) for vip in staying) + sum(len(each.wanted.backends) for each in now) > BACKENDS_MAX:
+        now, later, staying = changed, [], vips  # it only fits once all that goes is gone
+    made = [_made(each.wanted, each.had, nodes, generation, ids, tables) for each in now]
+    return tuple(sorted((*staying, *made), key=lambda vip: vip.id)), len(later)
+
+
+def _is_as_wanted(had: Vip, one: WorldVip, nodes: dict[str, int]) -> bool:
+    """Nothing but ids, epochs and the digest is left to compare."""
+    if had.name != one.name or had.affinity is not one.affinity:
+        return False
+    if (had.idle_ns, had.drain_ns) != (one.idle_ns, one.drain_ns) or len(had.backends) != len(one.backends):
+        return False
+    wanted = {(it.address, it.port): (nodes[it.node], it.weight, it.state) for it in one.backends}
+    return all(wanted.get((it.address, it.port)) == (it.node, it.weight, it.state) for it in had.backends)
+
+
+def _made(one: WorldVip, had: Vip | None, nodes: dict[str, int], generation: int, ids: _Ids, tables: Tables) -> Vip:
+    if had is not None and had.affinity is not one.affinity:
+        had = None  # other flows fall on other slots: to an LB that is another VIP, with ids of its own
+    backends = _backends(one, had, nodes, ids)
+    return Vip(
+        id=had.id if had is not None else ids.vip.give(),
+        name=one.name,
+        address=one.address,
+        port=one.port,
+        protocol=one.protocol,
+        affinity=one.affinity,
+        idle_ns=one.idle_ns,
+        drain_ns=one.drain_ns,
+        created=had.created if had is not None else generation,
+        epoch=generation,
+        digest=tables.table(_key(one), backends).digest,
+        backends=backends,
+    )
 
 
 def _backends(vip: WorldVip, had: Vip | None, nodes: dict[str, int], ids: _Ids) -> tuple[Backend, ...]:

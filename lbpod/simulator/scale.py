@@ -24,6 +24,7 @@ SMALL = {
     "HANDOVER_RECORDS_MAX": 4,
     "WATCH_MAX": 2,
     "DUMP_CHUNK": 64,
+    "PORTION_COST_MAX": 12,
 }
 """What is lowered besides the number of slots, and to what."""
 

@@ -145,7 +145,7 @@ async def _measure(folder: Path, maps: KernelDatapath, count: int, rounds: int) 
         snapshot: Snapshot | None = None
         for generation in (1, 2):
             world = replaced(ports, generation)
-            snapshot = next_snapshot(world, snapshot, CLUSTER, generation, Tables(CLUSTER.seed), first_ring=[OWNER])
+            snapshot, _ = next_snapshot(world, snapshot, CLUSTER, generation, Tables(CLUSTER.seed), first_ring=[OWNER])
             assert snapshot is not None
             await roll_out(controller, agents, snapshot)
         for _ in range(rounds):

@@ -109,7 +109,7 @@ class OneNode:
             "a/b/c", parse_address(VIP), 80, Protocol.TCP, Affinity.NONE, 3600 * 10**9, 3600 * 10**9, backends
         )
         generation = 1 if self.snapshot is None else self.snapshot.generation + 1
-        made = next_snapshot(World((node,), (vip,)), self.snapshot, CLUSTER, generation, Tables(CLUSTER.seed))
+        made, _ = next_snapshot(World((node,), (vip,)), self.snapshot, CLUSTER, generation, Tables(CLUSTER.seed))
         assert made is not None
         digest = digest_of(made)
         for body in (made, PrepareCall(generation, digest), CommitCall(generation, digest)):

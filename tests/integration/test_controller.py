@@ -5,6 +5,7 @@ controllers may restart in any order; and nobody but the node that is meant gets
 """
 
 import asyncio
+import copy
 import json
 import os
 import signal
@@ -179,6 +180,32 @@ async def test_the_file_reaches_every_agent_and_so_does_an_edit(site: Site) -> N
     assert (slots[0] == slots[1]).all()
     assert [1, 2, 3] == sorted(np.unique(slots[0]).tolist())
     assert 2 == StateFile(site.config.parent / "demo.state").read().generation
+
+
+async def test_many_vips_come_in_portions_and_are_in_force_when_the_last_is(site: Site) -> None:
+    site.write([1])
+    many = [f"10.1.1.{one}" for one in range(1, 121)]
+    documents = list(yaml.safe_load_all(site.config.read_text()))
+    async with site.controller() as controller:
+        await until(idle_at(controller, 1), "the first generation")
+        (settings,) = documents
+        (first,) = settings["virtualServices"]
+        for number in range(1, 8):
+            one = copy.deepcopy(first)
+            one["metadata"]["name"] = one["spec"]["backendRef"]["name"] = f"many{number}"
+            one["spec"]["address"] = f"203.0.113.{20 + number}"
+            settings["virtualServices"].append(one)
+            settings["backends"][f"shop/many{number}"] = [{"address": each, "node": "web"} for each in many]
+        site.write_text(yaml.safe_dump(settings))
+        await until(lambda: controller.status.changes == 2, "the first portion")
+        assert controller.status.waiting > 0
+        before = controller._driver.in_force
+        await until(lambda: not controller.status.waiting and controller.status.phase is Phase.IDLE, "all others")
+        assert before < controller._driver.in_force
+        assert controller.status.changes > 2
+        assert 8 == len(controller.status.vips)
+    states = await site.states()
+    assert {controller.status.generation} == {states[name].committed for name in LBS}
 
 
 async def test_a_file_that_is_being_written_in_place_withdraws_no_vip(site: Site) -> None:

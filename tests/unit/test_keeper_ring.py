@@ -62,7 +62,7 @@ class RingCluster(Cluster):
 
     def plan(self, *vips: WorldVip) -> Snapshot:
         self.generation += 1
-        made = next_snapshot(
+        made, _ = next_snapshot(
             World(self.world_nodes, vips), self.snapshot, CLUSTER, self.generation, self._tables, first_ring=self.first
         )
         assert made is not None, "a plan changes something"

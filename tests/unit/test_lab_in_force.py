@@ -24,7 +24,7 @@ def world(edition: int, *backends: WorldBackend) -> World:
 
 def follow(wanted: World, previous: Snapshot | None) -> Snapshot:
     generation = previous.generation + 1 if previous else 1
-    found = next_snapshot(wanted, previous, CLUSTER, generation, Tables(CLUSTER.seed))
+    found, _ = next_snapshot(wanted, previous, CLUSTER, generation, Tables(CLUSTER.seed))
     assert found is not None
     return found
 

@@ -220,6 +220,6 @@ def test_what_they_remember_is_what_was_observed() -> None:
     objects = Objects([vs], {its.key: its}, {vs.key: slices}, {"n1": n1}, frozenset({"n1"}))
     world = Observer(Rules(), {}).observe(objects).world
     cluster = Cluster(7, 11)
-    snapshot = next_snapshot(world, None, cluster, 1, Tables(cluster.seed))
+    snapshot, _ = next_snapshot(world, None, cluster, 1, Tables(cluster.seed))
     assert snapshot is not None
     assert {("shop", "web"): world.vips} == remembered_of(snapshot)

@@ -1,0 +1,74 @@
+"""Which of many VIPs that have changed one generation changes, and which wait for the next ones.
+
+A generation is as slow as the tables that are built for it, at the controller and then at every LB, and nobody else's
+change comes into force meanwhile. So one that brings, say, four hundred new VIPs is made in several, each of a bounded
+number of tables, and what is wanted meanwhile joins those that wait. Which tables those are never matters to safety: a
+generation may change any of them. Only the first ring begins with all at once (``snapshot``): no other change
+waits for it, and an LB that says it is ready serves whatever there is.
+
+Invariants: what is served and has changed goes before what is new, three to one where both wait, so that neither
+starves the other; of what is served, that goes first whose table is the oldest, so that a VIP that changes all the time
+is no more often in turn than others. A VIP that cannot stay as it is, for a node of its backends has gone, never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+from lbpod.core.limits import PORTION_COST_MAX, PORTION_VIP_COST
+from lbpod.core.model import Vip, WorldVip
+
+_SERVED_TO_NEW = 3
+
+
+class Changed(NamedTuple):
+    """A VIP that differs. wanted: as it is to be; had: as it is, None: there is none yet."""
+
+    wanted: WorldVip
+    had: Vip | None
+
+
+def portion(
+    changed: Sequence[Changed], nodes: Collection[int], cost_max: int = PORTION_COST_MAX
+) -> tuple[list[Changed], list[Changed]]:
+    """Those of the next generation, one at least, and those that wait.
+
+    nodes: ids of those that the next snapshot lists. cost_max: in backends, each VIP itself PORTION_VIP_COST.
+    """
+    if sum(map(_cost, changed)) <= cost_max:
+        return list(changed), []
+    staying = set(nodes)
+    must = [one for one in changed if one.had is not None and not _nodes_of(one.had) <= staying]
+    served = [one for one in changed if one.had is not None and _nodes_of(one.had) <= staying]
+    served.sort(key=_age)
+    new = [one for one in changed if one.had is None]
+    now, later, left = list(must), [], cost_max - sum(map(_cost, must))
+    for one in _in_turn(served, new):
+        if left > 0 or not now:
+            now.append(one)
+        else:
+            later.append(one)
+        left -= _cost(one)
+    return now, later
+
+
+def _cost(one: Changed) -> int:
+    return PORTION_VIP_COST + len(one.wanted.backends)
+
+
+def _nodes_of(vip: Vip) -> set[int]:
+    return {backend.node for backend in vip.backends}
+
+
+def _age(one: Changed) -> int:
+    assert one.had is not None, "it is served"
+    return one.had.epoch
+
+
+def _in_turn(served: Sequence[Changed], new: Sequence[Changed]) -> Iterator[Changed]:
+    """All of both, _SERVED_TO_NEW of the former and one of the latter in turn."""
+    old, fresh = iter(served), iter(new)
+    while group := list(chain(islice(old, _SERVED_TO_NEW), islice(fresh, 1))):
+        yield from group
