@@ -253,7 +253,9 @@ class Diagnostics:
         flow, backend = self._looked.flows[0], int.from_bytes(answer.backends[:4], "little")
         vip = self._names.vip(int(flow["vip"]))
         if not backend:
-            why = "no replica of the slot, or its backend is dead, or its backup has yet to answer a settle"
+            why = (
+                "no replica of the slot, its backend is dead, no more than a SYN was seen, or its backup owes an answer"
+            )
         elif event.records[0]["round"] != RECORD_MISSING and event.records[0]["backend"] == backend:
             why = "recorded here"
         elif int.from_bytes(answer.leases_ms[:4], "little"):

@@ -10,6 +10,7 @@
 #include "base.h"
 
 #define HF_RECORD_MISSING 0xFFFFFFFFu /* round of a record that does not exist */
+#define HF_RECORD_EMBRYONIC 0x01000000u /* in the round of one that was found in `embryonic` */
 
 struct hf_lookup_args {
 	__u32 count; /* keys on the desk */
@@ -21,16 +22,19 @@ HF_INLINE int hf_lookup_one(__u32 index)
 	struct hf_flow *key = bpf_map_lookup_elem(&lookup_keys, &index);
 	struct hf_record *value = bpf_map_lookup_elem(&lookup_values, &index), *record;
 	struct hf_flow flow;
+	__u32 found = 0;
 
 	if (!key || !value)
 		return -1;
 	flow = *key;
 	record = bpf_map_lookup_elem(&records, &flow);
-	if (!record)
+	if (!record) {
 		record = bpf_map_lookup_elem(&embryonic, &flow);
+		found = HF_RECORD_EMBRYONIC;
+	}
 	if (record) {
 		value->backend = record->backend;
-		value->round = record->round;
+		value->round = record->round | found;
 		value->seen_ns = record->seen_ns;
 	} else {
 		value->backend = 0;

@@ -35,15 +35,14 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
 	choice->verdict = hf_backend_alive(base) ? HF_OLD_TO_BASE : HF_OLD_TO_CURRENT;
 }
 
-/* A first packet uses the five-tuple of a flow that is over, and the slot is about to turn steady on another
- * backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second, and gets
- * through: the flag may stand for long, where the backup refuses. */
+/* The slot is about to turn steady on another backend, and nobody looks for a flow any more that begins at that of this
+ * record: neither one whose first packet uses the five-tuple of a flow that is over (the client's next one comes in a
+ * second, and gets through: the flag may stand for long, where the backup refuses), nor one whose first packet never came
+ * to its backend, so that no host knows of it, and that is tried again now. */
 HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int full, __u64 word, __u64 now)
 {
-	__u64 wait_ns = full ? HF_REUSE_NS : (__u64)HF_REUSE_EMBRYONIC * HF_REUSE_NS;
-
 	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK) &&
-	       record->seen_ns + wait_ns < now;
+	       (!full || record->seen_ns + HF_REUSE_NS < now);
 }
 
 /* A packet of a flow that has no first one (UDP, ClientIP) met this record, one of the first few: whether the one that
@@ -104,7 +103,8 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 		return 0;
 	choice->verdict = HF_UNRECORDED_DROP;
 	if (hf_comes_too_early(record, first, full, word, now)) {
-		record->seen_ns = now;
+		if (full)
+			record->seen_ns = now;
 		return 1;
 	}
 	if (!full && (first || promotes) && hf_is_doubtful(record, slot, word, now))

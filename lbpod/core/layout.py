@@ -121,6 +121,8 @@ answered; is in `nat` by now."""
 RECORD_MISSING: Final = 0xFFFF_FFFF
 """``round`` of a looked-up record that does not exist. Of one that does, what lies below SLOT_ROUND_MASK counts the
 packets of a flow without a first one that have travelled the chain again (CHAIN_AGAIN_MAX)."""
+RECORD_EMBRYONIC: Final = 0x0100_0000
+"""In the ``round`` of a looked-up record that was found in `embryonic`; never in a map."""
 
 PROTOCOL_ICMP: Final = 1
 PROTOCOL_TCP: Final = 6

@@ -362,10 +362,6 @@ REUSE_NS: Final = 1_500_000_000
 """A first packet whose five-tuple another flow had, with a record that a settle is about to void, is dropped where the
 record was not seen for so long: once, for the client sends it again after SYN_RETRY_NS."""
 
-REUSE_EMBRYONIC: Final = 7
-"""Times REUSE_NS: the same of an embryonic record. Longer than the pauses (1, 2, 4 s) between a client's tries to open
-one connection, all of which have to go where the first went."""
-
 CHAIN_AGAIN_MAX: Final = 3
 """Packets of a flow without a first packet (UDP, ClientIP) that travel the chain after the one that was recorded. A SYN
 that is lost there is sent again; nobody can tell whether such a packet was, and a replica that has missed all of them
@@ -643,7 +639,6 @@ def check() -> None:
     assert max(FORWARD_OVERHEAD_BYTES, RELAY_OVERHEAD_BYTES, CHAIN_OVERHEAD_BYTES) <= UNDERLAY_EXTRA_BYTES
     assert DIAGNOSTICS_BATCH_MAX <= DIAGNOSTICS_QUEUE_MAX <= DIAGNOSTICS_STREAM_MAX, "what waited finds room"
     assert CHAIN_SURE_NS < SYN_RETRY_NS < REUSE_NS < PEER_TIMEOUT_NS, "a second try gets through"
-    assert 8 * SYN_RETRY_NS < REUSE_EMBRYONIC * REUSE_NS
     assert SYN_RETRY_NS + 2 * BEAT_NS < READY_WAIT_NS < PEER_TIMEOUT_NS, (
         "a beat has an answer by then although its SYN was lost just before, and whoever asks waits two seconds"
     )

@@ -226,9 +226,14 @@ class Maps:
 
     def lookup(self, keys: Sequence[bytes]) -> list[Record]:
         """What is recorded about flows (bytes of layout.FLOW), alive or not, as `hf_lookup` reads it; round
-        RECORD_MISSING: nothing."""
-        missing = Record(0, layout.RECORD_MISSING, 0)
-        return [self.records.get(key) or self.embryonic.get(key) or missing for key in keys]
+        RECORD_MISSING: nothing, with RECORD_EMBRYONIC: found in `embryonic`."""
+        return [self.records.get(key) or self._lookup_embryonic(key) for key in keys]
+
+    def _lookup_embryonic(self, key: bytes) -> Record:
+        found = self.embryonic.get(key)
+        if found is None:
+            return Record(0, layout.RECORD_MISSING, 0)
+        return found._replace(round=found.round | layout.RECORD_EMBRYONIC)
 
     def assure(self, key: bytes, entry: Nat) -> Nat:
         """Put what was unassured into `nat`; what its old entry is from then on."""

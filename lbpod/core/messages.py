@@ -52,6 +52,7 @@ from lbpod.core.model import NextIds, Snapshot, World
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.void]
 
 NO_IDS = NextIds()
@@ -108,10 +109,12 @@ class PendingDrained(msgspec.Struct, frozen=True):
 
 
 class RecordsLooked(msgspec.Struct, frozen=True):
-    """Answer to LookRecords: RECORD for each flow (round RECORD_MISSING: none)."""
+    """Answer to LookRecords: RECORD for each flow (round RECORD_MISSING: none). embryonic: (n,), which of them are of a
+    flow of which no more than its SYN was seen."""
 
     token: int
     records: Rows
+    embryonic: Bools
     other_seen: U64 | None = None
     """(n,): the stamps of their slots, where they were asked for."""
 

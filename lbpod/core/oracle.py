@@ -340,20 +340,20 @@ class _Passage:
         return self._begin()
 
     def _wait_for_settle(self, full: Record | None, embryonic: Record | None) -> None:
-        """A first packet uses the five-tuple of a flow that is over, and the slot is about to turn steady on another
-        backend: it would begin where nobody looks for it a moment later. The client's next one comes in a second, and
-        gets through: the flag may stand for long, where the backup refuses."""
-        record, table = (full, self.maps.records) if full is not None else (embryonic, self.maps.embryonic)
+        """The slot is about to turn steady on another backend; nobody looks any more for a flow that begins at this
+        record's: the five-tuple of one that is over (the client's next try gets through: the flag may stand for long,
+        where the backup refuses), or a SYN that never came to its backend, so no host knows of it, is tried again."""
+        record = full or embryonic
         if record is None or not self.first or not self.settling or record.backend == self.current:
             return
-        wait_ns = limits.REUSE_NS * (1 if full is not None else limits.REUSE_EMBRYONIC)
-        if record.seen_ns + wait_ns < self.now_ns:
-            table.put(self.key, record._replace(seen_ns=self.now_ns))
-            raise _End(Verdict.UNRECORDED_DROP)
+        if full is not None:
+            if full.seen_ns + limits.REUSE_NS >= self.now_ns:
+                return
+            self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
+        raise _End(Verdict.UNRECORDED_DROP)
 
     def _meet_full(self, record: Record) -> Outcome:
-        """The first few packets of a flow that has no first one travel the chain again, too: whether the one that was
-        recorded has come through nobody can tell."""
+        """The first few packets of a flow without a first one travel the chain again: that recorded may be lost."""
         chained = record.round & ~layout.SLOT_ROUND_MASK
         again = self.unannounced and not self.subject.icmp and chained < limits.CHAIN_AGAIN_MAX
         self.maps.records.put(self.key, record._replace(round=record.round + again, seen_ns=self.now_ns))

@@ -13,13 +13,16 @@ packets were, three in a row, was forgotten while it lived on leases.
 
 **What an owner may promise.** With a record: its backend. Without one, TCP: base, where the owner itself sends the
 flow's packets; nothing, where it has asked the backup to settle the slot and has no answer (the backup decides then).
-UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the owner, so that it is
-recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or found no room. A lease
-on base would be safe as well (a rebase waits for the window, which contains it), but it would keep the flow from being
-recorded and so put the rebase off; without one, the next packet is relayed and records it. TCP without a record where
-base is current (it has died, or is about to be void) or with one that names a dead backend: no lease either. The packet
-may be the last word of a flow that is over, and the next one with this five-tuple a new connection's, whose SYN may
-reach another LB than the lease is at. A flow that has gone back to the backend it had is relayed a little longer.
+Nothing with a record of a SYN alone: the packet that made us ask would have made it a full one, had it come through,
+or had the fast path not doubted it (two replicas that do not hear each other, and the other one may have begun the
+flow elsewhere). UDP or ClientIP without a record: the backend, but *no lease*. Such a flow has to be seen by the
+owner, so that it is recorded: the packet that made us ask was relayed there and is recorded by now, or was lost, or
+found no room. A lease on base would be safe as well (a rebase waits for the window, which contains it), but it would
+keep the flow from being recorded and so put the rebase off; without one, the next packet is relayed and records it.
+TCP without a record where base is current (it has died, or is about to be void) or with one that names a dead
+backend: no lease either. The packet may be the last word of a flow that is over, and the next one with this
+five-tuple a new connection's, whose SYN may reach another LB than the lease is at. A flow that has gone back to the
+backend it had is relayed a little longer.
 """
 
 from dataclasses import dataclass
@@ -146,7 +149,7 @@ class _Looked(Question):
         if not isinstance(answer, RecordsLooked) or len(answer.records) != len(self.flows) or answer.other_seen is None:
             return self.failed(state, "the records could not be read", now_ns)
         backends, leases_ms = np.zeros((2, self.count), dtype="<u4")
-        found = decide(state, self.flows, self.slots, answer.records, answer.other_seen, now_ns)
+        found = decide(state, self.flows, self.slots, answer, now_ns)
         backends[self.known], leases_ms[self.known] = found
         return [Reply(self.request, ResolveAnswer(backends.tobytes(), leases_ms.tobytes()))]
 
@@ -154,13 +157,15 @@ class _Looked(Question):
         return [Refuse(self.request, BUSY, f"{state.node_name} cannot tell: {reason}")]
 
 
-def decide(state: State, flows: Rows, slots: U32, records: Rows, other_seen: U64, now_ns: int) -> tuple[U32, U32]:
-    """Backend (0: cannot tell) and lease in ms (0: do not keep) of each flow (layout.FLOW, RECORD), as a replica says.
-    other_seen: the stamp of each one's slot.
+def decide(state: State, flows: Rows, slots: U32, looked: RecordsLooked, now_ns: int) -> tuple[U32, U32]:
+    """Backend (0: cannot tell) and lease in ms (0: do not keep) of each flow (layout.FLOW), as a replica says.
+    looked: their records, and the stamp of each one's slot.
 
     It is the fast path's own rule (lbpod/bpf/README.md, step 6) without the side effects.
     """
+    records, other_seen = looked.records, looked.other_seen
     assert flows.dtype == FLOW, "flows come in the layout of the maps"
+    assert other_seen is not None, "stamps were asked for"
     vips = flows["vip"]
     words, held = state.words(vips, slots)
     tracking, current, base = is_tracking(words), current_of(words), base_of(words)
@@ -169,7 +174,7 @@ def decide(state: State, flows: Rows, slots: U32, records: Rows, other_seen: U64
     backend = np.where(tracking & recorded, noted, np.where(tracking & state.alive[base], base, current))
     # The backup has been asked to settle and has not answered: its base counts, and it may be another by now.
     open_ = is_settling(words) & (base != current) & ~recorded & (state.owner[slots] == state.member)
-    sure = held & state.is_replica(slots) & state.alive[backend] & ~open_
+    sure = held & state.is_replica(slots) & state.alive[backend] & ~open_ & ~(tracking & recorded & looked.embryonic)
     ended = (base == current) | state.orphaned(vips, slots) | is_of_round(round_of(words), records)
     leased = sure & ~(tracking & ~recorded & (ended | state.facts.unannounced[vips]))
     # Counted from when its record, or its slot, was last stamped: a packet that was lost on its way here counts not.

@@ -22,7 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lbpod.core.flows import groups
-from lbpod.core.layout import FLOW, NODE, NODE_REACHABLE, RECORD, VIP_STAT
+from lbpod.core.layout import (
+    FLOW,
+    NODE,
+    NODE_REACHABLE,
+    RECORD,
+    RECORD_EMBRYONIC,
+    RECORD_MISSING,
+    VIP_STAT,
+)
 from lbpod.core.limits import MARGIN_NS, NODES_MAX, SLOT_COUNT
 from lbpod.core.messages import (
     Configure,
@@ -214,13 +222,20 @@ class Applier:
 
     def _look_records(self, effect: LookRecords) -> RecordsLooked:
         if effect.slots is None:
-            return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows))
+            return RecordsLooked(effect.token, *self._lookup(effect.flows))
         vips, served = effect.flows["vip"], self._datapath.vip_ids()
         stamps = np.zeros(len(vips), dtype=np.uint64)  # 0: never, also of a VIP that has no slots here
         for vip, places in groups(vips):
             if vip in served:
                 stamps[places] = self._datapath.read_other_seen(vip, effect.slots[places])
-        return RecordsLooked(effect.token, self._datapath.records_lookup(effect.flows), stamps)
+        return RecordsLooked(effect.token, *self._lookup(effect.flows), stamps)
+
+    def _lookup(self, flows: Rows) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """Their records, as they are in the maps, and which of them are embryonic."""
+        found = self._datapath.records_lookup(flows)
+        embryonic = (found["round"] != RECORD_MISSING) & (found["round"] & np.uint32(RECORD_EMBRYONIC) != 0)
+        found["round"][embryonic] ^= np.uint32(RECORD_EMBRYONIC)
+        return found, embryonic
 
     def _list_records(self, effect: DumpRecords) -> RecordsDumped:
         """A slice: of the embryonic records first, for they become full ones; of those where the others are through."""

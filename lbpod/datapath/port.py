@@ -99,7 +99,8 @@ class Datapath(Protocol):
         or recorded anew since then stays; each is compared and deleted in one step."""
 
     def records_lookup(self, keys: Rows) -> Rows:
-        """RECORD for each key, from records or else from embryonic; round = layout.RECORD_MISSING: there is none."""
+        """RECORD for each key, from records or else from embryonic; round = layout.RECORD_MISSING: there is none, with
+        layout.RECORD_EMBRYONIC: it is of the latter."""
 
     def pending_drain(self, count_max: int) -> tuple[Rows, Rows]:
         """Takes up to count_max pending flows out of the map: (FLOW keys, PENDING values)."""

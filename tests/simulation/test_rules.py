@@ -45,7 +45,7 @@ NEEDED = {
     "ask-settle": (1, UNSURE),
     "ask-forget": (1, MOVES),
     "own-look": (1, UNSURE),
-    "backup-steady-first": (8, MOVES),
+    "backup-steady-first": (48, MOVES),
     "open-settle": (25, MOVES),
     "take-over": (19, MOVES),
     "count-anew": (11, UNSURE),

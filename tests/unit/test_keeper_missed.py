@@ -17,12 +17,12 @@ from lbpod.core.limits import (
     TICK_NS,
 )
 from lbpod.core.messages import BeatCall, Called, ControllerSeen, DumpRecords, KeeperEffect, MissedCall, PeerCall
-from lbpod.core.transition import is_agreed, is_settling
+from lbpod.core.transition import is_agreed, is_of_round, is_settling
 from lbpod.datapath.port import FlowMap
 from tests.keepers import SECOND_NS, SLICE_MAX, Cluster, Node, Rows, vip
 from tests.unit.test_keeper_forget import no_settling, of_lb1_and_lb2, record
 from tests.unit.test_keeper_listing import open_lists
-from tests.unit.test_keeper_resolve import flows_of, resolved, slots_of
+from tests.unit.test_keeper_resolve import flows_of, slots_of
 from tests.unit.test_keeper_settle import Bools, is_owed
 
 DOWN_NS = BEAT_DOWN_NS + 2 * BEAT_NS + 2 * TICK_NS
@@ -54,7 +54,7 @@ def cut_off(cluster: Cluster, name: str) -> None:
 def recorded(node: Node, flows: Rows) -> list[int]:
     """Backend of each flow's record, 0: none that counts."""
     found = node.datapath.records_lookup(flows)
-    valid = found["round"] == node.rounds(slots_of(flows))
+    valid = is_of_round(node.rounds(slots_of(flows)), found)
     return [int(one) for one in np.where(valid, found["backend"], 0)]
 
 
@@ -329,7 +329,7 @@ def test_a_flow_that_the_owner_has_begun_elsewhere_ends_what_its_backup_has_agre
     held.agree(slots)
     node.datapath.write_slots(1, slots, held.at(slots))
     node.call(missed(flows, 1), cluster.now_ns)
-    assert {1} == set(resolved(node, flows, cluster.now_ns)[0].tolist())
+    assert {1} == set(recorded(node, flows))
     assert not is_agreed(node.words()[slots]).any()
 
 

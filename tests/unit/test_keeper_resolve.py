@@ -8,7 +8,7 @@ import pytest
 
 from lbpod.core.flows import Facts
 from lbpod.core.hashing import flow_hash, slot_of
-from lbpod.core.layout import FLOW, PENDING, RECORD
+from lbpod.core.layout import FLOW, PENDING, RECORD, SLOT_ROUND_ONE
 from lbpod.core.limits import BATCH_MAX, LEASE_NS_MAX, OUTSTANDING_MAX
 from lbpod.core.maps import Record
 from lbpod.core.messages import (
@@ -400,6 +400,22 @@ def test_a_record_hit_of_the_fast_path_is_what_the_owner_answers() -> None:
     cluster = tracking_cluster()
     node, flows = cluster["lb1"], flows_of(300)
     flows = flows[node.owned()[slots_of(flows)]][:5]
-    node.datapath.maps.embryonic.put(flows[0].tobytes(), Record(4, int(node.rounds(slots_of(flows))[0]), 1))
+    rounds = node.rounds(slots_of(flows))
+    node.datapath.maps.records.put(flows[0].tobytes(), Record(4, int(rounds[0]), 1))
     backends, _ = resolved(node, flows, cluster.now_ns)
     assert 4 == backends[0]
+
+
+def test_nothing_is_said_of_a_flow_of_which_a_syn_alone_was_seen() -> None:
+    """Its client has spoken, or nobody would ask; that made no full record, so the fast path doubts this one."""
+    cluster = tracking_cluster()
+    node, flows = cluster["lb1"], flows_of(300)
+    flows = flows[node.owned()[slots_of(flows)]][:2]
+    rounds = node.rounds(slots_of(flows))
+    node.datapath.maps.embryonic.put(flows[0].tobytes(), Record(4, int(rounds[0]), 1))
+    backends, leases = resolved(node, flows, cluster.now_ns)
+    assert (0, 0) == (backends[0], leases[0])
+    assert 0 != backends[1], "the other one goes to base"
+    node.datapath.maps.embryonic.put(flows[0].tobytes(), Record(4, int(rounds[0]) + SLOT_ROUND_ONE, 1))
+    backends, _ = resolved(node, flows, cluster.now_ns)
+    assert 0 != backends[0], "a record of another round says nothing, and is no obstacle"
