@@ -39,10 +39,10 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
  * record: neither one whose first packet uses the five-tuple of a flow that is over (the client's next one comes in a
  * second, and gets through: the flag may stand for long, where the backup refuses), nor one whose first packet never came
  * to its backend, so that no host knows of it, and that is tried again now. */
-HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int full, __u64 word, __u64 now)
+HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int full, int owner, __u64 word, __u64 now)
 {
 	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK) &&
-	       (!full || record->seen_ns + HF_REUSE_NS < now);
+	       (full ? record->seen_ns + HF_REUSE_NS < now : owner);
 }
 
 /* A packet of a flow that has no first one (UDP, ClientIP) met this record, one of the first few: whether the one that
@@ -55,6 +55,14 @@ HF_INLINE int hf_chains_again(struct hf_record *record)
 		return 0;
 	*(volatile __u32 *)&record->round = round + 1;
 	return 1;
+}
+
+/* This LB is the slot's owner: it alone asks to settle it. The flag of a backup is of its own look, or was handed over. */
+HF_INLINE int hf_is_owner(const struct hf_config *config, __u32 slot)
+{
+	__u32 *pair = bpf_map_lookup_elem(&own, &slot);
+
+	return pair && (*pair & 0xffff) == config->self;
 }
 
 /* Every replica in an ownership word, self aside, can be sent to. */
@@ -91,7 +99,7 @@ HF_INLINE int hf_is_doubtful(const struct hf_record *record, __u32 slot, __u64 w
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
  * chain again, or a replica would know nothing of a flow that the client believes open. repeats: so do the first few of a
  * flow that has no first packet. */
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, int first,
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, int owner, int first,
 				 int promotes, int repeats, __u64 word, __u64 now)
 {
 	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow), word);
@@ -102,7 +110,7 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	if (!record)
 		return 0;
 	choice->verdict = HF_UNRECORDED_DROP;
-	if (hf_comes_too_early(record, first, full, word, now)) {
+	if (hf_comes_too_early(record, first, full, owner, word, now)) {
 		if (full)
 			record->seen_ns = now;
 		return 1;
@@ -132,16 +140,14 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
  * the flow's next packets may reach it. So it is with a crashed LB until own and prev have dropped it: base is safe,
  * and the stamp only makes settling wait. unannounced: a full record at once.
  */
-HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
-			       __u32 slot, __u64 word, int first, int unannounced, __u64 now)
+HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_flow *flow,
+			       __u32 slot, int owner, __u64 word, int first, int unannounced, __u64 now)
 {
-	__u32 *pair;
-
 	int heard = hf_all_heard(slot);
 
-	/* Whom the chain leaves out may have agreed to settle the slot: nobody here can tell what base is there. */
+	/* Whom the chain leaves out may have agreed to settle the slot: its owner cannot tell what base is there. */
 	choice->verdict = HF_UNRECORDED_DROP;
-	if (!heard && word & HF_SLOT_SETTLING)
+	if (!heard && owner && word & HF_SLOT_SETTLING)
 		return;
 	choice->backend = first && heard ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
 	choice->verdict = HF_DROP_NO_BACKEND;
@@ -158,8 +164,7 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 	hf_note_unrecorded(flow->vip, now);
 	choice->backend = hf_base_or_current(word);
 	choice->verdict = HF_UNRECORDED_BASE;
-	pair = bpf_map_lookup_elem(&own, &slot);
-	if (!unannounced && (!pair || (*pair & 0xffff) != config->self || word & HF_SLOT_SETTLING))
+	if (!unannounced && (!owner || word & HF_SLOT_SETTLING))
 		choice->verdict = HF_UNRECORDED_DROP;
 }
 
@@ -171,12 +176,9 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
  */
 HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
 {
-	__u32 *pair;
-
 	if (!(word & HF_SLOT_SETTLING) || HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
 		return NULL;
-	pair = bpf_map_lookup_elem(&own, &slot);
-	return pair && (*pair & 0xffff) == config->self ? hf_owner_node(config, slot) : NULL;
+	return hf_is_owner(config, slot) ? hf_owner_node(config, slot) : NULL;
 }
 
 /* What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then. */
@@ -184,7 +186,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 {
 	const struct hf_config *config = hf_config();
 	__u64 now = bpf_ktime_get_coarse_ns();
-	int syn, first, unannounced, icmp = !!(origin & HF_ORIGIN_ICMP);
+	int syn, first, unannounced, owner, icmp = !!(origin & HF_ORIGIN_ICMP);
 	struct hf_choice choice = {};
 	struct hf_packet packet;
 	struct hf_flow flow;
@@ -195,15 +197,15 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	syn = hf_is_syn(packet.tcp_flags);
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	unannounced = hf_is_unannounced(&packet, origin);
-	if (!hf_choose_recorded(&choice, &flow, hash >> 16, first, !syn && !icmp, unannounced && !icmp, word, now)) {
+	owner = hf_is_owner(config, hash >> 16);
+	if (!hf_choose_recorded(&choice, &flow, hash >> 16, owner, first, !syn && !icmp, unannounced && !icmp, word, now)) {
 		choice.alone = 0;
 		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
 			return HF_ASK_BACKUP;
 		if (icmp || (!unannounced && !syn))
 			hf_choose_old(&choice, word);
 		else
-			hf_choose_first(&choice, config, &flow, hash >> 16, word, first, unannounced,
-					now);
+			hf_choose_first(&choice, &flow, hash >> 16, owner, word, first, unannounced, now);
 	}
 	if (choice.verdict == HF_UNRECORDED_DROP)
 		return HF_DROP(HF_UNRECORDED_DROP);

@@ -41,7 +41,7 @@ def chaos(
     agent_kill_every: Annotated[float, typer.Option(min=0, help=f"kill -9 for an agent. {_EVERY}")] = 7,
     controller_kill_every: Annotated[float, typer.Option(min=0, help=f"The same for the controller. {_EVERY}")] = 30,
     reshuffle_every: Annotated[float, typer.Option(min=0, help=f"ECMP reshuffle. {_EVERY}")] = 1.5,
-    link_cut_every: Annotated[float, typer.Option(min=0, help=f"Two LBs lose sight of each other. {_EVERY}")] = 6,
+    link_cut_every: Annotated[float, typer.Option(min=0, help=f"Two LBs lose sight of each other. {_EVERY}")] = 0,
     router_ms: Annotated[int, typer.Option(min=0, max=60_000, help="How long the router sends into a lost LB.")] = 300,
     seed: Annotated[int, typer.Option(help="Of what happens when, and to whom.")] = 1,
     run: Annotated[list[str] | None, typer.Option(help="holdfast, hash_only or local_table; again for more.")] = None,

@@ -317,8 +317,7 @@ class _Passage:
         agreed, and then knows better what base is (also where base is current here: it may have agreed before the last
         change). What it has not agreed to has the same base there as here. One that is only doubted may serve all the
         same."""
-        owner = int(self.maps.own[self.slot]) & 0xFFFF
-        if not self.settling or self.config.self != owner:
+        if not self.settling or not self._is_owner():
             return None
         return self._owner_node() if relay is None or relay.hops < limits.RELAY_HOPS_MAX else None
 
@@ -340,17 +339,19 @@ class _Passage:
         return self._begin()
 
     def _wait_for_settle(self, full: Record | None, embryonic: Record | None) -> None:
-        """The slot is about to turn steady on another backend; nobody looks any more for a flow that begins at this
-        record's: the five-tuple of one that is over (the client's next try gets through: the flag may stand for long,
-        where the backup refuses), or a SYN that never came to its backend, so no host knows of it, is tried again."""
+        """The slot is about to turn steady on another backend: none looks for what begins with the five-tuple of a flow
+        that is over (its next try gets through), or with a SYN whose first try no host has seen."""
         record = full or embryonic
         if record is None or not self.first or not self.settling or record.backend == self.current:
             return
-        if full is not None:
-            if full.seen_ns + limits.REUSE_NS >= self.now_ns:
-                return
+        if full is not None and full.seen_ns + limits.REUSE_NS < self.now_ns:
             self.maps.records.put(self.key, full._replace(seen_ns=self.now_ns))
-        raise _End(Verdict.UNRECORDED_DROP)
+            raise _End(Verdict.UNRECORDED_DROP)
+        if full is None and self._is_owner():
+            raise _End(Verdict.UNRECORDED_DROP)
+
+    def _is_owner(self) -> bool:  # who alone asks to settle; the flag of a backup is of its look, or was handed over
+        return int(self.maps.own[self.slot]) & 0xFFFF == self.config.self
 
     def _meet_full(self, record: Record) -> Outcome:
         """The first few packets of a flow without a first one travel the chain again: that recorded may be lost."""
@@ -387,8 +388,8 @@ class _Passage:
         return all(self.maps.member_node(m) is not None for m in self.maps.replicas(self.slot) if m != self.config.self)
 
     def _is_base_open(self) -> bool:
-        """Whom the chain leaves out may have agreed to settle the slot: nobody here can tell what base is there."""
-        return self.settling
+        """Whom the chain leaves out may have agreed to settle the slot: its owner cannot tell what base is there."""
+        return self.settling and self._is_owner()
 
     def _begin(self) -> Outcome:
         """The first packet of a flow, or any that nobody knows where no packet announces one (UDP, ClientIP)."""
@@ -405,8 +406,7 @@ class _Passage:
         if self._record_full(backend) if full else self._record_embryonic(backend):
             return self._start_chain(Verdict.CHAIN_STARTED, Verdict.FIRST_ALONE, backend, full=full)
         self._note_unrecorded()
-        owner = int(self.maps.own[self.slot]) & 0xFFFF
-        if not full and (self.config.self != owner or self.settling):
+        if not full and (self.settling or not self._is_owner()):
             raise _End(Verdict.UNRECORDED_DROP)
         return self._to_backend(Verdict.UNRECORDED_BASE, self._base_or_current(), stamp=True)
 

@@ -58,6 +58,7 @@ def test_a_minute_of_chaos_breaks_nothing(tmp_path: Path) -> None:
         status, found, report = _chaos(
             tmp_path,
             *("--minutes", "1", "--long", "1000", "--short-rate", "100", "--quiet-seconds", "3", "--seed", str(seed)),
+            *("--link-cut-every", "10"),
         )
         assert {} == {name: found[name] for name, least in AT_LEAST.items() if found[name] < least}
         assert found["failover_ms"]["count"] > 0

@@ -25,7 +25,7 @@ def test_the_same_seed_gives_the_same_steps_and_another_seed_others() -> None:
 @given(SEEDS)
 @settings(max_examples=10)
 def test_ten_minutes_hold_what_was_asked_for(seed: int) -> None:
-    steps = schedule(Options(seed=seed))
+    steps = schedule(Options(seed=seed, link_cut_seconds=6))
     counts = Counter(step.act for step in steps)
     assert 800 == counts[Act.CHANGE] + counts[Act.CRASH]
     assert 10 == counts[Act.CRASH]
@@ -73,12 +73,12 @@ def test_every_third_loss_finds_the_controller_dead() -> None:
 
 
 def test_links_are_cut_one_way_and_both_ways_in_turn_and_the_other_steps_stay_as_they_were() -> None:
-    steps = schedule(Options(minutes=5))
+    steps = schedule(Options(minutes=5, link_cut_seconds=6))
     cuts = _of(steps, Act.LINK_CUT)
     assert {True: 25, False: 25} == Counter(step.one_way for step in cuts)
     assert all(LINK_CUT_NS[0] <= step.away_ns <= LINK_CUT_NS[1] for step in cuts)
     others = [replace(step, index=0) for step in steps if step.act is not Act.LINK_CUT]
-    assert others == [replace(step, index=0) for step in schedule(Options(minutes=5, link_cut_seconds=0))]
+    assert others == [replace(step, index=0) for step in schedule(Options(minutes=5))]
 
 
 def test_two_are_lost_at_once_only_where_that_was_asked_for() -> None:
@@ -95,7 +95,6 @@ def test_a_rate_of_nothing_is_never() -> None:
         agent_kill_seconds=0,
         controller_kill_seconds=0,
         reshuffle_seconds=0,
-        link_cut_seconds=0,
     )
     assert () == schedule(quiet)
 

@@ -79,6 +79,17 @@ def test_an_old_flow_is_asked_for_at_the_backup_also_where_base_has_become_curre
     assert Verdict.RELAYED == node.run(frames.tcp_to(FLOW, ACK)).verdict
 
 
+def test_a_backup_begins_flows_at_base_while_its_owner_is_not_heard_whatever_flag_the_slot_has(node: Node) -> None:
+    """The flag was handed over, or is of a look that an agent's end has cut short: nobody takes it off here. What has
+    been agreed is base here, and the owner will ask for that."""
+    node.own(PEER, SELF)
+    node.slots(settling=True)
+    outcome = node.run(frames.tcp_to(FLOW, SYN))
+    assert (Verdict.FIRST_ALONE, v4(f"10.244.0.{BASE}")) == (outcome.verdict, pod_of(outcome))
+    again = node.run(frames.tcp_to(FLOW, SYN))
+    assert (Verdict.RECORD_HIT, v4(f"10.244.0.{BASE}")) == (again.verdict, pod_of(again)), "tried again"
+
+
 @pytest.mark.parametrize(
     ("owner", "settling", "wins"), [(SELF, True, CURRENT), (SELF, False, LOCAL), (PEER, True, LOCAL)]
 )
