@@ -39,10 +39,10 @@ HF_INLINE void hf_choose_old(struct hf_choice *choice, __u64 word)
  * record: neither one whose first packet uses the five-tuple of a flow that is over (the client's next one comes in a
  * second, and gets through: the flag may stand for long, where the backup refuses), nor one whose first packet never came
  * to its backend, so that no host knows of it, and that is tried again now. */
-HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int full, int owner, __u64 word, __u64 now)
+HF_INLINE int hf_comes_too_early(const struct hf_record *record, int first, int full, int asks, __u64 word, __u64 now)
 {
 	return first && word & HF_SLOT_SETTLING && record->backend != (word & HF_SLOT_CURRENT_MASK) &&
-	       (full ? record->seen_ns + HF_REUSE_NS < now : owner);
+	       (full ? record->seen_ns + HF_REUSE_NS < now : asks);
 }
 
 /* A packet of a flow that has no first one (UDP, ClientIP) met this record, one of the first few: whether the one that
@@ -57,12 +57,17 @@ HF_INLINE int hf_chains_again(struct hf_record *record)
 	return 1;
 }
 
-/* This LB is the slot's owner: it alone asks to settle it. The flag of a backup is of its own look, or was handed over. */
 HF_INLINE int hf_is_owner(const struct hf_config *config, __u32 slot)
 {
 	__u32 *pair = bpf_map_lookup_elem(&own, &slot);
 
 	return pair && (*pair & 0xffff) == config->self;
+}
+
+/* This LB has asked to settle the slot, and has no answer. The flag of a backup is of its own look, or was handed over. */
+HF_INLINE int hf_asks(const struct hf_config *config, __u32 slot, __u64 word)
+{
+	return word & HF_SLOT_SETTLING && hf_is_owner(config, slot);
 }
 
 /* Every replica in an ownership word, self aside, can be sent to. */
@@ -99,7 +104,7 @@ HF_INLINE int hf_is_doubtful(const struct hf_record *record, __u32 slot, __u64 w
 /* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
  * chain again, or a replica would know nothing of a flow that the client believes open. repeats: so do the first few of a
  * flow that has no first packet. */
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, int owner, int first,
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, int asks, int first,
 				 int promotes, int repeats, __u64 word, __u64 now)
 {
 	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow), word);
@@ -110,7 +115,7 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 	if (!record)
 		return 0;
 	choice->verdict = HF_UNRECORDED_DROP;
-	if (hf_comes_too_early(record, first, full, owner, word, now)) {
+	if (hf_comes_too_early(record, first, full, asks, word, now)) {
 		if (full)
 			record->seen_ns = now;
 		return 1;
@@ -140,14 +145,14 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
  * the flow's next packets may reach it. So it is with a crashed LB until own and prev have dropped it: base is safe,
  * and the stamp only makes settling wait. unannounced: a full record at once.
  */
-HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_flow *flow,
-			       __u32 slot, int owner, __u64 word, int first, int unannounced, __u64 now)
+HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config *config, const struct hf_flow *flow,
+			       __u32 slot, int asks, __u64 word, int first, int unannounced, __u64 now)
 {
 	int heard = hf_all_heard(slot);
 
 	/* Whom the chain leaves out may have agreed to settle the slot: its owner cannot tell what base is there. */
 	choice->verdict = HF_UNRECORDED_DROP;
-	if (!heard && owner && word & HF_SLOT_SETTLING)
+	if (!heard && asks)
 		return;
 	choice->backend = first && heard ? word & HF_SLOT_CURRENT_MASK : hf_base_or_current(word);
 	choice->verdict = HF_DROP_NO_BACKEND;
@@ -164,7 +169,7 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_flow *f
 	hf_note_unrecorded(flow->vip, now);
 	choice->backend = hf_base_or_current(word);
 	choice->verdict = HF_UNRECORDED_BASE;
-	if (!unannounced && (!owner || word & HF_SLOT_SETTLING))
+	if (!unannounced && (word & HF_SLOT_SETTLING || !hf_is_owner(config, slot)))
 		choice->verdict = HF_UNRECORDED_DROP;
 }
 
@@ -176,9 +181,9 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_flow *f
  */
 HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
 {
-	if (!(word & HF_SLOT_SETTLING) || HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX)
+	if (HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX || !hf_asks(config, slot, word))
 		return NULL;
-	return hf_is_owner(config, slot) ? hf_owner_node(config, slot) : NULL;
+	return hf_owner_node(config, slot);
 }
 
 /* What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then. */
@@ -186,7 +191,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 {
 	const struct hf_config *config = hf_config();
 	__u64 now = bpf_ktime_get_coarse_ns();
-	int syn, first, unannounced, owner, icmp = !!(origin & HF_ORIGIN_ICMP);
+	int syn, first, unannounced, asks, icmp = !!(origin & HF_ORIGIN_ICMP);
 	struct hf_choice choice = {};
 	struct hf_packet packet;
 	struct hf_flow flow;
@@ -197,15 +202,15 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	syn = hf_is_syn(packet.tcp_flags);
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	unannounced = hf_is_unannounced(&packet, origin);
-	owner = hf_is_owner(config, hash >> 16);
-	if (!hf_choose_recorded(&choice, &flow, hash >> 16, owner, first, !syn && !icmp, unannounced && !icmp, word, now)) {
+	asks = hf_asks(config, hash >> 16, word);
+	if (!hf_choose_recorded(&choice, &flow, hash >> 16, asks, first, !syn && !icmp, unannounced && !icmp, word, now)) {
 		choice.alone = 0;
 		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
 			return HF_ASK_BACKUP;
 		if (icmp || (!unannounced && !syn))
 			hf_choose_old(&choice, word);
 		else
-			hf_choose_first(&choice, &flow, hash >> 16, owner, word, first, unannounced, now);
+			hf_choose_first(&choice, config, &flow, hash >> 16, asks, word, first, unannounced, now);
 	}
 	if (choice.verdict == HF_UNRECORDED_DROP)
 		return HF_DROP(HF_UNRECORDED_DROP);
