@@ -46,4 +46,4 @@ if [ $was_there = yes ]; then
 	done
 fi
 kubectl --namespace holdfast-system get pods -o wide
-echo "Next: kubectl apply -f examples/virtualservice.yaml; what a VIP needs from the network is in charts/holdfast/README.md."
+echo "Next: kubectl apply -f examples/virtualservice.yaml; what a VIP needs from the network is in docs/standalone.md (5. The router) and docs/distances.md."

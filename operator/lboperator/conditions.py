@@ -13,7 +13,7 @@ waited for; the same status twice is none.
 | Programmed | load balancers serve it, be it as it once was; False where none of them answers (any more) |
 | Converged | all load balancers have in force what the spec and the endpoints say now |
 | Degraded | it is served, but not as well as it could be: nothing ready, endpoints left out, the last good state |
-| Ready | clients are served as the spec says: Accepted, ResolvedRefs, Programmed, and at least one ready backend |
+| Ready | clients are served: Accepted, ResolvedRefs, Programmed, and a backend that is ready or drains |
 """
 
 from collections.abc import Mapping, Sequence

@@ -35,6 +35,7 @@ from lbpod.datapath.misses import Miss
 from lbpod.datapath.port import FlowMap
 from lbpod.minting import mint
 from tests.agents import FENCE_NEVER_NS, Caller, follow, make_parts, relayed_flows, roll_out, running, world
+from tests.metrics_page import unlisted
 
 
 @dataclass
@@ -250,6 +251,7 @@ async def test_health_readiness_and_metrics(pair: Pair) -> None:
         assert 700 == metrics["holdfast_bytes_total", "steady"]
         assert 1 == metrics["holdfast_generation", "committed"]
         assert 1 == metrics["holdfast_ready",]
+        assert set() == unlisted(text)
         assert 1_048_576 == metrics["holdfast_vip_bytes",]
         state = await _json(controller, pair.one)
         assert [format_address(b"\0" * 10 + b"\xff\xff\xcb\0\x71\x0a") + ":80/TCP"] == [
