@@ -7,8 +7,10 @@ it to each agent with the controller's certificate, and who ends within the next
 Tried and dropped: a setting that an upgrade sets first (nobody remembers, and it rolls all agents for nothing); a file
 from a ConfigMap (kubelet takes a minute to bring it); the operator as messenger (it may be what is broken).
 
-Nothing here keeps an uninstallation from going on: a node that does not answer in TRIES is named, and what is on it
-goes with its next boot. Exit status 0 also then; 2 for settings that cannot be.
+No node keeps an uninstallation from going on: one that does not answer in TRIES is named, and what is on it goes with
+its next boot. Exit status 0 also then, and where there are no certificates to tell anybody with. 1 where the API does
+not say in LIST_TRIES whom to tell, so that the Job tries again, and helm stops if that fails too: nothing is deleted
+yet then, and every node would keep its programs unnoticed. 2 for settings that cannot be.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ from lbpod.core.limits import PEER_TIMEOUT_NS, SWEEP_PAGE
 from lbpod.logs import configure_logs
 
 TRIES: Final = 5
+LIST_TRIES: Final = 3
 PAUSE_SECONDS: Final = 2
 _LOG: Final = structlog.get_logger()
 
@@ -81,21 +84,37 @@ async def tell_all(settings: Settings, agents: frozenset[Agent]) -> dict[str, st
     return {agent.node: why for agent, why in left.items()}
 
 
-async def farewell(settings: Settings) -> None:
-    """Tells all of them. Raises ApiError, CertsError, kopf.LoginError."""
+async def list_agents(api: Api, settings: Settings) -> frozenset[Agent]:
+    """All that the API tells of, page by page. Raises ApiError."""
+    where = f"/apis/discovery.k8s.io/v1/namespaces/{settings.namespace}/endpointslices"
+    query = f"labelSelector=kubernetes.io/service-name={settings.agent_service}&limit={SWEEP_PAGE}"
+    agents, token = frozenset[Agent](), ""
+    while True:
+        page = await api.call("GET", f"{where}?{query}" + (f"&continue={token}" if token else ""))
+        agents |= agents_in(page)
+        token = (page.get("metadata") or {}).get("continue", "")
+        if not token:
+            return agents
+
+
+async def find_agents(settings: Settings) -> frozenset[Agent]:
+    """The same, tried LIST_TRIES times. Raises ApiError, kopf.LoginError."""
     api = Api(make_settings())
     try:
-        where = f"/apis/discovery.k8s.io/v1/namespaces/{settings.namespace}/endpointslices"
-        query = f"labelSelector=kubernetes.io/service-name={settings.agent_service}&limit={SWEEP_PAGE}"
-        agents, token = frozenset[Agent](), ""
-        while True:
-            page = await api.call("GET", f"{where}?{query}" + (f"&continue={token}" if token else ""))
-            agents |= agents_in(page)
-            token = (page.get("metadata") or {}).get("continue", "")
-            if not token:
-                break
+        for _ in range(LIST_TRIES - 1):
+            try:
+                return await list_agents(api, settings)
+            except ApiError as error:
+                _LOG.warning("not listed", why=str(error))
+            await asyncio.sleep(PAUSE_SECONDS)
+        return await list_agents(api, settings)
     finally:
         await api.close()
+
+
+async def farewell(settings: Settings) -> None:
+    """Tells all of them. Raises ApiError, CertsError, kopf.LoginError."""
+    agents = await find_agents(settings)
     missed = await tell_all(settings, agents)
     for node, why in sorted(missed.items()):
         _LOG.warning("not told", node=node, why=why, sentence="what is on this node stays there until its next boot")
@@ -112,8 +131,11 @@ def main() -> int:
     configure_logs(settings.log_level, "farewell")
     try:
         asyncio.run(farewell(settings))
-    except (ApiError, CertsError, kopf.LoginError, OSError) as error:
+    except CertsError as error:
         _LOG.warning("nobody told", sentence=str(error))
+    except (ApiError, kopf.LoginError, OSError) as error:
+        _LOG.error("nobody told", sentence=f"it is not known who is to be told: {error}")
+        return 1
     return 0
 
 
