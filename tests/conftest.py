@@ -61,6 +61,7 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "kubernetes": _has_kubernetes,
     "nginx": _has_command("nginx"),
     "own-cluster": lambda: not any(word.startswith("--kubeconfig") for word in sys.argv),
+    "promtool": _has_command("promtool"),
     "tcpdump": _has_command("tcpdump"),
     "wrk": _has_command("wrk"),
 }

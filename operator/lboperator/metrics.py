@@ -1,12 +1,12 @@
 """The operator's metrics and its small HTTP server: /healthz, /readyz and /metrics.
 
-Ready means: what it knows is complete, and all that was wanted has been in force since the start. A load balancer that
-lags makes the *operator* not unready, it is in the metrics; nor does a VirtualService that cannot be served.
+Ready means: what it knows is complete, as of not long ago, and all that was wanted has been in force since the start.
+Where it is not, nobody restarts it: /healthz says that the process lives, and nothing else. A load balancer that lags
+makes the *operator* not unready, it is in the metrics; nor does a VirtualService that cannot be served.
 """
 
 import time
 from collections import Counter as Tally
-from collections.abc import Mapping
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -14,8 +14,7 @@ from prometheus_client import Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from lboperator.conditions import Lack, what_lacks
-from lboperator.nouns import Key
-from lboperator.observe import Reason, Verdict
+from lboperator.observe import Observed, Reason
 from lbpod.controller.metrics import Metrics
 
 _BAD: Final = tuple(one for one in Reason if one not in {Reason.ACCEPTED, Reason.RESOLVED})
@@ -44,11 +43,21 @@ class OperatorMetrics(Metrics):
             "When the cluster was looked at last, as a Unix time",
             registry=self.registry,
         )
+        self._wanted = Gauge(
+            "holdfast_operator_wanted_lbs",
+            "Load balancers that there should be: agents that the API tells of, on nodes that balance",
+            registry=self.registry,
+        )
         self._statuses = Counter(
             "holdfast_operator_status_writes", "Statuses written", ["outcome"], registry=self.registry
         )
         self._swept = Counter(
             "holdfast_operator_sweeps", "Comparisons with what the API lists", ["outcome"], registry=self.registry
+        )
+        self._compared = Gauge(
+            "holdfast_operator_swept_timestamp_seconds",
+            "When what is known was compared with all that the API lists last, as a Unix time",
+            registry=self.registry,
         )
         self._trouble = Gauge(
             "holdfast_operator_certificates_trouble",
@@ -57,8 +66,9 @@ class OperatorMetrics(Metrics):
             registry=self.registry,
         )
 
-    def observed(self, verdicts: Mapping[Key, Verdict]) -> None:
+    def observed(self, seen: Observed) -> None:
         """The cluster was looked at."""
+        verdicts = seen.verdicts
         tally = Tally(
             reason
             for one in verdicts.values()
@@ -66,6 +76,7 @@ class OperatorMetrics(Metrics):
             if reason in _BAD
         )
         self._services.set(len(verdicts))
+        self._wanted.set(sum(node.lb for node in seen.world.nodes))
         for reason in _BAD:
             self._bad.labels(reason.value).set(tally[reason])
         lacking = Tally(reason for one in verdicts.values() for reason in what_lacks(one))
@@ -80,6 +91,10 @@ class OperatorMetrics(Metrics):
     def swept(self, outcome: str) -> None:
         """A comparison has ended."""
         self._swept.labels(outcome).inc()
+
+    def compared(self) -> None:
+        """The API has listed everything, and it was compared with what is known."""
+        self._compared.set(time.time())
 
     def troubled(self, before: str, after: str) -> None:
         """What is wrong with the certificates has changed from one reason to another; empty: nothing is."""

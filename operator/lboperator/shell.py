@@ -56,6 +56,10 @@ from lbpod.core.model import Cluster, Snapshot, World, WorldBackend, WorldVip
 _SECOND_NS: Final = 1_000_000_000
 _LOG: Final = structlog.get_logger()
 
+BLIND_NS: Final = 10 * SWEEP_NS
+"""Who has not compared what it knows with what the API lists for so long may know how things were. The alert
+HoldfastOperatorBlind goes by the same."""
+
 _UNHEARD: Final = "the API server lists objects that no watch has told of yet"
 """So begins every start. It is no news, unless something else was in the way meanwhile."""
 
@@ -80,6 +84,8 @@ class Operator:
         self._present: frozenset[str] = frozenset()
         self._certified: frozenset[str] = frozenset()
         self._waiting = _UNHEARD
+        self._compared_ns = time.monotonic_ns()
+        """When what is known was compared with all that the API lists, last."""
         self._driver: Driver | None = None
 
     def why_not_ready(self) -> str:
@@ -91,6 +97,10 @@ class Operator:
         if not self._driver.converged:
             status = self._driver.status
             return f"{status.phase.value}: {status.problem or 'nothing is in force yet'}"
+        ago_ns = time.monotonic_ns() - self._compared_ns
+        if ago_ns >= BLIND_NS:
+            minutes = ago_ns // _SECOND_NS // 60
+            return f"what is known was compared with the API {minutes} minutes ago; the log says why it was not since"
         return ""
 
     async def run(self) -> None:
@@ -140,7 +150,7 @@ class Operator:
         """Raises BlindError where something is not watched at all."""
         while True:
             try:
-                if await self._sweep.look(SWEEP_START_LOOKS):
+                if await self._compare(SWEEP_START_LOOKS):
                     return
                 await self._wait(_UNHEARD)
             except ApiError as error:
@@ -216,7 +226,7 @@ class Operator:
             if observed.world != last:
                 last = observed.world
                 number = driver.see(last)
-            self._metrics.observed(observed.verdicts)
+            self._metrics.observed(observed)
             wanted = {}
             for vs in objects.virtual_services:
                 verdict, had = observed.verdicts[vs.key], statuses.wanted.get(vs.key)
@@ -246,10 +256,17 @@ class Operator:
         while True:
             await asyncio.sleep(SWEEP_NS / _SECOND_NS)
             try:
-                self._metrics.swept("complete" if await self._sweep.look() else "incomplete")
+                self._metrics.swept("complete" if await self._compare() else "incomplete")
             except ApiError as error:
                 self._metrics.swept("failed")
                 _LOG.warning("not compared with the API", reason=str(error))
+
+    async def _compare(self, patience: int = 1) -> bool:
+        """As Sweep.look, and noted. What is not known yet makes it no less recent: that is Sweep's to judge."""
+        is_complete = await self._sweep.look(patience)
+        self._compared_ns = time.monotonic_ns()
+        self._metrics.compared()
+        return is_complete
 
     async def _look_after(self, credentials: Credentials) -> None:
         """Certificates: for nodes that come, before they expire, and where somebody replaces them."""
