@@ -21,6 +21,8 @@ from tests.tidy.sources import ROOT
 LONG: Final = 200
 REPLICAS: Final = 4
 PRE_STOP_S: Final = 15
+TEST_VIP: Final = "203.0.113.11"
+"""The address of `helm test`: another one than the README's, which is in use."""
 TOLD_S: Final = 2
 """So long before a terminating pod ends the client is told."""
 

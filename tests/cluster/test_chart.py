@@ -3,6 +3,9 @@ schema refuses; and the promises about privileges, rights and upgrades, read fro
 
 import json
 import re
+import threading
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ EVERYTHING = (
     "allowedAddresses={203.0.113.0/24,198.51.100.7}",
     "loadBalancers.mapSizes.records=1048576",
     "loadBalancers.interface=bond0",
+    "loadBalancers.seLinuxOptions.type=spc_t",
     "loadBalancers.lbNodeLabels.edge=yes",
     "image.registry=registry.example:5000",
     "image.pullSecrets[0].name=registry",
@@ -81,16 +85,23 @@ def test_the_api_server_takes_every_object(api: ApiServer, namespace: str, value
         ("monitoring.kind=both", "at '/monitoring/kind': value must be one of 'none', 'serviceMonitor', 'podMonitor'"),
         ("allowedAddresses={203.0.113.0/33}", "at '/allowedAddresses/0'"),
         ("allowedAddresses={web}", "at '/allowedAddresses/0'"),
+        ("allowedAddresses={203.0.113.08}", "at '/allowedAddresses/0'"),
+        ("allowedAddresses={203.00.113.0/24}", "at '/allowedAddresses/0'"),
+        ("test.address=203.0.113.08", "at '/test/address'"),
         ("vni=16777216", "at '/vni': maximum"),
         ("loadBalancers.port=0", "at '/loadBalancers/port': minimum"),
+        ("loadBalancers.httpPort=9900", "loadBalancers.port and loadBalancers.httpPort have to differ"),
         ("loadBalancers.onTerm=die", "at '/loadBalancers/onTerm': value must be one of 'leave', 'stay'"),
         ("loadBalancers.mapSizes.slots=1", "additional properties 'slots' not allowed"),
+        ("loadBalancers.seLinuxOptions.domain=spc_t", "additional properties 'domain' not allowed"),
         ("operator.image.digest=sha256:abc", "at '/operator/image/digest'"),
         ("monitoring.prometheusRule.disabled={Other}", "at '/monitoring/prometheusRule/disabled/0'"),
         ("diagnostics.redis.url=http://redis:6379", "at '/diagnostics/redis/url'"),
         ("diagnostics.redis.url=redis://:secret@redis:6379", "at '/diagnostics/redis/url'"),
         ("diagnostics.redis.passwordSecret.name=Not-A-Name", "at '/diagnostics/redis/passwordSecret/name'"),
         ("tls.mint=false", "additional properties 'mint' not allowed"),
+        ("tls.nodesSecret=holdfast-ca", "tls.caSecret and tls.nodesSecret have to differ"),
+        ("tls.mode=own,tls.caSecret=holdfast-lb-tls", "tls.caSecret and tls.nodesSecret have to differ"),
         ("tls.mode=certmanager", "at '/tls/mode': value must be one of 'mint', 'certManager', 'own'"),
         ("tls.certManager.issuer=x", "additional properties 'issuer' not allowed"),
         ("tls.certManager.issuerRef.namespace=x", "additional properties 'namespace' not allowed"),
@@ -114,6 +125,11 @@ def test_a_bad_value_is_refused_with_its_place(api: ApiServer, value: str, sente
     assert sentence in str(refused.value)
 
 
+def test_all_octets_that_there_are_may_be_allowed(api: ApiServer) -> None:
+    octets = ",".join(f"{octet}.{octet}.0.{octet}/32" for octet in range(256))
+    assert render(api, f"allowedAddresses={{{octets}}}", "test.address=203.0.113.108")
+
+
 def test_load_balancers_have_three_capabilities_and_no_token(api: ApiServer) -> None:
     objects = render(api)
     pod = one(objects, "DaemonSet")["spec"]["template"]["spec"]
@@ -124,6 +140,7 @@ def test_load_balancers_have_three_capabilities_and_no_token(api: ApiServer) -> 
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "BPF", "PERFMON"]},
         "seccompProfile": {"type": "RuntimeDefault"},
+        "appArmorProfile": {"type": "Unconfined"},  # the runtimes' default one lets nobody pin below /sys/fs/bpf
     } == container["securityContext"]
     assert (True, False) == (pod["hostNetwork"], pod["automountServiceAccountToken"])
     assert "hostPID" not in pod
@@ -135,6 +152,11 @@ def test_load_balancers_have_three_capabilities_and_no_token(api: ApiServer) -> 
         subject["name"] for each in objects if each["kind"].endswith("RoleBinding") for subject in each["subjects"]
     ]
     assert {"holdfast-operator"} == set(bound), "load balancers have no role"
+
+
+def test_load_balancers_get_the_selinux_label_that_is_asked_for(api: ApiServer) -> None:
+    (container,) = one(render(api, *EVERYTHING), "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    assert {"type": "spc_t"} == container["securityContext"]["seLinuxOptions"]
 
 
 def test_diagnostics_are_off_until_there_is_a_url(api: ApiServer) -> None:
@@ -224,6 +246,23 @@ def test_a_budget_only_where_there_is_somebody_to_stay(api: ApiServer) -> None:
     assert 1 == one(two, "PodDisruptionBudget")["spec"]["minAvailable"]
 
 
+def test_the_network_policy_covers_whoever_asks_the_api_server(api: ApiServer) -> None:
+    objects = render(api)
+    chosen = one(objects, "NetworkPolicy")["spec"]["podSelector"]
+    (among,) = chosen["matchExpressions"]
+    assert ("app.kubernetes.io/component", "In") == (among["key"], among["operator"])
+    pods = [
+        each["spec"]["template"]
+        for each in objects
+        if each.get("spec", {}).get("template", {}).get("spec", {}).get("automountServiceAccountToken")
+    ]
+    assert len(pods) == 2, "the operator's, and the farewell's"
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        assert chosen["matchLabels"].items() <= labels.items()
+        assert labels[among["key"]] in among["values"]
+
+
 def test_monitors_exclude_each_other(api: ApiServer) -> None:
     def kinds(*values: str) -> set[str]:
         return {each["kind"] for each in render(api, *values)} & {"ServiceMonitor", "PodMonitor"}
@@ -277,6 +316,61 @@ def test_every_value_is_explained() -> None:
             "limits: {memory: 1Gi}",
         }
     ]
+
+
+def play_kubelet(api: ApiServer, namespace: str, names: Collection[str], ended: threading.Event) -> None:
+    """Pods of these names end well as soon as they are there; every other one goes on for ever."""
+    done = {"status": {"phase": "Succeeded"}}
+    while not ended.wait(0.2):
+        for pod in api.call("GET", f"/api/v1/namespaces/{namespace}/pods")["items"]:
+            name = pod["metadata"]["name"]
+            if name in names and pod["status"].get("phase") != "Succeeded":
+                with suppress(ApiError):  # deleted in between
+                    api.merge(f"/api/v1/namespaces/{namespace}/pods/{name}/status", done)
+
+
+def test_a_test_ends_although_its_server_does_not_and_leaves_nothing(api: ApiServer, namespace: str) -> None:
+    """Helm's own waiting, with the pods' ends played here, as there is no kubelet."""
+    api.call("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
+    release = ("holdfast", "--namespace", namespace)
+    ours = ("--set", f"test.address=203.0.113.99,fullnameOverride={namespace}", "--take-ownership", "--force-conflicts")
+    api.helm("install", *release[:1], CHART, *release[1:], *ours)
+    fetching, ended = {f"{namespace}-test-page", f"{namespace}-test-ready"}, threading.Event()
+    kubelet = threading.Thread(target=play_kubelet, args=(api, namespace, fetching, ended))
+    kubelet.start()
+    try:
+        said = api.helm("test", *release, "--timeout", "60s")
+    finally:
+        ended.set()
+        kubelet.join()
+        api.helm("uninstall", *release, "--no-hooks")
+    assert 5 == said.count("Succeeded"), said
+    kinds = ("pods", "deployments.apps", "services", "virtualservices.holdfast.dev")
+    assert "" == api.kubectl("-n", namespace, "get", ",".join(kinds), "-o", "name")
+
+
+def test_the_page_is_fetched_from_another_node_than_it_is_on(api: ApiServer) -> None:
+    objects = render(api, "test.address=203.0.113.99")
+    server = one(objects, "Deployment", "test-web")["spec"]
+    pod = one(objects, "Pod", "test-page")["spec"]
+    (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert ("kubernetes.io/hostname", server["selector"]) == (apart["topologyKey"], apart["labelSelector"])
+    assert pod["hostNetwork"]
+    agents = one(objects, "DaemonSet")["spec"]["template"]["spec"]["nodeSelector"]
+    assert agents == server["template"]["spec"]["nodeSelector"] == pod["nodeSelector"]
+
+
+def test_the_crd_that_stays_is_taken_over_by_another_release_or_left_alone(api: ApiServer, namespace: str) -> None:
+    def install(name: str, *flags: str) -> None:
+        api.helm("install", f"{namespace}-{name}", CHART, "--namespace", namespace, *flags)
+        api.helm("uninstall", f"{namespace}-{name}", "--namespace", namespace, "--no-hooks")
+
+    install("first", "--take-ownership", "--force-conflicts")  # before, it was kubectl's
+    with pytest.raises(AssertionError, match="invalid ownership metadata"):
+        install("second")
+    install("second", "--take-ownership")
+    install("third", "--set", "crds.enabled=false")
+    install("second")
 
 
 def test_an_installation_is_upgraded_rolled_back_and_removed(api: ApiServer, namespace: str) -> None:

@@ -16,9 +16,9 @@ from tests.tidy.sources import ROOT
 
 @pytest.fixture
 def own(cluster: Cluster) -> WholeCluster:
-    """A cluster whose nodes may be lost, and whose API server may be killed: asked for before a scene begins."""
+    """A cluster that may lose nodes and its API server, and has a second address: asked for before a scene begins."""
     if not isinstance(cluster, WholeCluster):
-        pytest.skip("missing feature: own-cluster (nodes and API server of a given one are left alone)")
+        pytest.skip("missing feature: own-cluster (nodes and API server of a given one are left alone; it has one VIP)")
     return cluster
 
 
@@ -143,6 +143,16 @@ def test_holdfast_is_upgraded_and_rolled_back(scene: Scene) -> None:
     scene.wait_agents(240)
     scene.wait_backends(play.REPLICAS)
     assert 0 == scene.unbroken()["broken_backend_gone"]
+
+
+def test_helm_test_fetches_a_page_through_an_address_of_its_own(own: WholeCluster) -> None:
+    """Without the Pod that asks the operator, for that needs DNS."""
+    own.let_nodes_speak_to_vips()
+    release = ("holdfast", "--namespace", own.system)
+    given = ("--reuse-values", "--set", f"test.address={play.TEST_VIP}")
+    own.helm("upgrade", *release[:1], str(ROOT / "charts/holdfast"), *release[1:], *given)
+    own.helm("test", *release, "--filter", "!name=holdfast-test-ready", "--timeout", "240s")
+    assert not own.pods(own.system, **{"app.kubernetes.io/component": "test"})
 
 
 def test_uninstalled_it_leaves_nothing_on_the_nodes(cluster: Cluster) -> None:

@@ -190,6 +190,12 @@ class WholeCluster(Cluster):
         self.wait_nodes(new.name)
         return new
 
+    def let_nodes_speak_to_vips(self) -> None:
+        """For clients on nodes: the lab keeps nodes from sending to VIPs, as what nobody serves would go in circles."""
+        self.wait_router()
+        for node in self.nodes:
+            node.host.run(["ip", "route", "del", "blackhole", VIPS])
+
     def _start_controllers(self) -> None:
         pki, admin = self.api.pki.folder, self.api.kubeconfig
         controllers = [
