@@ -12,6 +12,7 @@ token. Flows, records and slots travel as NumPy arrays of ``lbpod.core.layout``;
 """
 
 from enum import Enum
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -47,7 +48,8 @@ from lbpod.core.bodies import (
     StateAnswer as StateAnswer,
     StateCall as StateCall,
 )
-from lbpod.core.model import NextIds, Snapshot, World
+from lbpod.core.limits import VIPS_MAX
+from lbpod.core.model import NextIds, Protocol, Snapshot, Vip, World, WorldVip, format_address
 
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
@@ -487,13 +489,24 @@ class Push(msgspec.Struct, frozen=True):
 
 
 class VipStatus(msgspec.Struct, frozen=True):
-    """What people want to know about one VIP."""
+    """What people want to know about one VIP. place: its identity, as ``place_of`` writes it."""
 
     name: str
     epoch: int
     ready: int
     draining: int
     id: int = 0
+    place: str = ""
+
+
+def place_of(vip: Vip | WorldVip) -> str:
+    """ADDRESS:PORT/PROTOCOL. A VIP may get another name; it is another one where this differs."""
+    return _place(vip.address, vip.port, vip.protocol)
+
+
+@lru_cache(maxsize=VIPS_MAX)  # they stay the same from one generation to the next, and writing an address takes 8 us
+def _place(address: bytes, port: int, protocol: Protocol) -> str:
+    return f"{format_address(address)}:{port}/{protocol.name}"
 
 
 class Phase(Enum):
@@ -516,7 +529,8 @@ class PlannerStatus(msgspec.Struct, frozen=True):
     """Where the controller stands. generation: the newest that is pushed or in force, 0: none; lbs: of the ring (of the
     new one, where it changes); lagging: nodes that are behind and do not answer, refuse, or were left behind; ring:
     names of its members; lost: names of those believed lost; waiting: VIPs whose change waits for the next generation,
-    for this one has enough to do; problem: one sentence or empty."""
+    for this one has enough to do; problem: one sentence or empty; vips: of the newest generation; in_force: of that
+    which is in force, or of the newest where nobody has told."""
 
     phase: Phase
     generation: int
@@ -530,6 +544,7 @@ class PlannerStatus(msgspec.Struct, frozen=True):
     lost: tuple[str, ...] = ()
     ring_changes: int = 0
     waiting: int = 0
+    in_force: tuple[VipStatus, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):

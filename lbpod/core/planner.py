@@ -80,19 +80,18 @@ from lbpod.core.messages import (
     Push,
     Report,
     Tick,
-    VipStatus,
     WorldSeen,
 )
 from lbpod.core.model import Cluster, Snapshot, World
 from lbpod.core.planner_make import (
     Maker,
+    Told,
     is_first_ring,
     is_misbuilt,
     is_plain,
     is_ring_change_under_way,
     ring_base,
     ring_wanted,
-    vips_of,
 )
 from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, newest_of
 from lbpod.core.planner_ring import Where, can_follow, members_of
@@ -149,7 +148,7 @@ class Planner:
         self._changes = 0
         self._ring_changes = 0
         self._ours = False  # the change in flight was made here, not adopted
-        self._vips: tuple[VipStatus, ...] = ()
+        self._told = Told()
         self._ring: tuple[str, ...] = ()
         self._reported: PlannerStatus | None = None
 
@@ -643,7 +642,6 @@ class Planner:
         for peer in self._roster.peers.values():
             peer.next_ns = now_ns if peer.refused else peer.next_ns  # it may take this one
         self._ring = tuple(sorted(members_of(snapshot)))
-        self._vips = vips_of(snapshot)
 
     def _call(self, peer: Peer, now_ns: int) -> None:
         """Emit the one call that is next for this node, if there is one and nothing is under way."""
@@ -681,7 +679,8 @@ class Planner:
             lagging=tuple(sorted(self._roster.lagging)),
             problem=self._problem(),
             changes=self._changes,
-            vips=self._vips,
+            vips=self._told.of(self._aim),
+            in_force=self._told.of(self._in_force or self._aim),
             ring=self._ring,
             lost=tuple(sorted(name for name in lost if changing or self._roster.peers[name].role.new)),
             ring_changes=self._ring_changes,

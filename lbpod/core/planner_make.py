@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import msgspec
 
 from lbpod.core.errors import SnapshotError
-from lbpod.core.messages import VipStatus
+from lbpod.core.messages import VipStatus, place_of
 from lbpod.core.model import BackendState, Cluster, NextIds, Ring, Snapshot, World
-from lbpod.core.planner_peers import Peer
+from lbpod.core.planner_peers import Aim, Peer
 from lbpod.core.planner_ring import (
     Where,
     before_change,
@@ -151,11 +151,28 @@ def is_first_ring(where: Where, roster: Roster) -> bool:
     return not where.aim.changes_ring and all(said is None or said.committed == 0 for said in alive)
 
 
-def vips_of(snapshot: Snapshot) -> tuple[VipStatus, ...]:
-    """What people want to know about its VIPs."""
+class Told:
+    """What is said of the VIPs of a snapshot, worked out once for each of the two that matter: the newest, and that
+    which is in force."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Snapshot, tuple[VipStatus, ...]]] = []
+
+    def of(self, aim: Aim | None) -> tuple[VipStatus, ...]:
+        """What people want to know about its VIPs."""
+        if aim is None:
+            return ()
+        for snapshot, vips in self._made:
+            if snapshot is aim.snapshot:
+                return vips
+        self._made = [*self._made[-1:], (aim.snapshot, _vips_of(aim.snapshot))]
+        return self._made[-1][1]
+
+
+def _vips_of(snapshot: Snapshot) -> tuple[VipStatus, ...]:
     found = []
     for vip in snapshot.vips:
         ready = sum(one.state is BackendState.READY for one in vip.backends)
         draining = sum(one.state is BackendState.DRAINING for one in vip.backends)
-        found.append(VipStatus(vip.name, vip.epoch, ready, draining, vip.id))
+        found.append(VipStatus(vip.name, vip.epoch, ready, draining, vip.id, place_of(vip)))
     return tuple(found)

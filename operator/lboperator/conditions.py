@@ -6,29 +6,37 @@ balancers, and must not be written into a thousand others. How many slots track 
 was some seconds ago (``statuses``). An event is a transition that somebody should act upon or has
 waited for; the same status twice is none.
 
+What clients have reached once is not taken back for what is merely on its way: a port that is added or renamed waits
+for its turn, while the others are served. Nor while the Planner is STARTING: it has not heard yet what load balancers
+have, so what was said of them stays, unless none of them answers.
+
 | condition | True means |
 | --- | --- |
 | Accepted | the spec can be served: valid, allowed, nobody older has the address |
 | ResolvedRefs | the Service, its endpoints' slices and the named ports are found |
-| Programmed | load balancers serve it, be it as it once was; False where none of them answers (any more) |
+| Programmed | load balancers serve it, be it as it once was: first all of it, then any; False where none answers |
 | Converged | all load balancers have in force what the spec and the endpoints say now |
 | Degraded | it is served, but not as well as it could be: nothing ready, endpoints left out, the last good state |
-| Ready | clients are served: Accepted, ResolvedRefs, Programmed, and a backend that is ready or drains |
+| Ready | clients are served: Accepted, ResolvedRefs, Programmed, and load balancers have a backend for it |
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final
 
 from lboperator.nouns import VirtualService
 from lboperator.observe import Verdict
-from lbpod.core.messages import PlannerStatus
+from lbpod.core.messages import Phase, PlannerStatus, VipStatus, place_of
 from lbpod.core.model import BackendState
 
 Status = dict[str, Any]
 UNREACHABLE: Final = "NoLoadBalancers"
 """Why it is not programmed where no load balancer answers."""
+NOTHING: Final = "NothingToServe"
+"""Why it is not programmed where nothing of it could be served."""
 TYPES: Final = ("Accepted", "ResolvedRefs", "Programmed", "Converged", "Degraded", "Ready")
 
 
@@ -42,6 +50,34 @@ class Where:
     in_force: bool
     tracking: Mapping[str, int] = field(default_factory=dict)
     """VIP name -> slots that track, as of a few seconds ago; only those of which any does."""
+
+    @cached_property
+    def newest(self) -> dict[str, VipStatus]:
+        """VIPs of the newest generation, by their place."""
+        return {one.place: one for one in self.status.vips}
+
+    @cached_property
+    def places(self) -> frozenset[str]:
+        """Places of the VIPs that are in force."""
+        return frozenset(one.place for one in self.status.in_force)
+
+    @cached_property
+    def served(self) -> dict[str, list[VipStatus]]:
+        """VIPs that are in force, whatever is wanted, by the namespace/name of their VirtualService."""
+        found: dict[str, list[VipStatus]] = defaultdict(list)
+        for one in self.status.in_force:
+            found[one.name.rpartition("/")[0]].append(one)
+        return dict(found)
+
+    @property
+    def answers(self) -> bool:
+        """A load balancer answers."""
+        return len(self.status.lost) < self.status.lbs
+
+    @property
+    def is_known(self) -> bool:
+        """What load balancers have is known, or else that none of them answers."""
+        return self.status.phase is not Phase.STARTING or (self.status.lbs > 0 and not self.answers)
 
 
 @dataclass(frozen=True)
@@ -69,39 +105,62 @@ def what_lacks(verdict: Verdict) -> tuple[Lack, ...]:
     return (*found, Lack.HOMES) if verdict.homeless else found
 
 
+@dataclass(frozen=True)
+class _Served:
+    """What load balancers have of one VirtualService. is_whole: all its ports; has_backend: somebody to serve it."""
+
+    is_programmed: bool
+    is_whole: bool
+    has_backend: bool
+
+
+def _served(vs: VirtualService, verdict: Verdict, where: Where, before: Status) -> _Served:
+    was_programmed = _is_true(before, "Programmed")
+    if not where.is_known:
+        return _Served(was_programmed, is_whole=False, has_backend=_is_true(before, "Ready"))
+    served = where.served.get(f"{vs.namespace}/{vs.name}", [])
+    is_whole = bool(verdict.vips) and all(place_of(vip) in where.places for vip in verdict.vips)
+    is_programmed = where.answers and (bool(served) if was_programmed else is_whole and where.in_force)
+    return _Served(is_programmed, is_whole, any(one.ready or one.draining for one in served))
+
+
 def status_of(vs: VirtualService, verdict: Verdict, where: Where, before: Status, now: str) -> Status:
     """The status as it should be. before: as it is; now: RFC 3339."""
-    served = [vip for vip in verdict.vips if vip.name in {one.name for one in where.status.vips}]
     states: dict[bytes, BackendState] = {}
     for vip in verdict.vips:
         for one in vip.backends:
             states[one.address] = min(one.state, states.get(one.address, one.state))
     ready = sum(state is BackendState.READY for state in states.values())
-    names = {vip.name for vip in verdict.vips}
-    epochs = [one.epoch for one in where.status.vips if one.name in names]
-    was_programmed = _is_true(before, "Programmed")
-    answers = len(where.status.lost) < where.status.lbs
-    programmed = answers and bool(served) and len(served) == len(verdict.vips) and (where.in_force or was_programmed)
+    served = _served(vs, verdict, where, before)
     conditions = [
         _accepted(verdict),
         _resolved(verdict),
-        _programmed(verdict, programmed, where.status),
-        _converged(verdict, where, programmed=programmed),
-        _degraded(verdict, len(states) - ready),
+        _programmed(verdict, where, programmed=served.is_programmed),
+        _converged(verdict, where, served),
+        _degraded(verdict),
     ]
-    conditions.append(_ready(conditions, ready, len(states) - ready))
+    conditions.append(_ready(conditions, len(states), has_backend=served.has_backend))
     return {
         "observedGeneration": vs.generation,
-        "epoch": max(epochs, default=0),
         "ports": ",".join(f"{port.port}/{port.protocol}" for port in vs.ports),
         "backends": {"ready": ready, "draining": len(states) - ready},
+        **_figures(verdict, where, before),
+        "conditions": [_stamped(one, before, vs.generation, now) for one in conditions],
+    }
+
+
+def _figures(verdict: Verdict, where: Where, before: Status) -> Status:
+    """What load balancers have of it, in numbers; as it was said, where that is not known."""
+    newest = [where.newest[place] for place in map(place_of, verdict.vips) if place in where.newest]
+    figures = {
+        "epoch": max((one.epoch for one in newest), default=0),
         "loadBalancers": {
             "ready": where.rest.lbs - len(where.rest.lost),
             "atEpoch": where.rest.lbs_at_generation,
         },
-        "trackingSlots": sum(where.tracking.get(name, 0) for name in names),
-        "conditions": [_stamped(one, before, vs.generation, now) for one in conditions],
+        "trackingSlots": sum(where.tracking.get(one.name, 0) for one in newest),
     }
+    return figures if where.is_known else {name: before.get(name, figure) for name, figure in figures.items()}
 
 
 def events_of(before: Status, after: Status) -> list[Event]:
@@ -158,12 +217,14 @@ def _kept(problem: str, verdict: Verdict) -> str:
     return "; the last good state stays in force" if problem and verdict.vips else ""
 
 
-def _programmed(verdict: Verdict, programmed: bool, status: PlannerStatus) -> _Said:
+def _programmed(verdict: Verdict, where: Where, *, programmed: bool) -> _Said:
     if programmed:
         return "Programmed", "True", "Programmed", "load balancers serve it"
-    if not verdict.vips:
-        return "Programmed", "False", "NothingToServe", "there is nothing of it that could be served"
-    if len(status.lost) >= status.lbs:
+    status, is_starting = where.status, where.status.phase is Phase.STARTING
+    # What was good last is known from load balancers alone, so while they are asked it may be more than nothing.
+    if not verdict.vips and (verdict.accepted or not is_starting):
+        return "Programmed", "False", NOTHING, "there is nothing of it that could be served"
+    if not where.answers:
         when = "any more; what they forward goes on, if they are there" if status.lbs else "yet"
         return (
             "Programmed",
@@ -171,26 +232,29 @@ def _programmed(verdict: Verdict, programmed: bool, status: PlannerStatus) -> _S
             UNREACHABLE,
             f"no load balancer answers {when}; look at the pods of the DaemonSet, and at their nodes",
         )
+    if is_starting:
+        return "Programmed", "False", "Pending", "load balancers are being asked what they have"
     return "Programmed", "False", "Pending", "load balancers are being told"
 
 
-def _converged(verdict: Verdict, where: Where, *, programmed: bool) -> _Said:
+def _converged(verdict: Verdict, where: Where, served: _Served) -> _Said:
     if not verdict.is_good:
         return "Converged", "False", "SpecNotServed", "the spec is not served as it is"
-    if where.in_force and programmed:
+    if where.in_force and served.is_programmed and served.is_whole:
         return "Converged", "True", "Converged", "all load balancers have it in force"
     problem = where.status.problem
     return "Converged", "False", "Pending", problem or "load balancers are being told"
 
 
-def _degraded(verdict: Verdict, draining: int) -> _Said:
+def _degraded(verdict: Verdict) -> _Said:
     if not verdict.vips:
         return "Degraded", "False", "NotServed", "it is not served at all"
     if not verdict.is_good:
         return "Degraded", "True", "LastGoodState", "the last good state is served, not the spec as it is"
     lacks = what_lacks(verdict)
+    draining = {one.address for vip in verdict.vips for one in vip.backends if one.weight}
     if Lack.READY in lacks and draining:
-        message = f"no endpoint is ready; {draining} that terminate or are not ready get new connections, too"
+        message = f"no endpoint is ready; {len(draining)} that terminate or are not ready get new connections, too"
         return "Degraded", "True", Lack.READY.value, message
     if Lack.READY in lacks:
         message = "the Service has no ready endpoint; look at its selector, and whether its pods are ready"
@@ -201,12 +265,14 @@ def _degraded(verdict: Verdict, draining: int) -> _Said:
     return "Degraded", "False", "AllGood", "nothing is missing"
 
 
-def _ready(conditions: Sequence[_Said], ready: int, draining: int) -> _Said:
+def _ready(conditions: Sequence[_Said], backends_count: int, *, has_backend: bool) -> _Said:
     for kind, status, reason, message in conditions:
         if kind in {"Accepted", "ResolvedRefs", "Programmed"} and status != "True":
             return "Ready", "False", reason, message
-    if not ready and not draining:
+    if not backends_count:
         return "Ready", "False", Lack.READY.value, "the Service has no ready endpoint"
+    if not has_backend:
+        return "Ready", "False", "Pending", "load balancers have no backend for it yet"
     return "Ready", "True", "Ready", "clients are served"
 
 

@@ -129,14 +129,13 @@ class Statuses:
         places = asyncio.Semaphore(API_CALLS_MAX)
         in_force = self._in_force()
         self._look_tracking(status)
+        stands = {is_done: Where(status, rest, is_done, self._tracking) for is_done in (False, True)}
         todo = []
         for key, one in self.wanted.items():
             before = self._cache.statuses.get(key)
             if before is None:
                 continue  # deleted meanwhile
-            after = status_of(
-                one.vs, one.verdict, Where(status, rest, one.number <= in_force, self._tracking), before, now
-            )
+            after = status_of(one.vs, one.verdict, stands[one.number <= in_force], before, now)
             said, at_ns = self._written.get(key, ({}, 0))
             if after != before and (after != said or now_ns - at_ns >= SWEEP_NS):
                 todo.append(self._write(places, one.vs, before, after))

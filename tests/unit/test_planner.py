@@ -153,6 +153,25 @@ def test_a_host_that_says_nothing_at_all_is_waited_for_a_while(scene: Scene) -> 
     assert (Phase.IDLE, ("host1",)) == (scene.now().phase, scene.now().lagging)
 
 
+def test_it_tells_what_is_newest_and_what_is_in_force(scene: Scene) -> None:
+    def told() -> tuple[list[int], list[int]]:
+        status = scene.now()
+        assert {"203.0.113.1:80/TCP"} == {one.place for one in (*status.vips, *status.in_force)}
+        return [one.ready for one in status.vips], [one.ready for one in status.in_force]
+
+    scene.see(world(1))
+    assert ([1], [1]) == told()
+    scene.silent = {"lb2"}
+    scene.see(world(1, 2))
+    assert (Phase.STAGING, ([2], [1])) == (scene.now().phase, told())
+    scene.restart()
+    scene.see(world(1, 2, 3))
+    assert (Phase.STARTING, (), ()) == (scene.now().phase, scene.now().vips, scene.now().in_force)
+    scene.silent = set()
+    scene.later(30 * SECOND_NS)
+    assert (Phase.IDLE, ([3], [3])) == (scene.now().phase, told())
+
+
 def test_a_draining_backend_goes_when_its_time_is_over(scene: Scene) -> None:
     scene.see(world(1, 2))
     scene.see(world(1, 2, draining=[2]))
