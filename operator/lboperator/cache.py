@@ -3,6 +3,9 @@
 Invariant: an object is here as its newest event said. Nothing is looked at before all that the API lists is known (the
 sweep sees to that), because a World without its endpoints takes backends away.
 
+Events of one object come in their order, but kopf has a worker for each uid, so those of two that have had one name
+after each other may come mixed. What is told late of the former one changes nothing.
+
 A watch that breaks and begins again does not tell of what was deleted meanwhile; ``strangers`` and ``drop`` are how the
 sweep puts that right.
 """
@@ -15,7 +18,7 @@ from enum import Enum
 from typing import Any, Final
 
 from lboperator import nouns
-from lboperator.nouns import Key, Node, Noun, Service, Slice, VirtualService
+from lboperator.nouns import Key, Life, Node, Noun, Service, Slice, VirtualService
 
 
 class Kind(Enum):
@@ -50,6 +53,7 @@ class _Entry:
     noun: Noun
     number: int
     """Of the event that it came with."""
+    life: Life
 
 
 class Cache:
@@ -70,12 +74,14 @@ class Cache:
 
     # --- Events -------------------------------------------------------------------------------------------------------
     def put(self, kind: Kind, body: nouns.Body) -> None:
-        """An object is there, as this."""
-        noun = _PARSERS[kind](body)
+        """An object is there, as this; of no account where another one has its name by now."""
+        noun, life = _PARSERS[kind](body), nouns.life_of(body)
         self._number += 1
         self.heard[kind] += 1
         before = self._entries[kind].get(noun.key)
-        self._entries[kind][noun.key] = _Entry(noun, self._number)
+        if before is not None and life.is_before(before.life):
+            return
+        self._entries[kind][noun.key] = _Entry(noun, self._number, life)
         if isinstance(noun, VirtualService):
             self.statuses[noun.key] = dict(body.get("status") or {})
         noted = self._note_lb_service(noun, body)
@@ -87,11 +93,12 @@ class Cache:
             self._slices[noun.namespace, noun.service][noun.key] = noun
         self.changed.set()
 
-    def drop(self, kind: Kind, key: Key) -> None:
-        """An object is gone."""
-        gone = self._entries[kind].pop(key, None)
-        if gone is None:
+    def drop(self, kind: Kind, key: Key, uid: str = "") -> None:
+        """An object is gone; of no account where another one has its name by now. uid: '', whichever it is."""
+        gone = self._entries[kind].get(key)
+        if gone is None or uid not in {"", gone.life.uid}:
             return
+        del self._entries[kind][key]
         if isinstance(gone.noun, Slice):
             self._forget_slice(gone.noun)
         if kind is Kind.VIRTUAL_SERVICE:

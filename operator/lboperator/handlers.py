@@ -15,7 +15,7 @@ import kopf
 
 from lboperator.api import login
 from lboperator.cache import Cache, Kind
-from lboperator.nouns import key_of
+from lboperator.nouns import key_of, life_of
 
 NAME: Final = "holdfast.dev"
 
@@ -44,7 +44,7 @@ def _watch(registry: kopf.OperatorRegistry, cache: Cache, kind: Kind) -> None:
     @kopf.on.event(group, version, plural, id=f"{plural}-event", registry=registry)
     async def _event(type: str | None, body: kopf.Body, **_: Any) -> None:
         if type == "DELETED":
-            cache.drop(kind, key_of(body))
+            cache.drop(kind, key_of(body), life_of(body).uid)
         else:
             cache.put(kind, body)
 

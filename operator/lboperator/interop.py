@@ -5,6 +5,10 @@ conditions included, is as with one that a person made. A person's VirtualServic
 is what we made, and carries our label. What cannot be honoured is refused, not ignored: a Service that limits its
 clients' addresses must not be open to all. But a mistyped address takes nothing away from what is served.
 
+An ingress point is told once the VirtualService is served, and stays until there is nothing of it that could be: what
+is on its way, or cannot be asked, may be served all the same, and whoever takes the point for a name (external-dns)
+would take that from its clients.
+
 Addresses are requested, not handed out: by the annotation ``holdfast.dev/address`` or by ``spec.loadBalancerIP``.
 """
 
@@ -29,7 +33,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Change:
-    """The spec of this one is to be so."""
+    """The spec of this one is to be so. None: without that, for a merge patch keeps what it does not name."""
 
     key: Key
     spec: dict[str, Any]
@@ -66,6 +70,7 @@ Why = tuple[str, str]
 """A reason and a sentence."""
 WhyNot = Callable[[str], Why | None]
 _FOLLOWED: Final = ("ports", "service", "affinity", "idle_seconds", "udp_idle_seconds")
+_TIMEOUTS: Final = ("idleTimeoutSeconds", "udpIdleTimeoutSeconds")
 _PORTS_MAX: Final = 32
 """As the CRD has it."""
 
@@ -77,9 +82,11 @@ def plan(
     load_balancer_class: str,
     why_not: WhyNot = lambda _: None,
     refused: Mapping[Key, Why] = MappingProxyType({}),
+    empty: frozenset[Key] = frozenset(),
 ) -> list[Action]:
     """What is to be done, from all Services of type LoadBalancer. programmed: VirtualServices that are being served;
-    why_not: what is wrong with an address; refused: VirtualServices that are not accepted."""
+    why_not: what is wrong with an address; refused: VirtualServices that are not accepted; empty: those of which there
+    is nothing to serve."""
     there = {vs.key: vs for vs in virtual_services}
     actions: list[Action] = []
     kept: set[Key] = set()
@@ -91,7 +98,9 @@ def plan(
             if had is not None and had.owner == uid and _ingress(body) == (had.address,):
                 actions.append(Tell(key, ()))  # what we have said there is not true any more
             continue
-        sentence = _why_not(body) or _why_taken(key, uid, had)
+        sentence = _why_not(body) or _why_taken(key, had)
+        if not sentence and had is not None and had.owner != uid:
+            continue  # made for a Service that had this name before: it goes, and the next look makes another one
         mistake = None if sentence else _why_not_yet(body, why_not)
         why = sentence or mistake or refused.get(key)
         if why:
@@ -100,8 +109,9 @@ def plan(
             kept.add(key)
         if not sentence and not mistake:
             actions.extend(_serve(_virtual_service(body), had))
-        is_served = not sentence and had is not None and key in programmed
-        ingress = (had.address,) if had is not None and is_served else ()
+        ingress: tuple[str, ...] = ()
+        if had is not None and not (sentence or key in refused or key in empty):
+            ingress = (had.address,) if key in programmed or had.address in _ingress(body) else ()
         if ingress != _ingress(body):
             actions.append(Tell(key, ingress))
     mine = [vs for vs in there.values() if vs.owner and vs.key not in kept]
@@ -116,7 +126,7 @@ def _serve(wanted: dict[str, Any], had: VirtualService | None) -> list[Action]:
     if made.address != had.address:
         return [Delete(had.key, had.uid)]  # an address stays for life; the next look makes another one
     same = all(getattr(made, name) == getattr(had, name) for name in _FOLLOWED)
-    return [] if same else [Change(had.key, wanted["spec"])]
+    return [] if same else [Change(had.key, {**dict.fromkeys(_TIMEOUTS), **wanted["spec"]})]
 
 
 def _why_not_yet(body: Body, why_not: WhyNot) -> Why | None:
@@ -140,8 +150,8 @@ def _why_not(body: Body) -> Why | None:
     return None
 
 
-def _why_taken(key: Key, uid: str, had: VirtualService | None) -> Why | None:
-    if had is None or had.owner == uid:
+def _why_taken(key: Key, had: VirtualService | None) -> Why | None:
+    if had is None or had.owner:
         return None
     return "NameTaken", f"there is a VirtualService {key[0]}/{key[1]} that is not this Service's; rename or remove it"
 
@@ -198,5 +208,4 @@ def _affinity(spec: Body) -> Body:
     if spec.get("sessionAffinity") != "ClientIP":
         return {"affinity": "None"}
     seconds = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
-    idle = {"idleTimeoutSeconds": seconds, "udpIdleTimeoutSeconds": seconds} if seconds else {}
-    return {"affinity": "ClientIP", **idle}
+    return {"affinity": "ClientIP", **(dict.fromkeys(_TIMEOUTS, seconds) if seconds else {})}

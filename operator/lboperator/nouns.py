@@ -8,6 +8,7 @@ Decided here: what is read of each kind. What it means is ``observe``'s business
 """
 
 from collections.abc import Iterable, Mapping
+from ipaddress import AddressValueError, IPv4Address
 from typing import Any, Final
 
 import msgspec
@@ -129,10 +130,35 @@ class Node(msgspec.Struct, frozen=True):
 Noun = VirtualService | Service | Slice | Node
 
 
+class Life(msgspec.Struct, frozen=True):
+    """Which of all objects that have ever had a name, and how new what is told of it is."""
+
+    uid: str
+    version: str
+    created: str
+
+    def is_before(self, other: "Life") -> bool:
+        """This tells of an object that had the name before the other one. Versions of one kind are numbers that only
+        rise, as far as the API server keeps to what it always did; else the times at which they were made tell,
+        unless they are equal."""
+        if self.uid == other.uid:
+            return False
+        if _is_number(self.version) and _is_number(other.version):
+            return int(self.version) < int(other.version)
+        return bool(self.created) and self.created < other.created
+
+
 def key_of(body: Body) -> Key:
     """Namespace and name of a body."""
     metadata = _mapping(body.get("metadata"))
     return _text(metadata.get("namespace")), _text(metadata.get("name"))
+
+
+def life_of(body: Body) -> Life:
+    """Of a body."""
+    metadata = _mapping(body.get("metadata"))
+    uid, version = _text(metadata.get("uid")), _text(metadata.get("resourceVersion"))
+    return Life(uid, version, _text(metadata.get("creationTimestamp")))
 
 
 def virtual_service(body: Body) -> VirtualService:
@@ -226,9 +252,7 @@ def node(body: Body) -> Node:
         _text(one.get("address")) for one in _mappings(status.get("addresses")) if one.get("type") == "InternalIP"
     ]
     labels = tuple(sorted((str(name), str(value)) for name, value in _mapping(metadata.get("labels")).items()))
-    return Node(
-        _text(metadata.get("name")), next((one for one in addresses if "." in one and ":" not in one), ""), labels
-    )
+    return Node(_text(metadata.get("name")), next(filter(_is_ipv4, addresses), ""), labels)
 
 
 def _owner(metadata: Body) -> str:
@@ -256,6 +280,18 @@ def _mappings(found: object) -> list[Mapping[str, Any]]:
 
 def _text(found: object) -> str:
     return found if isinstance(found, str) else ""
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def _number(found: object, default: int = 0) -> int:

@@ -8,7 +8,8 @@ was made from. It may be thrown away at any time.)
 an endpoint that moves from one slice to another is in both, or in none, for a moment. Ready ones get new connections.
 What terminates while it serves drains. So does what *was* a backend and is not ready (any more): the pod is there, and
 so are its connections. What has never been ready is left out. Where nothing is ready, the table is made of what drains
-(``core.snapshot.eligible``): better a pod that terminates than none.
+(``core.snapshot.eligible``): better a pod that terminates than none. Of those, as with kube-proxy, what serves while it
+terminates gets the new connections: the others have weight 0 beside it, and keep those that they have.
 
 **Slices of another life.** A Service that was deleted and made again has another uid, and slices that belong to the
 former one do not count. Until the new one has a slice, nothing is known about its endpoints, which is not the same as
@@ -31,7 +32,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 from lboperator.nouns import Endpoint, Key, Node, Service, Slice, VirtualService, VsPort
 from lboperator.room import Room
@@ -311,11 +312,20 @@ def _endpoints(
     return found
 
 
+class _Claim(NamedTuple):
+    """What one slice says of an endpoint. is_mute: it does not serve. Of two that differ, the lesser counts: the better
+    state, and then the order of names, for want of another."""
+
+    state: BackendState
+    is_mute: bool
+    node: str
+
+
 def _backends(
     endpoints: list[tuple[Endpoint, int]], hosts: _Hosts, known: set[tuple[bytes, int]]
 ) -> tuple[tuple[WorldBackend, ...], int]:
     """And how many endpoints are left out because of their node."""
-    found: dict[tuple[bytes, int], WorldBackend] = {}
+    found: dict[tuple[bytes, int], _Claim] = {}
     homeless: set[str] = set()
     for endpoint, port in endpoints:
         try:
@@ -328,19 +338,28 @@ def _backends(
         if endpoint.node not in (hosts.usable if (address, port) in known else hosts.present):
             homeless.add(endpoint.address)
             continue
-        one = WorldBackend(address, port, endpoint.node, 1, state)
-        had = found.get((address, port))
-        # In two slices at once: the better state counts, and then the order of names, for want of another.
-        if had is None or (one.state, one.node) < (had.state, had.node):
-            found[address, port] = one
-    return tuple(sorted(found.values())), len(homeless)
+        is_mute = state is not BackendState.READY and not _serves_on(endpoint)
+        claim = _Claim(state, is_mute, endpoint.node)
+        found[address, port] = min(claim, found.get((address, port), claim))
+    claims = found.values()
+    is_any_ready = any(one.state is BackendState.READY for one in claims)
+    weight_of_mute = 1 if is_any_ready or all(one.is_mute for one in claims) else 0
+    backends = [
+        WorldBackend(address, port, one.node, weight_of_mute if one.is_mute else 1, one.state)
+        for (address, port), one in found.items()
+    ]
+    return tuple(sorted(backends)), len(homeless)
+
+
+def _serves_on(endpoint: Endpoint) -> bool:
+    return endpoint.terminating and (endpoint.serving or endpoint.ready)
 
 
 def _state(endpoint: Endpoint, known: bool) -> BackendState | None:
     """None: it is no backend."""
     if endpoint.ready and not endpoint.terminating:
         return BackendState.READY
-    if endpoint.terminating and (endpoint.serving or endpoint.ready):
+    if _serves_on(endpoint):
         return BackendState.DRAINING
     return BackendState.DRAINING if known else None
 

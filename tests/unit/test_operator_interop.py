@@ -3,6 +3,7 @@
 from ipaddress import IPv4Network
 from typing import Any
 
+import msgspec
 import pytest
 
 from lboperator import nouns
@@ -66,7 +67,19 @@ def test_once_it_is_there_nothing_is_left_to_do_but_to_tell() -> None:
     assert [] == looked_at(service(), [vs])
     assert [Tell(KEY, ("203.0.113.10",))] == looked_at(service(), [vs], served=True)
     assert [] == looked_at(service(ingress="203.0.113.10"), [vs], served=True)
-    assert [Tell(KEY, ())] == looked_at(service(ingress="203.0.113.10"), [vs])
+
+
+def test_an_ingress_point_stays_until_there_is_nothing_to_serve() -> None:
+    vs, told = made_of(service()), service(ingress="203.0.113.10")
+    assert [] == looked_at(told, [vs]), "a port of it waits for its turn, or no load balancer can be asked"
+    assert [Tell(KEY, ())] == plan({KEY: told}, [vs], frozenset(), CLASS, empty=frozenset({KEY}))
+    why = ("AddressConflict", "203.0.113.10:80/TCP is already served by shop/a, which is older")
+    for programmed in (frozenset[Key](), frozenset({KEY})):
+        refused = plan({KEY: told}, [vs], programmed, CLASS, refused={KEY: why})
+        assert [Problem(KEY, "uid-1", *why), Tell(KEY, ())] == refused
+    assert [Tell(KEY, ())] == [one for one in looked_at(told) if isinstance(one, Tell)], "its VirtualService is gone"
+    elsewhere = service(ingress="203.0.113.99")
+    assert [Tell(KEY, ())] == looked_at(elsewhere, [vs]), "that is not where it is"
 
 
 def test_the_address_may_also_be_asked_for_in_the_spec() -> None:
@@ -169,6 +182,23 @@ def test_with_client_ip_the_service_says_for_how_long() -> None:
     assert ("None", 3_600, 60) == (plain.affinity, plain.idle_seconds, plain.udp_idle_seconds)
 
 
+def test_without_client_ip_its_times_go_with_one_change() -> None:
+    config = {"clientIP": {"timeoutSeconds": 10_800}}
+    (action,) = looked_at(service(sessionAffinity="ClientIP", sessionAffinityConfig=config))
+    assert isinstance(action, Create)
+    spec = action.body["spec"]
+    vs = nouns.virtual_service({**action.body, "metadata": {**action.body["metadata"], "uid": "vs"}})
+    (change,) = looked_at(service(), [vs])
+    assert isinstance(change, Change)
+    assert (None, None) == (change.spec["idleTimeoutSeconds"], change.spec["udpIdleTimeoutSeconds"])
+    merged = {name: value for name, value in {**spec, **change.spec}.items() if value is not None}
+    assert made_of(service()) == msgspec.structs.replace(vs, affinity="None", idle_seconds=3_600, udp_idle_seconds=60)
+    assert [] == looked_at(service(), [nouns.virtual_service({"metadata": action.body["metadata"], "spec": merged})])
+    (fresh,) = looked_at(service())
+    assert isinstance(fresh, Create)
+    assert {"affinity", "address", "ports", "backendRef"} == fresh.body["spec"].keys()
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -183,6 +213,13 @@ def test_an_owner_alone_does_not_make_it_ours(other: dict[str, Any]) -> None:
     persons = made_of(service(), **other)
     assert "" == persons.owner
     assert [] == plan({}, [persons], frozenset(), CLASS)
+
+
+def test_what_was_made_for_a_former_service_of_that_name_goes_without_a_word() -> None:
+    former, body = made_of(service()), service()
+    body["metadata"]["uid"] = "uid-2"
+    assert [Delete(KEY, "vs")] == looked_at(body, [former], served=True)
+    assert isinstance(looked_at(body)[0], Create)
 
 
 def test_a_persons_virtual_service_of_that_name_is_left_alone() -> None:

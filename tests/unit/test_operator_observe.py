@@ -11,7 +11,8 @@ import pytest
 from lboperator import nouns
 from lboperator.observe import Objects, Observed, Observer, Reason, Rules, remembered
 from lbpod.core.limits import MEMBERS_MAX, VIPS_MAX
-from lbpod.core.model import Affinity, BackendState, Protocol, WorldVip, format_address, parse_address
+from lbpod.core.model import Affinity, BackendState, Cluster, Protocol, WorldVip, format_address, parse_address
+from lbpod.core.snapshot import Tables, next_snapshot
 from tests.operator_objects import Body, endpoint, endpoint_slice, node, service, virtual_service
 
 NODES = (node("n1", "10.0.0.1"), node("n2", "10.0.0.2"))
@@ -133,6 +134,52 @@ def test_a_backend_that_is_not_ready_any_more_keeps_its_connections(conditions: 
 def test_where_all_terminate_they_stay() -> None:
     going = [endpoint(f"10.1.0.{last}", ready=False, serving=True, terminating=True) for last in (1, 2)]
     assert {"10.1.0.1:8080": DRAINING, "10.1.0.2:8080": DRAINING} == backends(observe(web(endpoint_slice(*going))))
+
+
+def weights(observed: Observed) -> dict[str, int]:
+    return {format_address(one.address): one.weight for one in observed.world.vips[0].backends}
+
+
+def test_where_nothing_is_ready_what_serves_while_it_terminates_gets_the_new_connections() -> None:
+    serving = {"ready": False, "serving": True, "terminating": True}
+    observer = Observer(Rules(), {})
+
+    def seen(first: dict[str, bool], second: dict[str, bool]) -> dict[str, int]:
+        slices = endpoint_slice(endpoint("10.1.0.1", **first), endpoint("10.1.0.2", **second))
+        return weights(observer.observe(web(slices)))
+
+    assert {"10.1.0.1": 1, "10.1.0.2": 1} == seen({}, {})
+    assert {"10.1.0.1": 1, "10.1.0.2": 1} == seen({}, {"ready": False}), "the table is made of what is ready"
+    for odd in ({"ready": False}, {"ready": False, "serving": False, "terminating": True}):
+        assert {"10.1.0.1": 1, "10.1.0.2": 0} == seen(serving, odd)
+        assert {"10.1.0.1": 1, "10.1.0.2": 1} == seen({"ready": False}, odd), "better those than none"
+    assert {"10.1.0.1": 1, "10.1.0.2": 1} == seen(serving, serving)
+
+
+def test_what_has_no_weight_keeps_its_place_and_gets_no_slot() -> None:
+    observer = Observer(Rules(), {})
+    observer.observe(web(endpoint_slice(endpoint("10.1.0.1"), endpoint("10.1.0.2"))))
+    serving = endpoint("10.1.0.1", ready=False, serving=True, terminating=True)
+    world = observer.observe(web(endpoint_slice(serving, endpoint("10.1.0.2", ready=False)))).world
+    tables = Tables(11)
+    snapshot, _ = next_snapshot(world, None, Cluster(7, 11), 1, tables)
+    assert snapshot is not None
+    one, other = snapshot.vips[0].backends
+    assert ("10.1.0.1", "10.1.0.2") == (format_address(one.address), format_address(other.address))
+    table = tables.table((world.vips[0].address, 80, 6), snapshot.vips[0].backends)
+    assert {one.id} == set(table.current.tolist())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_slices_that_which_says_that_it_serves_counts(order: tuple[int, ...]) -> None:
+    observer = Observer(Rules(), {})
+    observer.observe(web(endpoint_slice(endpoint("10.1.0.1"), endpoint("10.1.0.2"))))
+    serving = endpoint("10.1.0.1", ready=False, serving=True, terminating=True)
+    ages = [
+        endpoint_slice(endpoint("10.1.0.1", ready=False), endpoint("10.1.0.2", ready=False), name="old"),
+        endpoint_slice(serving, name="new"),
+    ]
+    assert {"10.1.0.1": 1, "10.1.0.2": 0} == weights(observer.observe(web(*(ages[place] for place in order))))
 
 
 def test_a_service_scaled_to_nothing_has_no_backends_and_that_is_the_truth() -> None:
@@ -471,6 +518,15 @@ def test_a_node_without_an_ipv4_address_is_no_node() -> None:
     assert ["n1"] == [
         one.name for one in observe(objects([], nodes=nodes, present=["n1", "n2", "n3", "n9"])).world.nodes
     ]
+
+
+@pytest.mark.parametrize("odd", ["10.0.0.01", "node2.example.com", "10.0.0", "10.0.0.2/24", "::ffff:10.0.0.2", ""])
+def test_what_is_no_ipv4_address_is_none_of_a_nodes(odd: str) -> None:
+    nodes = [node("n1", "10.0.0.1"), node("n2", odd)]
+    assert ["n1"] == [one.name for one in observe(objects([], nodes=nodes, present=["n1", "n2"])).world.nodes]
+    body = node("n2", odd)
+    body["status"]["addresses"].append({"type": "InternalIP", "address": "10.0.0.2"})
+    assert "10.0.0.2" == nouns.node(body).address, "the first that is one"
 
 
 def test_two_nodes_with_one_address_are_one() -> None:

@@ -113,6 +113,62 @@ def test_a_status_is_kept_and_is_no_change() -> None:
     assert ({}, []) == (cache.statuses, cache.virtual_services())
 
 
+def told(uid: str, version: str, created: str = "", **spec: Any) -> dict[str, Any]:
+    body = virtual_service(**spec)
+    metadata = {**body["metadata"], "uid": uid, "resourceVersion": version, "creationTimestamp": created}
+    return {**body, "metadata": metadata, "status": {"of": uid}}
+
+
+T1, T2 = "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (told("a", "99"), told("b", "101")),
+        (told("a", "x9", T1), told("b", "x101", T2)),
+        (told("a", "", T1), told("b", "", T2)),
+    ],
+    ids=["versions", "odd versions", "times"],
+)
+def test_what_is_told_late_of_a_former_object_of_that_name_changes_nothing(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    cache, key = Cache(), ("shop", "web")
+    cache.put(Kind.VIRTUAL_SERVICE, old)
+    cache.put(Kind.VIRTUAL_SERVICE, new)
+    assert seen(cache)
+    heard = cache.heard[Kind.VIRTUAL_SERVICE]
+    cache.drop(Kind.VIRTUAL_SERVICE, key, "a")
+    cache.put(Kind.VIRTUAL_SERVICE, old)
+    assert (False, {key: {"of": "b"}}) == (seen(cache), cache.statuses)
+    assert ["b"] == [vs.uid for vs in cache.virtual_services()]
+    assert heard + 1 == cache.heard[Kind.VIRTUAL_SERVICE], "the watch has told of something all the same"
+    cache.drop(Kind.VIRTUAL_SERVICE, key, "b")
+    assert (True, []) == (seen(cache), cache.virtual_services())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(told("a", "x9", T1), told("b", "x2", T1)), (told("a", "", T1), told("b", "")), (told("", ""), told("b", "1"))],
+    ids=["one second", "no time", "nothing"],
+)
+def test_where_nothing_says_which_is_newer_the_last_that_came_counts(old: dict[str, Any], new: dict[str, Any]) -> None:
+    cache = Cache()
+    cache.put(Kind.VIRTUAL_SERVICE, old)
+    cache.put(Kind.VIRTUAL_SERVICE, new)
+    assert ["b"] == [vs.uid for vs in cache.virtual_services()]
+
+
+def test_one_object_may_be_told_of_in_any_version() -> None:
+    cache = Cache()
+    cache.put(Kind.VIRTUAL_SERVICE, told("a", "9"))
+    cache.put(Kind.VIRTUAL_SERVICE, told("a", "8", address="203.0.113.11"))
+    assert ["203.0.113.11"] == [vs.address for vs in cache.virtual_services()]
+    cache.drop(Kind.VIRTUAL_SERVICE, ("shop", "web"))
+    assert [] == cache.virtual_services(), "the sweep knows no uid"
+
+
 def test_slices_are_found_by_their_service_also_where_that_changes() -> None:
     cache = Cache()
     for name in ("b", "a"):
