@@ -78,7 +78,7 @@ _MEMBER_BYTES: Final = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATA
 """... or per member."""
 
 
-_DAMAGE: Final = (struct.error, IndexError, ValueError, RecursionError)
+_DAMAGE: Final = (struct.error, IndexError, ValueError, OverflowError, RecursionError)
 """What reading a damaged file comes to; `prove` turns all of it into one sentence."""
 
 
