@@ -128,7 +128,9 @@ def _check_ids(state: State, snapshot: Snapshot) -> None:
                 )
             if new != vip:
                 named.update(_endpoints((vip,)))
-    for number, new_one in _endpoints(vip for vip in snapshot.vips if not _is_unchanged(state, vip)).items():
+    known = [{vip.id: vip for vip in plan.snapshot.vips} for plan in state.plans()]
+    changed = (vip for vip in snapshot.vips if all(those.get(vip.id) != vip for those in known))
+    for number, new_one in _endpoints(changed).items():
         if named.get(number, new_one) != new_one:
             raise Refused(
                 f"backend id {number} named another endpoint that flows on {state.node_name} may still refer to; use "
@@ -154,10 +156,6 @@ def _check_index(state: State, snapshot: Snapshot) -> None:
 
 def _identity(vip: Vip) -> tuple[bytes, int, int, int]:
     return vip.address, vip.port, int(vip.protocol), int(vip.affinity)
-
-
-def _is_unchanged(state: State, vip: Vip) -> bool:
-    return any(vip == known for plan in state.plans() for known in plan.snapshot.vips if known.id == vip.id)
 
 
 def _endpoints(vips: Iterable[Vip]) -> dict[int, Endpoint]:

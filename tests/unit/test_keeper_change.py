@@ -1,11 +1,13 @@
 """Snapshots at one LB: what is refused, what prepare and commit write and in which order, and what a restart finds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 import pytest
 
+from lbpod.core import change
+from lbpod.core.keeper_state import Plan
 from lbpod.core.layout import vip_index
 from lbpod.core.limits import LEASE_NS_MAX, MARGIN_NS, MEMBER_NONE, SLOT_COUNT, VIP_CHAIN_MAX
 from lbpod.core.messages import (
@@ -23,7 +25,7 @@ from lbpod.core.messages import (
     WriteOwnership,
     WriteSlots,
 )
-from lbpod.core.model import Affinity, Backend, Cluster as ClusterOf, Ring, Snapshot
+from lbpod.core.model import Affinity, Backend, Cluster as ClusterOf, Ring, Snapshot, Vip
 from lbpod.core.snapshot import VipKey, digest_of
 from lbpod.core.table import Table, TableBackend, build, digest_before
 from lbpod.core.transition import current_of
@@ -215,6 +217,31 @@ def test_an_id_in_use_cannot_mean_another_backend() -> None:
         snapshot, generation=2, vips=(msgspec.structs.replace(one, backends=(moved, one.backends[1])),)
     )
     assert "named another endpoint" in refused(cluster["lb1"], other, cluster.now_ns)
+
+
+class Counted(tuple[Vip, ...]):
+    """VIPs that count how often somebody goes through them."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Vip]:
+        Counted.walks += 1
+        return super().__iter__()
+
+
+def test_what_is_compared_with_a_snapshot_does_not_go_through_all_known_vips_for_each() -> None:
+    """It is done at each LB for each generation, of four thousand VIPs at most."""
+    cluster = Cluster()
+    ports = range(80, 90)
+    cluster.change(*(vip([1, 2], port=port) for port in ports))
+    state = cluster["lb1"].keeper._state
+    assert state.committed is not None
+    known = state.committed.snapshot
+    counted = msgspec.structs.replace(known, vips=Counted(known.vips))
+    state.committed = Plan(counted, state.committed.digest)
+    Counted.walks = 0
+    change.accept(state, cluster.plan(*(vip([1, 3], port=port) for port in ports)))
+    assert 0 < Counted.walks < len(ports)
 
 
 def test_a_vip_cannot_change_its_affinity_under_its_flows() -> None:
