@@ -67,7 +67,7 @@ class Driver:
     ) -> None:
         self.status: PlannerStatus = STATUS_NOTHING
         self.converged = False
-        """All that was wanted has been in force at least once since the start."""
+        """All that was wanted has been in force at least once since the start, but for what cannot be served."""
         self.in_force = 0
         """Number of the newest World (as ``see`` counts them) of which nothing is left to do."""
         self.tracking: dict[str, dict[int, int]] = {}
@@ -82,6 +82,9 @@ class Driver:
         self._calls: set[asyncio.Task[None]] = set()
         self._begun = asyncio.Event()
         self._given, self._fed, self._taken = 0, 0, 0  # Worlds: seen, handed to the Planner, made a generation of
+        # Generation -> newest World that is in force with it; 0: none, or not all of it. That which is in flight, and
+        # that which is being written down: a Planner may have ended the one and begun the other in one step.
+        self._made: dict[int, int] = {}
         metrics.report(self.status)
 
     def see(self, world: World) -> int:
@@ -140,7 +143,9 @@ class Driver:
                 if answer is not None:
                     events.append(answer)
         if self.status.phase is Phase.IDLE and self._planner.gather_end_ns is None:
-            self._settle(self._fed)
+            self.converged |= self.status.generation > 0 and not self.status.waiting
+            if self._planner.is_complete:
+                self._settle(self._fed)
 
     def _is_quick(self, event: PlannerEvent) -> bool:
         """No new generation can come of it: it takes a change that is under way one step further, and no other World
@@ -152,12 +157,23 @@ class Driver:
         """Nothing is left to do of this World."""
         if world > self.in_force:
             self.in_force = world
+            self.converged |= self.status.generation > 0
             if self.listener is not None:
                 self.listener.reported(self.status)
 
+    def _note(self, generation: int) -> None:
+        """A generation was made of the World that the Planner has now, or is written down at another try."""
+        if generation not in self._made:
+            self._taken = self._fed
+            in_flight = self._made.get(self.status.generation, 0)
+            # A change of the ring takes no World into force, nor does one of several that it takes.
+            made_of = self._fed if self._planner.is_complete else 0
+            self._made = {self.status.generation: in_flight, generation: made_of}
+
     async def _carry_out(self, client: PushClient, effect: PlannerEffect) -> PlannerEvent | None:
         match effect:
-            case Persist():
+            case Persist(generation):
+                self._note(generation)
                 return await self._store.persist(effect)
             case AskStatus() | Push():
                 task = asyncio.create_task(self._call(client, effect))
@@ -185,13 +201,8 @@ class Driver:
         self.status = status
         self.tracking = {name: said for name, said in self.tracking.items() if name in status.ring}
         self._metrics.report(status)
-        if status.phase is Phase.PERSISTING and before.phase is not Phase.PERSISTING:
-            self._taken = self._fed
-        if status.phase is Phase.IDLE and status.generation and not status.waiting:
-            self.converged = True
-        # A change of the ring takes no World into force, nor does one of several that it takes.
-        if status.changes > before.changes and not status.waiting:
-            self._settle(self._taken)
+        if status.changes > before.changes:
+            self._settle(self._made.get(status.generation, 0))
         if status.problem and status.problem != before.problem:
             _LOG.warning("problem", sentence=status.problem)
         if status.phase is not before.phase:

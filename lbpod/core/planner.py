@@ -93,7 +93,7 @@ from lbpod.core.planner_make import (
     ring_base,
     ring_wanted,
 )
-from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, newest_of
+from lbpod.core.planner_peers import STEP_OF_PHASE, Aim, Peer, Step, has_left_open, has_moved, newest_of, why_not
 from lbpod.core.planner_ring import Where, can_follow, members_of
 from lbpod.core.planner_roster import Roster
 from lbpod.core.planner_start import in_force_reported, newest_host, newest_reported, newest_without_ring
@@ -159,6 +159,11 @@ class Planner:
         # What has been tried in vain is not tried in circles.
         return end_ns if self._phase is Phase.IDLE and end_ns is not None and self._now_ns < end_ns else None
 
+    @property
+    def is_complete(self) -> bool:
+        """The newest generation has all that the World wants: nothing of it waits for the next one, or is refused."""
+        return self._dirty_ns is None and not (self._overtaken or self._maker.problem)
+
     def _gathered_ns(self) -> int | None:
         begun = [since_ns for since_ns in (self._dirty_ns, self._ring_dirty_ns) if since_ns is not None]
         return min(begun) + CHANGE_GATHER_NS if begun else None
@@ -219,7 +224,7 @@ class Planner:
         peer = self._roster.peers.get(node)
         if peer is None:
             return None
-        sentence = self._why_not(peer, status)
+        sentence = why_not(peer, status, self._cluster, starting=self._phase is Phase.STARTING)
         if sentence:
             self._failed(peer, True, sentence, now_ns)
             return peer
@@ -273,19 +278,6 @@ class Planner:
     def _lacks_in_force(self) -> bool:
         """Nobody has told what is in force, which a change may have to be made from."""
         return self._in_force is None and self._phase in _REVOCABLE
-
-    def _why_not(self, peer: Peer, status: LbStatus) -> str:
-        """One sentence where this answer counts as a refusal; else empty."""
-        if status.node != peer.name:
-            return f"the agent at {peer.role.control} says that it is {status.node}"
-        theirs = status.snapshot.cluster if status.snapshot is not None else self._cluster
-        if theirs != self._cluster:
-            return f"it belongs to a cluster with VNI {theirs.vni} and seed {theirs.seed}; give this one the same"
-        newest = newest_of(status)
-        tells = status.snapshot is not None or newest == 0 or not (peer.is_lb or peer.full_wanted)
-        if self._phase is Phase.STARTING and peer.full and not tells:
-            return f"it does not say what its generation {newest} is"
-        return ""
 
     def _is_foreign(self, peer: Peer, status: LbStatus, newest: int) -> bool:
         aim = self._aim

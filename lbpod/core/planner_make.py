@@ -53,10 +53,11 @@ class Maker:
             if previous is not None and previous.ring.members:  # superseded before it was in force
                 previous = msgspec.structs.replace(previous, ring=Ring(0))
         found: Snapshot | None = None
+        in_force = where.in_force.generation if where.in_force is not None else None
         next_ids = self._next_ids(previous) if previous is None or self.written[0] > previous.generation else None
         try:
             found, self.waiting_count = next_snapshot(
-                world, previous, self._cluster, generation, self._tables, next_ids, first
+                world, previous, self._cluster, generation, self._tables, next_ids, first, in_force
             )
             self.problem = ""
         except SnapshotError as error:

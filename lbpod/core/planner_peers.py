@@ -24,7 +24,7 @@ from lbpod.core.messages import (
     RingStep,
     RingSwitchCall,
 )
-from lbpod.core.model import Node, Snapshot
+from lbpod.core.model import Cluster, Node, Snapshot
 from lbpod.core.snapshot import digest_of
 
 
@@ -217,6 +217,20 @@ class Peer:
 def newest_of(status: LbStatus) -> int:
     """The highest generation that the node knows; 0: none."""
     return max(status.committed, status.prepared, status.staged)
+
+
+def why_not(peer: Peer, status: LbStatus, cluster: Cluster, *, starting: bool) -> str:
+    """One sentence where this answer counts as a refusal; else empty."""
+    if status.node != peer.name:
+        return f"the agent at {peer.role.control} says that it is {status.node}"
+    theirs = status.snapshot.cluster if status.snapshot is not None else cluster
+    if theirs != cluster:
+        return f"it belongs to a cluster with VNI {theirs.vni} and seed {theirs.seed}; give this one the same"
+    newest = newest_of(status)
+    tells = status.snapshot is not None or newest == 0 or not (peer.is_lb or peer.full_wanted)
+    if starting and peer.full and not tells:
+        return f"it does not say what its generation {newest} is"
+    return ""
 
 
 def may_take(status: LbStatus, aim: Aim) -> bool:

@@ -6,9 +6,15 @@ number of tables, and what is wanted meanwhile joins those that wait. Which tabl
 generation may change any of them. Only the first ring begins with all at once (``snapshot``): no other change
 waits for it, and an LB that says it is ready serves whatever there is.
 
-Invariants: what is served and has changed goes before what is new, three to one where both wait, so that neither
-starves the other; of what is served, that goes first whose table is the oldest, so that a VIP that changes all the time
-is no more often in turn than others. A VIP that cannot stay as it is, for a node of its backends has gone, never waits.
+Invariants: the served one whose table is the oldest and the first of the new ones go with every generation, whatever
+they cost and whatever else goes, so that neither kind starves the other; of all others, what is served goes before what
+is new, three to one where both wait, until the cost is used up. As the oldest table goes first, a VIP that changes all
+the time is no more often in turn than others. A VIP that cannot stay as it is, for a node of its backends has gone,
+never waits; nor does one that is newer than what is in force, for it may be what somebody refuses: whatever mends it
+must not wait behind it. One that moves to another address or port under its name is a served one, and is served where
+it was until it is its turn (``snapshot``).
+
+Among the new ones the order is that of their addresses: one whose address is lower overtakes those that wait.
 """
 
 from __future__ import annotations
@@ -24,29 +30,38 @@ _SERVED_TO_NEW = 3
 
 
 class Changed(NamedTuple):
-    """A VIP that differs. wanted: as it is to be; had: as it is, None: there is none yet."""
+    """A VIP that differs. wanted: as it is to be; had: as it is, perhaps at another place that it is to leave, None:
+    there is none yet."""
 
     wanted: WorldVip
     had: Vip | None
 
 
 def portion(
-    changed: Sequence[Changed], nodes: Collection[int], cost_max: int = PORTION_COST_MAX
+    changed: Sequence[Changed], nodes: Collection[int], in_force: int, cost_max: int = PORTION_COST_MAX
 ) -> tuple[list[Changed], list[Changed]]:
     """Those of the next generation, one at least, and those that wait.
 
-    nodes: ids of those that the next snapshot lists. cost_max: in backends, each VIP itself PORTION_VIP_COST.
+    nodes: ids of those that the next snapshot lists. in_force: generation that is. cost_max: in backends, each VIP
+    itself PORTION_VIP_COST.
     """
     if sum(map(_cost, changed)) <= cost_max:
         return list(changed), []
     staying = set(nodes)
-    must = [one for one in changed if one.had is not None and not _nodes_of(one.had) <= staying]
-    served = [one for one in changed if one.had is not None and _nodes_of(one.had) <= staying]
+    now: list[Changed] = []
+    served: list[Changed] = []
+    new: list[Changed] = []
+    for one in changed:
+        if one.had is None:
+            new.append(one)
+        else:
+            may_wait = one.had.epoch <= in_force and _nodes_of(one.had) <= staying
+            (served if may_wait else now).append(one)
     served.sort(key=_age)
-    new = [one for one in changed if one.had is None]
-    now, later, left = list(must), [], cost_max - sum(map(_cost, must))
+    heads = (*served[:1], *new[:1])
+    later, left = [], cost_max - sum(map(_cost, now))
     for one in _in_turn(served, new):
-        if left > 0 or not now:
+        if left > 0 or any(one is head for head in heads):
             now.append(one)
         else:
             later.append(one)

@@ -136,12 +136,14 @@ def next_snapshot(
     tables: Tables,
     next_ids: NextIds | None = None,
     first_ring: Collection[str] | None = None,
+    in_force: int | None = None,
 ) -> tuple[Snapshot | None, int]:
     """The snapshot that follows ``previous`` for this World, or None where nothing but the generation would differ; and
     how many VIPs wait for the next one, for this one has enough to do without them (``portion``).
 
     next_ids: where the search for free ids goes on, where somebody newer than ``previous`` is known to have given some.
-    first_ring: names of the LBs that form the ring where there is none yet (None: all that the World lists).
+    first_ring: names of the LBs that form the ring where there is none yet (None: all that the World lists). in_force:
+    generation that is, where ``previous`` never came into force (None: it did).
     Raises SnapshotError where the World cannot be served: over a limit, a thing named twice, a node that is not there.
     """
     assert previous is None or previous.cluster == cluster, "a cluster's vni and seed never change"
@@ -150,7 +152,10 @@ def next_snapshot(
     ids = _Ids(previous, next_ids)
     nodes = _nodes(world, previous, ids)
     ring = _ring(world, previous, generation, nodes, first_ring)
-    vips, later_count = _vips(world, previous, {node.name: node.id for node in nodes}, generation, ids, tables)
+    numbers = {node.name: node.id for node in nodes}
+    now, later, staying = _portions(world, previous, numbers, in_force)
+    made = [_made(one.wanted, one.had, numbers, generation, ids, tables) for one in now]
+    vips = tuple(sorted((*staying, *made), key=lambda vip: vip.id))
     snapshot = Snapshot(cluster, generation, ring, nodes, vips, ids.next_ids())
     if previous is not None:
         known = Ring(previous.ring.epoch, previous.ring.members)
@@ -158,7 +163,7 @@ def next_snapshot(
         if same == snapshot:
             return None, 0
     check(snapshot)
-    return snapshot, later_count
+    return snapshot, len(later)
 
 
 def ring_snapshot(
@@ -295,27 +300,42 @@ def _ring(
     return Ring(generation, members) if members or previous is None else previous.ring
 
 
-def _vips(
-    world: World, previous: Snapshot | None, nodes: dict[str, int], generation: int, ids: _Ids, tables: Tables
-) -> tuple[tuple[Vip, ...], int]:
-    """All VIPs, and how many of them are not yet as they are wanted, or not yet there."""
-    known = {_key(vip): vip for vip in previous.vips} if previous is not None else {}
-    vips: list[Vip] = []
+def _portions(
+    world: World, previous: Snapshot | None, nodes: dict[str, int], in_force: int | None
+) -> tuple[list[Changed], list[Changed], list[Vip]]:
+    """VIPs that change now, those that wait, and what stays as it is."""
+    before = previous.vips if previous is not None else ()
+    known = {_key(vip): vip for vip in before}
+    wanted = {_key(one) for one in world.vips}
+    # Who moves to another address or port serves where it was until it is its turn.
+    leaving = {vip.name: vip for vip in before if _key(vip) not in wanted}
+    staying: list[Vip] = []
     changed: list[Changed] = []
     for one in sorted(world.vips, key=_key):
         had = known.get(_key(one))
         if had is not None and _is_as_wanted(had, one, nodes):
-            vips.append(had)
+            staying.append(had)
         else:
-            changed.append(Changed(one, had))
-    # Who serves says that it is ready, so the first ring begins with all that there is.
-    is_served = previous is not None and previous.ring.members
-    now, later = portion(changed, nodes.values()) if is_served else (changed, [])
-    staying = [*vips, *(had for _, had in later if had is not None)]
-    if sum(len(vip.backends) for vip in staying) + sum(len(each.wanted.backends) for each in now) > BACKENDS_MAX:
-        now, later, staying = changed, [], vips  # it only fits once all that goes is gone
-    made = [_made(each.wanted, each.had, nodes, generation, ids, tables) for each in now]
-    return tuple(sorted((*staying, *made), key=lambda vip: vip.id)), len(later)
+            changed.append(Changed(one, had or leaving.pop(one.name, None)))
+    if previous is None or not previous.ring.members:
+        return changed, [], staying  # who serves says that it is ready, so the first ring begins with all that there is
+    now, later = portion(changed, nodes.values(), previous.generation if in_force is None else in_force)
+    waiting = [had for _, had in later if had is not None]
+    if later and not _is_room(now, [*staying, *waiting]):
+        return changed, [], staying  # it only fits once all that goes is gone
+    return now, later, [*staying, *waiting]
+
+
+def _is_room(now: Iterable[Changed], staying: Sequence[Vip]) -> bool:
+    """There is a place for these together."""
+    those: list[Vip | WorldVip] = [*staying, *(one.wanted for one in now)]
+    if sum(len(vip.backends) for vip in those) > BACKENDS_MAX:
+        return False
+    try:
+        check_index(those)
+    except SnapshotError:
+        return False
+    return True
 
 
 def _is_as_wanted(had: Vip, one: WorldVip, nodes: dict[str, int]) -> bool:
@@ -329,7 +349,7 @@ def _is_as_wanted(had: Vip, one: WorldVip, nodes: dict[str, int]) -> bool:
 
 
 def _made(one: WorldVip, had: Vip | None, nodes: dict[str, int], generation: int, ids: _Ids, tables: Tables) -> Vip:
-    if had is not None and had.affinity is not one.affinity:
+    if had is not None and (had.affinity is not one.affinity or _key(had) != _key(one)):
         had = None  # other flows fall on other slots: to an LB that is another VIP, with ids of its own
     backends = _backends(one, had, nodes, ids)
     return Vip(
