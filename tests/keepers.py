@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lbpod.core import oracle, wire
 from lbpod.core.keeper import Keeper
-from lbpod.core.limits import BATCH_MAX, PEER_TIMEOUT_NS, TICK_NS
+from lbpod.core.limits import BATCH_MAX, CALL_LOST_NS, PEER_TIMEOUT_NS, TICK_NS
 from lbpod.core.messages import (
     Answered,
     Ask,
@@ -79,6 +79,8 @@ CLUSTER: Final = ClusterOf(vni=7, seed=20_260)
 VIP_ADDRESS: Final = parse_address("203.0.113.10")
 HOSTS: Final = ("host1", "host2")
 IFINDEX: Final = 0
+LOOK_AGAIN_NS: Final = 1_000_000
+"""How often an answer is looked for that is not there at once."""
 SLICE_MAX: Final = 7
 """Flows that a node lists in one go: few, so that nearly every list comes in several."""
 
@@ -382,8 +384,17 @@ class Cluster:
                 self.feed(sender.name, AskFailed(effect.token, "silence", untaken, is_refused))
 
         def arrive() -> None:
-            answer = receiver.call(body, self.now_ns)
+            number = receiver.begin(body, self.now_ns)
             self._collect(receiver)
+            wait(number)
+
+        def wait(number: int) -> None:
+            if number in receiver.answers:
+                return reply(receiver.answers.pop(number))
+            assert self.now_ns <= asked_at_ns + PEER_TIMEOUT_NS + CALL_LOST_NS, "every call is answered"
+            return self.later(self.now_ns + LOOK_AGAIN_NS, lambda: wait(number))
+
+        def reply(answer: Reply | Refuse) -> None:
             at_ns = self.now_ns + self._delay_ns()
             if not isinstance(effect, Ask):
                 return

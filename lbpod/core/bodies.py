@@ -123,6 +123,7 @@ class ResolveAnswer(msgspec.Struct, frozen=True):
 
 class SettleStep(Enum):
     """ASK: owner to backup, may this settle? OWED: the same two, no answer to that has come; what is base there?
+    (Through another LB, where the owner does not hear the backup.)
     TELL: owner to everyone, it has settled. LOOK: an LB that still tracks to the owner (the owner to the backup), has
     it settled already? It repairs what a lost TELL leaves behind."""
 

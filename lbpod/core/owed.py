@@ -12,6 +12,9 @@ nothing is asked anew before the answer has come: slots that are flagged take no
 **A backup that nobody has heard for OWED_NS** is dead, or as good as, and old flows would wait for it until the ring
 has changed. The owner lifts the flag then, and puts it back when the backup speaks again: it may have agreed.
 
+**A backup that this LB alone does not hear** is asked through another LB that does (``watch.who_hear``): as long as the
+link between the two is down, what begins in these slots would get no answer, nor would old flows.
+
 **One that was cut off and is back** is asked before it serves, and is sent what it has missed after that only
 (``missed``). In between the owner, which does not use it yet, begins flows alone, at its own base: what begins before
 the answer is in the list, and what begins after it goes where the backup looks. The base that the owner makes its own
@@ -34,11 +37,12 @@ from lbpod.core import watch
 from lbpod.core.flows import groups, ids_from, slots_bytes, slots_from
 from lbpod.core.keeper_state import Answer, Effects, Question, State, VipState
 from lbpod.core.limits import MARGIN_NS, MEMBER_NONE, RETRY_NS
-from lbpod.core.messages import Ask, SettleAnswer, SettleCall, SettleKind, SettleStep
+from lbpod.core.messages import Ask, Refuse, Reply, SettleAnswer, SettleCall, SettleKind, SettleStep
 from lbpod.core.transition import base_of, current_of, is_settling
 
 U32 = npt.NDArray[np.uint32]
 
+NOT_HEARD = 503
 _NO_SLOTS = np.zeros(0, dtype=np.uint32)
 
 
@@ -55,11 +59,9 @@ def ask(state: State, vs: VipState, now_ns: int) -> Effects:
     alone = np.flatnonzero(owed & (state.backup == MEMBER_NONE)).astype(np.uint32)
     effects = state.write(vs, vs.slots.unflag(alone))
     slots = np.flatnonzero(owed & (state.backup != MEMBER_NONE)).astype(np.uint32)
-    backups = state.backup[slots]
-    slots = slots[state.is_up(backups) | np.isin(backups, sorted(state.watch.returning))]
     vs.owed_at_ns = now_ns + (RETRY_NS if state.watch.returning else MARGIN_NS)
     for backup, places in groups(state.backup[slots]):
-        node = state.node_of_member.get(backup, 0)
+        node = state.node_of_member.get(_whom(state, backup, now_ns), 0)
         if not node or not state.has_room(node):
             continue
         asked = slots[places]
@@ -68,6 +70,37 @@ def ask(state: State, vs: VipState, now_ns: int) -> Effects:
         vs.owing += 1
         effects.append(Ask(token, node, call))
     return effects
+
+
+def _whom(state: State, backup: int, now_ns: int) -> int:
+    """Whom to ask what is base at this backup: itself, or one of those that hear it; MEMBER_NONE where none is left."""
+    if backup not in state.down or backup in state.watch.returning:
+        return backup
+    hear = watch.who_hear(state, backup)
+    return hear[now_ns // MARGIN_NS % len(hear)] if hear else MEMBER_NONE
+
+
+def called(state: State, vs: VipState, request: int, call: SettleCall, slots: U32, now_ns: int) -> Effects:
+    """OWED: what is base here of slots whose owner asks. Where this LB is not their backup, it asks that one."""
+    mine = slots[state.backup[slots] == state.member]
+    backup = int(state.backup[slots[0]]) if len(slots) and not len(mine) else MEMBER_NONE
+    node = state.node_of_member.get(backup, 0) if backup not in state.down else 0
+    if node and state.has_room(node):
+        return [Ask(state.open(_PassedOn(request), now_ns, node), node, call)]
+    return [Reply(request, SettleAnswer(slots_bytes(mine), base_of(vs.slots.at(mine)).astype("<u4").tobytes()))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PassedOn(Question):
+    """A backup was asked in the place of an owner that does not hear it, and that waits for the answer."""
+
+    request: int
+
+    def answered(self, state: State, answer: Answer, now_ns: int) -> Effects:
+        return [Reply(self.request, answer)] if isinstance(answer, SettleAnswer) else self.failed(state, "", now_ns)
+
+    def failed(self, state: State, reason: str, now_ns: int) -> Effects:
+        return [Refuse(self.request, NOT_HEARD, f"{state.node_name} does not hear that backup either")]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

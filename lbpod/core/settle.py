@@ -423,8 +423,7 @@ def called(state: State, request: int, call: SettleCall, now_ns: int) -> Effects
         return [Reply(request, _agreed(steady, current_of(vs.slots.at(steady))))]
     slots = slots[state.owner[slots] == call.member]
     if call.step is SettleStep.OWED:
-        slots = slots[state.backup[slots] == state.member]
-        return [Reply(request, _agreed(slots, base_of(vs.slots.at(slots))))]
+        return owed.called(state, vs, request, call, slots, now_ns)
     if call.step is SettleStep.TELL:
         effects = _finish(state, vs, slots, now_ns)
         return [*effects, Reply(request, _agreed(slots, current_of(vs.slots.at(slots))))]

@@ -233,6 +233,13 @@ def agreed_to_be_gone(state: State, now_ns: int) -> set[int]:
     return {gone for gone in silent_for(state, OWED_NS, now_ns) if said and all(gone in each for each in said)}
 
 
+def who_hear(state: State, member: int) -> list[int]:
+    """Others that this LB hears, and that have not found this one silent when they last spoke."""
+    heard = sorted(_others(state) - state.down - {member})
+    said = state.watch.said_down
+    return [one for one in heard if one in said and member not in said[one]]
+
+
 def _give_up(state: State, now_ns: int) -> Effects:
     """Those that have been silent for so long that what is sent to them is lost for good."""
     lost = silent_for(state, LOST_NS, now_ns) - state.given_up

@@ -296,6 +296,42 @@ def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_on
     assert [0, 0, 0] == tracking(cluster)
 
 
+def test_a_backup_that_its_owner_alone_does_not_hear_is_asked_through_another() -> None:
+    cluster = changed()
+    cluster.muted = is_owed
+    cluster.run(WINDOW_NS + 9 * SECOND_NS)
+    owner, backup = cluster["lb1"], cluster["lb2"]
+    owed = owner.owned() & backup.backed()
+    assert settling(owner)[owed].all()
+    cluster.muted, cluster.blocked = lambda *_: False, lambda *ends_body: {"lb1", "lb2"} == set(ends_body[:2])
+    cluster.run(2 * OWED_NS)
+    assert not settling(owner)[owed].any(), "lb3 has asked"
+    assert (owner.base() == backup.base())[owed].all()
+    assert owner.tracking()[owed].all(), "nothing settles with one that is not heard"
+    cluster.blocked = lambda *_: False
+    cluster.run(20 * SECOND_NS)
+    assert [0, 0, 0] == tracking(cluster)
+
+
+def test_who_cannot_ask_that_backup_either_says_so_and_nothing_changes() -> None:
+    cluster = changed()
+    cluster.muted = is_owed
+    cluster.run(WINDOW_NS + 9 * SECOND_NS)
+    owner, backup = cluster["lb1"], cluster["lb2"]
+    owed = owner.owned() & backup.backed()
+    asked = []
+
+    def blocked(sender: str, receiver: str, body: PeerCall) -> bool:
+        asked.append((sender, receiver, is_owed(sender, receiver, body)))
+        return {"lb1", "lb2"} == {sender, receiver} or asked[-1] == ("lb3", "lb2", True)
+
+    cluster.muted, cluster.blocked = lambda *_: False, blocked
+    cluster.run(2 * OWED_NS)
+    assert {("lb1", "lb3", True), ("lb3", "lb2", True)} <= set(asked)
+    assert settling(owner)[owed].all()
+    assert (owner.base() != owner.current())[owed].all()
+
+
 def test_a_telling_that_never_arrives_is_asked_about() -> None:
     cluster = replaced()
     cluster.blocked = lambda sender, receiver, body: isinstance(body, SettleCall) and body.step is not SettleStep.ASK
