@@ -13,8 +13,8 @@ struct hf_choice {
 	__u32 full;  /* with `alone`: HF_CHAIN_FULL or 0 */
 };
 
-/* No choice of ours: on to the backup. */
-#define HF_ASK_BACKUP HF_EXIT(XDP_TX, HF_RELAYED)
+/* No choice of ours: on to the other replica. */
+#define HF_ASK_ANOTHER HF_EXIT(XDP_TX, HF_RELAYED)
 
 /* The same in one word, or an exit (backend 0). */
 #define HF_CHOICE(CHOICE) ((__u64)((CHOICE).backend | (CHOICE).full) << 32 | (CHOICE).alone << 8 | (CHOICE).verdict)
@@ -93,19 +93,27 @@ HF_COLD int hf_all_heard(__u32 slot)
 					hf_pair_heard(config, bpf_map_lookup_elem(&prev, &slot)));
 }
 
-/* The chain of the SYN that made this record may have been lost: another replica cannot be heard, and the client has had
- * the time to try again, where that one began the flow alone, at base. */
-HF_INLINE int hf_is_doubtful(const struct hf_record *record, __u32 slot, __u64 word, __u64 now)
+/* The chain of the SYN that made this record may have been lost, and the client has had the time to try again, where
+ * another replica, if it did not hear this one then, began the flow alone, at base. */
+HF_INLINE int hf_is_doubtful(const struct hf_record *record, __u64 word, __u64 now)
 {
-	return record->seen_ns + HF_CHAIN_SURE_NS < now && record->backend != hf_base_or_current(word) &&
-	       !hf_all_heard(slot);
+	return record->seen_ns + HF_CHAIN_SURE_NS < now && record->backend != hf_base_or_current(word);
 }
 
-/* A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
+/* Another replica can be asked to decide: the packet has not been there and back, and one can be sent to. */
+HF_COLD int hf_can_ask(__u32 slot, __u32 origin)
+{
+	const struct hf_config *config = hf_config();
+
+	return config && HF_ORIGIN_HOPS(origin) < HF_RELAY_HOPS_MAX && hf_owner_node(config, slot);
+}
+
+/* A packet of a flow that is recorded, or may be. 0: it is not. HF_RELAYED: the other replica is asked.
+ * A first packet that meets a record may be a second try, the one before lost on its way through the chain: it travels the
  * chain again, or a replica would know nothing of a flow that the client believes open. repeats: so do the first few of a
  * flow that has no first packet. */
-HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, int asks, int first,
-				 int promotes, int repeats, __u64 word, __u64 now)
+HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow *flow, __u32 slot, __u32 origin, int asks,
+				 int first, int promotes, int repeats, __u64 word, __u64 now)
 {
 	struct hf_record *record = hf_live(bpf_map_lookup_elem(&records, flow), word);
 	int full = !!record;
@@ -120,8 +128,14 @@ HF_INLINE int hf_choose_recorded(struct hf_choice *choice, const struct hf_flow 
 			record->seen_ns = now;
 		return 1;
 	}
-	if (!full && (first || promotes) && hf_is_doubtful(record, slot, word, now))
-		return !first; /* a first one begins the flow anew, others are dropped */
+	if (!full && (first || promotes) && hf_is_doubtful(record, word, now)) {
+		if (!first && hf_can_ask(slot, origin)) {
+			choice->verdict = HF_RELAYED;
+			return 1;
+		}
+		if (!hf_all_heard(slot))
+			return !first; /* a first one begins the flow anew, others are dropped */
+	}
 	choice->verdict = HF_RECORD_HIT;
 	choice->backend = record->backend;
 	record->seen_ns = now;
@@ -174,19 +188,13 @@ HF_INLINE void hf_choose_first(struct hf_choice *choice, const struct hf_config 
 }
 
 /*
- * Node of the backup, where it knows better than this LB what base is: the owner has asked it to settle the slot, and has
- * no answer. It may have agreed, and then has sent new flows to its new base while the owner seemed down (also where base
- * is current here: that may have changed since). What it has not agreed to has the same base there as here. Also one that
- * is only doubted: it may serve all the same. NULL: nobody knows better.
+ * What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then.
+ *
+ * The backup knows better than this LB what base is where the owner has asked it to settle the slot, and has no answer. It
+ * may have agreed, and then has sent new flows to its new base while the owner seemed down (also where base is current
+ * here: that may have changed since). What it has not agreed to has the same base there as here. Also one that is only
+ * doubted: it may serve all the same.
  */
-HF_INLINE const struct hf_node *hf_backup_asked(const struct hf_config *config, __u32 slot, __u64 word, __u32 origin)
-{
-	if (HF_ORIGIN_HOPS(origin) >= HF_RELAY_HOPS_MAX || !hf_asks(config, slot, word))
-		return NULL;
-	return hf_owner_node(config, slot);
-}
-
-/* What is to become of the packet: an HF_CHOICE(). Everything that is to be remembered has been written then. */
 HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 word, __u32 origin)
 {
 	const struct hf_config *config = hf_config();
@@ -203,15 +211,18 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	first = syn || hf_is_quic_initial(ctx, origin, &packet);
 	unannounced = hf_is_unannounced(&packet, origin);
 	asks = hf_asks(config, hash >> 16, word);
-	if (!hf_choose_recorded(&choice, &flow, hash >> 16, asks, first, !syn && !icmp, unannounced && !icmp, word, now)) {
+	if (!hf_choose_recorded(&choice, &flow, hash >> 16, origin, asks, first, !syn && !icmp, unannounced && !icmp,
+				word, now)) {
 		choice.alone = 0;
-		if (!first && hf_backup_asked(config, hash >> 16, word, origin))
-			return HF_ASK_BACKUP;
+		if (!first && asks && hf_can_ask(hash >> 16, origin))
+			return HF_ASK_ANOTHER;
 		if (icmp || (!unannounced && !syn))
 			hf_choose_old(&choice, word);
 		else
 			hf_choose_first(&choice, config, &flow, hash >> 16, asks, word, first, unannounced, now);
 	}
+	if (choice.verdict == HF_RELAYED)
+		return HF_ASK_ANOTHER;
 	if (choice.verdict == HF_UNRECORDED_DROP)
 		return HF_DROP(HF_UNRECORDED_DROP);
 	if (!hf_backend_alive(choice.backend))
@@ -221,7 +232,7 @@ HF_COLD __u64 hf_replica_choose(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __
 	return HF_CHOICE(choice);
 }
 
-HF_COLD __u32 hf_relay_to_backup(struct xdp_md *ctx, __u32 hash, __u64 word, __u32 origin)
+HF_COLD __u32 hf_relay_to_another(struct xdp_md *ctx, __u32 hash, __u32 origin)
 {
 	const struct hf_config *config = hf_config();
 	const struct hf_node *node;
@@ -229,7 +240,7 @@ HF_COLD __u32 hf_relay_to_backup(struct xdp_md *ctx, __u32 hash, __u64 word, __u
 
 	if (!config || hf_packet_again(ctx, origin, &packet))
 		return HF_DROP(HF_DROP_MALFORMED);
-	node = hf_backup_asked(config, hash >> 16, word, origin);
+	node = hf_owner_node(config, hash >> 16);
 	return node ? hf_relay(ctx, config, node, packet.tot_len, hash, origin) : HF_DROP(HF_DROP_NO_ROUTE);
 }
 
@@ -238,8 +249,8 @@ HF_COLD __u32 hf_replica(struct xdp_md *ctx, __u32 hash, __u32 vip_id, __u64 wor
 	__u64 choice = hf_replica_choose(ctx, hash, vip_id, word, origin);
 	__u32 backend = choice >> 32;
 
-	if (choice == HF_ASK_BACKUP)
-		return hf_relay_to_backup(ctx, hash, word, origin);
+	if (choice == HF_ASK_ANOTHER)
+		return hf_relay_to_another(ctx, hash, origin);
 	if (!backend)
 		return choice;
 	if (choice >> 8 & 0xff)

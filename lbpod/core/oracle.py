@@ -119,12 +119,13 @@ def _arrive(maps: Maps, frame: bytes, ifindex: int, now_ns: int) -> Outcome:
 def _tagged(maps: Maps, frame: bytes) -> Verdict:
     ip = frame[ETHERNET_BYTES + 4 :]
     inside = int.from_bytes(frame[ETHERNET_BYTES + 2 : ETHERNET_BYTES + 4], "big")
-    if inside == packets.ETHERTYPE_IPV4 and packets.is_ipv4(ip) and _is_vip_address(maps, packets.destination(ip)):
+    if inside == packets.ETHERTYPE_IPV4 and packets.is_ipv4(ip) and is_vip_address(maps, packets.destination(ip)):
         return Verdict.PASS_VLAN
     return Verdict.PASS_OTHER
 
 
-def _is_vip_address(maps: Maps, address: bytes) -> bool:
+def is_vip_address(maps: Maps, address: bytes) -> bool:
+    """Whether any VIP has it, whatever the port. address: 4 bytes, as in an IPv4 header."""
     return maps.vip(mapped(address), 0, layout.PROTOCOL_ICMP) is not None
 
 
@@ -141,7 +142,7 @@ def _inspect(maps: Maps, ip: bytes, room_bytes: int) -> _Subject | Verdict:
     """Read an IPv4 packet: its flow, or its verdict where it belongs to none. room_bytes: how long it may be."""
     odd = _oddity(ip, room_bytes)
     if odd is not None:
-        return odd if _is_vip_address(maps, packets.destination(ip)) else Verdict.PASS_OTHER
+        return odd if is_vip_address(maps, packets.destination(ip)) else Verdict.PASS_OTHER
     protocol = packets.protocol(ip)
     if protocol == layout.PROTOCOL_ICMP:
         return _inspect_icmp(maps, ip)
@@ -183,7 +184,7 @@ def _oddity(ip: bytes, room_bytes: int) -> Verdict | None:
 
 def _inspect_icmp(maps: Maps, ip: bytes) -> _Subject | Verdict:
     """Step 7. An error belongs to the flow that it quotes: a packet from a VIP to a client."""
-    if not _is_vip_address(maps, packets.destination(ip)):
+    if not is_vip_address(maps, packets.destination(ip)):
         return Verdict.PASS_OTHER
     icmp = ip[IPV4_BYTES : packets.total_bytes(ip)]
     if len(icmp) >= ICMP_BYTES and icmp[0] == packets.ICMP_ECHO_REQUEST:
@@ -317,8 +318,10 @@ class _Passage:
         agreed, and then knows better what base is (also where base is current here: it may have agreed before the last
         change). What it has not agreed to has the same base there as here. One that is only doubted may serve all the
         same."""
-        if not self.settling or not self._is_owner():
-            return None
+        return self._another_asked(relay) if self.settling and self._is_owner() else None
+
+    def _another_asked(self, relay: Relay | None) -> int | None:
+        """Node of the other replica, where the packet has not been there and back."""
         return self._owner_node() if relay is None or relay.hops < limits.RELAY_HOPS_MAX else None
 
     def _decide_as_replica(self, relay: Relay | None) -> Outcome:
@@ -328,7 +331,7 @@ class _Passage:
         if full is not None:
             return self._meet_full(full)
         if embryonic is not None:
-            return self._meet_embryonic(embryonic)
+            return self._meet_embryonic(embryonic, relay)
         asked = None if self.first else self._backup_asked(relay)
         if asked is not None:
             return self._relay(asked, relay)
@@ -360,11 +363,15 @@ class _Passage:
         self.maps.records.put(self.key, record._replace(round=record.round + again, seen_ns=self.now_ns))
         return self._meet_record(record.backend, full=True, again=again)
 
-    def _meet_embryonic(self, record: Record) -> Outcome:
+    def _meet_embryonic(self, record: Record, relay: Relay | None) -> Outcome:
         if self._is_doubtful(record):
-            if self.first:
-                return self._begin()
-            raise _End(Verdict.UNRECORDED_DROP)
+            asked = None if self.first else self._another_asked(relay)
+            if asked is not None:
+                return self._relay(asked, relay)
+            if not self._is_all_heard():
+                if self.first:
+                    return self._begin()
+                raise _End(Verdict.UNRECORDED_DROP)
         if not self.syn and not self.subject.icmp and self._record_full(record.backend):
             return self._start_chain(Verdict.PROMOTED, Verdict.PROMOTED, record.backend, full=True)
         self.maps.embryonic.put(self.key, record._replace(seen_ns=self.now_ns))
@@ -377,9 +384,9 @@ class _Passage:
         return self._to_backend(Verdict.RECORD_HIT, backend, stamp=True)
 
     def _is_doubtful(self, record: Record) -> bool:
-        """The chain of the SYN that made this record may have been lost: another replica cannot be heard, and the
-        client has had the time to try again, where that one began the flow alone, at base."""
-        if self.subject.icmp or record.backend == self._base_or_current() or self._is_all_heard():
+        """The SYN that made this record may have been lost in the chain, and the client has had the time to try again:
+        at a replica that did not hear this one, and so began the flow at base."""
+        if self.subject.icmp or record.backend == self._base_or_current():
             return False
         return record.seen_ns + limits.CHAIN_SURE_NS < self.now_ns
 
@@ -643,57 +650,3 @@ class _Passage:
             raise _End(Verdict.DROP_NO_HEADROOM)
         next_hop_mtu = max(mtu - limits.UNDERLAY_EXTRA_BYTES, 0)
         return Outcome(Action.TX, Verdict.TOO_BIG, packets.too_big_reply(self.frame, next_hop_mtu))
-
-
-# --- hf_tc ------------------------------------------------------------------------------------------------------------
-def tc(maps: Maps, frame: bytes, now_ns: int, *, goes_back: bool = False) -> Outcome:
-    """Decide one frame that leaves the node by the uplink: a pod's reply gets its VIP back, anything else passes, but
-    for what came in by the uplink (goes_back) and is to a VIP's address: it would go round in circles."""
-    untouched = Outcome(Action.PASS, None, frame)
-    ip = frame[ETHERNET_BYTES:]
-    is_whole = len(ip) >= IPV4_BYTES and packets.ethertype(frame) == packets.ETHERTYPE_IPV4
-    if goes_back and is_whole and _is_vip_address(maps, packets.destination(ip)):
-        maps.count(Verdict.DROP_UNSERVED, len(frame))
-        return Outcome(Action.DROP, Verdict.DROP_UNSERVED, frame)
-    if len(frame) < ETHERNET_BYTES or packets.ethertype(frame) != packets.ETHERTYPE_IPV4 or not packets.is_ipv4(ip):
-        return untouched
-    protocol = packets.protocol(ip)
-    l4_bytes = {layout.PROTOCOL_TCP: TCP_BYTES, layout.PROTOCOL_UDP: UDP_BYTES}.get(protocol)
-    if packets.header_words(ip) != 5 or packets.is_fragment(ip):
-        return untouched
-    if l4_bytes is None or len(ip) < IPV4_BYTES + l4_bytes:
-        return untouched
-    sport, dport = packets.ports(ip[IPV4_BYTES:])
-    key = nat_key(mapped(packets.destination(ip)), mapped(packets.source(ip)), dport, sport, protocol)
-    assured = maps.nat.get(key)
-    entry = assured or maps.unassured.get(key)
-    if entry is None:
-        return untouched
-    flags = ip[IPV4_BYTES + 13] if protocol == layout.PROTOCOL_TCP else 0
-    noted = entry.flags
-    if flags & packets.TCP_FIN:
-        noted |= layout.NAT_FIN_OUT
-    if flags & packets.TCP_RST:
-        noted |= layout.NAT_RST
-    entry = entry._replace(flags=noted, seen_ns=now_ns)
-    if assured:
-        maps.nat.put(key, entry)
-    else:
-        maps.unassured.put(key, _answered(maps, key, protocol, entry))
-    ip = packets.rewrite_source(ip, entry.vip[12:], entry.vip_port)
-    mss_max = maps.settings().mss_max
-    syn_ack = packets.TCP_SYN | packets.TCP_ACK
-    if mss_max and flags & syn_ack == syn_ack:
-        ip = packets.clamp_mss(ip, mss_max)
-    maps.count(Verdict.REPLY, len(frame))
-    return Outcome(Action.PASS, Verdict.REPLY, frame[:ETHERNET_BYTES] + ip)
-
-
-def _answered(maps: Maps, key: bytes, protocol: int, entry: Nat) -> Nat:
-    """What the entry of `unassured` is after its pod has answered. Only a socket answers what is no SYN without RST."""
-    if entry.flags & layout.NAT_RST:
-        return entry
-    was_assured = entry.flags & layout.NAT_ASSURED
-    if was_assured or (protocol == layout.PROTOCOL_TCP and not entry.flags & layout.NAT_SYN):
-        return maps.assure(key, entry)
-    return entry._replace(flags=entry.flags | layout.NAT_ANSWERED)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.core import missed, oracle
+from lbpod.core import missed, oracle, oracle_reply
 from lbpod.core.errors import RemoteError
 from lbpod.core.keeper import Keeper
 from lbpod.core.limits import (
@@ -280,7 +280,7 @@ class Machine:
 
     def reply(self, frame: bytes) -> Outcome:
         """A frame of a pod on this machine goes out."""
-        return oracle.tc(self.maps, frame, self.clock.now_ns())
+        return oracle_reply.tc(self.maps, frame, self.clock.now_ns())
 
     def other_members(self) -> list[int]:
         """Of the ring, as it knows it."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lbpod.core import layout, limits, oracle, packets
+from lbpod.core import layout, limits, oracle, oracle_reply, packets
 from lbpod.core.maps import Record, mapped
 from lbpod.core.oracle import Action, Outcome
 from lbpod.core.verdicts import Verdict
@@ -100,7 +100,7 @@ def _run(kernel: Kernel, seed: int, program: str, seen: Seen, look_always: bool)
         else:
             goes_back = draw.chance(0.1)
             frame = draw.forwarded() if goes_back else draw.outgoing()
-            outcome = oracle.tc(world.maps, frame, now_ns(), goes_back=goes_back)
+            outcome = oracle_reply.tc(world.maps, frame, now_ns(), goes_back=goes_back)
             differs = _tc_differs(outcome, kernel.tc(frame, goes_back))
         seen.frames += 1
         seen.verdicts[outcome.verdict] += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import given, strategies as st
 
-from lbpod.core import limits, oracle
+from lbpod.core import limits, oracle, oracle_reply
 from lbpod.core.maps import mapped
 from lbpod.core.oracle import Action
 from lbpod.core.packets import Forward, checksum
@@ -273,7 +273,7 @@ def test_what_is_translated_has_right_checksums(
     else:
         l4 = frames.tcp(pod, flow.client, port, flow.port, ACK, payload)
     answer = frames.ipv4(pod, flow.client, flow.vip.protocol, l4)
-    reply = oracle.tc(host, frames.frame(answer), NOW_NS)
+    reply = oracle_reply.tc(host, frames.frame(answer), NOW_NS)
     back = reply.frame[14:]
     assert Verdict.REPLY == reply.verdict
     assert (flow.vip.address[12:], flow.vip.port) == (back[12:16], int.from_bytes(back[20:22], "big"))
@@ -314,7 +314,7 @@ def test_an_mss_is_only_ever_lowered(seed: int, mss_max: int, mss: int) -> None:
     oracle.xdp(host, frames.frame(tunnel), HERE_IFINDEX, NOW_NS)
     pod = b"\x0a\xf4\x00\x01"
     segment = frames.tcp(pod, flow.client, 80, flow.port, SYN | ACK, options=options)
-    reply = oracle.tc(host, frames.frame(frames.ipv4(pod, flow.client, frames.TCP, segment)), NOW_NS).frame[14:]
+    reply = oracle_reply.tc(host, frames.frame(frames.ipv4(pod, flow.client, frames.TCP, segment)), NOW_NS).frame[14:]
     at = 40 + options.index(b"\x02\x04") + 2
     limit = mss_max % 65_536 or 65_535
     assert min(mss, limit) == int.from_bytes(reply[at : at + 2], "big")

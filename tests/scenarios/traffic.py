@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lbpod.core import oracle, packets
+from lbpod.core import oracle, oracle_reply, packets
 from lbpod.core.hashing import flow_hashes
 from lbpod.core.limits import SLOT_COUNT
 from lbpod.core.maps import flow_key, mapped
@@ -237,7 +237,7 @@ class Traffic:
         else:
             l4 = frames.tcp(pod, flow.client, POD_PORT, flow.port, flags)
         frame = frames.frame(frames.ipv4(pod, flow.client, int(flow.vip.protocol), l4))
-        outcome = oracle.tc(self._cluster.nodes[trip.steps[-1][0]].maps, frame, self._cluster.now_ns)
+        outcome = oracle_reply.tc(self._cluster.nodes[trip.steps[-1][0]].maps, frame, self._cluster.now_ns)
         assert outcome.verdict is Verdict.REPLY, "a pod's answer is translated"
         ip = outcome.frame[14:]
         assert packets.source(ip) == flow.vip.address[12:], "a pod's answer comes from the VIP"

@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 
-from lbpod.core import oracle
+from lbpod.core import oracle_reply
 from lbpod.core.limits import TICK_NS
 from lbpod.core.model import Protocol, Snapshot, WorldVip
 from tests.bpf.frames import ACK, FIN, RST, SYN, frame, ipv4, tcp, udp
@@ -195,7 +195,7 @@ class World:
         else:
             l4 = udp(pod, flow.client, 8080, flow.port, b"hello")
         reply = frame(ipv4(pod, flow.client, int(flow.protocol), l4))
-        oracle.tc(self.cluster[host].datapath.maps, reply, self.cluster.now_ns)
+        oracle_reply.tc(self.cluster[host].datapath.maps, reply, self.cluster.now_ns)
         return pod
 
     # --- Time ---------------------------------------------------------------------------------------------------------

@@ -32,8 +32,10 @@ from lbpod.core.limits import MARGIN_NS, MEMBER_NONE  # noqa: E402
 from lbpod.core.maps import Maps, _listed  # noqa: E402
 from lbpod.core.messages import LookRecords, Reply, RingStep  # noqa: E402
 from lbpod.core.oracle import _End, _Passage  # noqa: E402
+from lbpod.core.packets import Relay  # noqa: E402
 from lbpod.core.transition import Slots  # noqa: E402
 from lbpod.core.verdicts import Verdict  # noqa: E402
+from lbpod.datapath.apply import Applier  # noqa: E402
 from lbpod.simulator.run import run  # noqa: E402
 from tests.simulation.worlds import WORLDS, swap  # noqa: E402
 
@@ -106,18 +108,39 @@ def _doubtful() -> None:
     swap(_Passage, "_is_doubtful", lambda self, record: False)
 
 
+def _asked_syn() -> None:
+    """What a SYN has recorded decides about a packet that comes long after, and the other replica is not asked."""
+    meet = _Passage._meet_embryonic
+    relayed = Relay(0, limits.RELAY_HOPS_MAX, 0)
+    swap(_Passage, "_meet_embryonic", lambda self, record, relay: meet(self, record, relayed))
+
+
+def _syn_lease() -> None:
+    """An owner answers about a flow of which it has seen no more than a SYN as about any other."""
+    look = Applier._lookup
+
+    def all_full(self: Applier, flows: Any) -> Any:
+        records, embryonic = look(self, flows)
+        return records, np.zeros_like(embryonic)
+
+    swap(Applier, "_lookup", all_full)
+
+
 def _begun_alone() -> None:
     """A promoted record replaces whatever a SYN has left at another replica."""
     swap(_Passage, "_has_begun_alone", lambda self, chain: False)
 
 
 def _turn_back() -> None:
-    """A chain that meets a better record goes on with that, and nobody behind it hears of it."""
+    """A chain that meets a better record goes on with that, and nobody behind it hears of it. What ``asked-syn`` asks
+    about never gets as far as that, so it is out, too."""
+    _asked_syn()
     swap(_Passage, "_turn_back", lambda self, chain: chain)
 
 
 def _mute() -> None:
-    """Who calls is up, whether or not it hears this LB."""
+    """Who calls is up, whether or not it hears this LB. Hidden by ``asked-syn`` as well."""
+    _asked_syn()
     swap(watch, "_is_mute", lambda state, call: False)
 
 
@@ -273,6 +296,8 @@ RULES: Final[dict[str, Callable[[], None]]] = {
     "count-anew": _count_anew,
     "open-settle": _open_settle,
     "doubtful": _doubtful,
+    "asked-syn": _asked_syn,
+    "syn-lease": _syn_lease,
     "begun-alone": _begun_alone,
     "turn-back": _turn_back,
     "mute": _mute,

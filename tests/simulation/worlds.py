@@ -123,16 +123,22 @@ def _fewer_changes() -> None:
     swap(run, "GENERATIONS_MIN", 6)
 
 
-def _turns() -> None:
+def _turns(every_ns: int = TURN_NS) -> None:
     """The router sends every flow to another LB now and then, and in between always to the same."""
     look = cluster.Cluster._look
 
     def look_and_turn(self: cluster.Cluster) -> None:
         look(self)
-        turns = self.timeline.now_ns // TURN_NS % max(len(self._seen), 1)
+        turns = self.timeline.now_ns // every_ns % max(len(self._seen), 1)
         self._seen = self._seen[turns:] + self._seen[:turns]
 
     swap(cluster.Cluster, "_look", look_and_turn)
+
+
+def _turning_crowds() -> None:
+    """Crowds, whose flows all take another way every 0.7 s."""
+    _crowds()
+    _turns(700 * MS_NS)
 
 
 def _late_switches() -> None:
@@ -226,6 +232,19 @@ CUT_IN_TWO: Final = World(
     {"cut_rate": 10.0, "close_chance": 0.3},
 )
 
+CUT_AND_TURNED: Final = World(
+    "The same, sixty times a minute, for crowds that stay with one LB for 0.7 s.",
+    {
+        "lbs": 4,
+        "cut_rate": 60.0,
+        "close_chance": 0.9,
+        "spray_chance": 0.0,
+        "flows_max": 100,
+        "vips": (replace(TCP, idle_ns=30 * SECOND_NS),),
+    },
+    _turning_crowds,
+)
+
 WORLDS: Final[dict[str, World]] = {
     "prepare": World("Some LBs commit before others.", {"call_delay_ns": SECOND_NS}),
     "relay": World("Every packet takes another way."),
@@ -273,6 +292,8 @@ WORLDS: Final[dict[str, World]] = {
         LONG | {"lbs": 2, "spares": 0, "crash_rate": 6.0, "spray_chance": 0.0},
     ),
     "doubtful": CUT_IN_TWO,
+    "asked-syn": CUT_AND_TURNED,
+    "syn-lease": CUT_AND_TURNED,
     "begun-alone": CUT_IN_TWO,
     "turn-back": CUT_IN_TWO,
     "mute": CUT_IN_TWO,

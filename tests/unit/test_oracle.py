@@ -6,7 +6,7 @@ out here once, by hand from the RFCs, so that both programs cannot agree on some
 
 import pytest
 
-from lbpod.core import layout, limits, oracle
+from lbpod.core import layout, limits, oracle, oracle_reply
 from lbpod.core.hashing import flow_hash
 from lbpod.core.maps import FlowTable, Lease, Record, mapped, nat_key
 from lbpod.core.oracle import Action, Outcome
@@ -503,10 +503,10 @@ def test_delivery_and_reply(node: Node) -> None:
     expected = frames.ipv4(FLOW.client, pod, 6, frames.tcp(FLOW.client, pod, FLOW.port, 9000, SYN))
     assert (Action.PASS, frames.frame(expected)) == (outcome.action, outcome.frame)
     answer = frames.ipv4(pod, FLOW.client, 6, frames.tcp(pod, FLOW.client, 9000, FLOW.port, SYN | ACK))
-    reply = oracle.tc(node.maps, frames.frame(answer), NOW_NS)
+    reply = oracle_reply.tc(node.maps, frames.frame(answer), NOW_NS)
     back = frames.ipv4(VIP[12:], FLOW.client, 6, frames.tcp(VIP[12:], FLOW.client, 80, FLOW.port, SYN | ACK))
     assert (Verdict.REPLY, frames.frame(back)) == (reply.verdict, reply.frame)
-    assert None is oracle.tc(node.maps, frames.frame(back), NOW_NS).verdict
+    assert None is oracle_reply.tc(node.maps, frames.frame(back), NOW_NS).verdict
 
 
 def test_what_nat_remembers_of_a_connections_end(node: Node) -> None:
@@ -520,7 +520,7 @@ def test_what_nat_remembers_of_a_connections_end(node: Node) -> None:
     syn, fin_in = layout.NAT_SYN, layout.NAT_FIN_IN
     assert [syn, fin_in, fin_in | layout.NAT_RST, syn] == seen
     answer = frames.ipv4(pod, FLOW.client, 6, frames.tcp(pod, FLOW.client, 9000, FLOW.port, FIN | ACK))
-    oracle.tc(node.maps, frames.frame(answer), NOW_NS)
+    oracle_reply.tc(node.maps, frames.frame(answer), NOW_NS)
     assert syn | layout.NAT_FIN_OUT | layout.NAT_ANSWERED == node.maps.unassured.rows[key].flags
     node.from_peer(forward, frames.tcp_to(FLOW, ACK))
     assert layout.NAT_FIN_OUT == node.maps.nat.rows[key].flags, "what has been seen goes along"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lbpod.core.layout import MEMBER_PRESENT
-from lbpod.core.limits import CHAIN_SURE_NS
+from lbpod.core.layout import MEMBER_DOUBTED, MEMBER_PRESENT, MEMBER_UP
+from lbpod.core.limits import CHAIN_SURE_NS, RELAY_HOPS_MAX
 from lbpod.core.maps import Record
-from lbpod.core.packets import Chain
+from lbpod.core.packets import Chain, Relay
 from lbpod.core.verdicts import Verdict
 from tests.bpf import frames
 from tests.bpf.frames import ACK, FIN, SYN
@@ -60,10 +60,31 @@ def test_an_answer_that_comes_soon_and_a_record_of_base_are_believed(node: Node,
     assert Verdict.PROMOTED == node.run(frames.tcp_to(FLOW, ACK)).verdict
 
 
-def test_where_all_replicas_are_heard_every_record_is_believed() -> None:
+@pytest.mark.parametrize("flags", [MEMBER_UP, MEMBER_DOUBTED])
+def test_what_comes_long_after_its_syn_is_for_the_other_replica_to_decide(flags: int) -> None:
+    """It may not have heard this LB when the client tried again, and be heard now."""
+    node = lone_lb()
+    node.maps.members["flags"][PEER] = MEMBER_PRESENT | flags
+    before = Record(CURRENT, 0, LONG_AGO_NS)
+    node.maps.embryonic.put(FLOW.key, before)
+    outcome = node.run(frames.tcp_to(FLOW, ACK))
+    assert (Verdict.RELAYED, Relay(17, 1, SELF).pack()) == (outcome.verdict, option_of(outcome))
+    assert before == node.maps.embryonic.get(FLOW.key)
+
+
+def test_what_has_been_there_and_back_goes_where_its_syn_went_unless_somebody_is_not_heard(node: Node) -> None:
+    """Neither knows more than that SYN."""
+    back = Relay(17, RELAY_HOPS_MAX, SELF)
+    node.maps.embryonic.put(FLOW.key, Record(CURRENT, 0, LONG_AGO_NS))
+    assert Verdict.UNRECORDED_DROP == node.from_peer(back, frames.tcp_to(FLOW, ACK)).verdict
+    node.maps.members["flags"][PEER] = MEMBER_PRESENT | MEMBER_UP
+    assert Verdict.PROMOTED == node.from_peer(back, frames.tcp_to(FLOW, ACK)).verdict
+
+
+def test_a_syn_again_goes_where_the_first_one_went_where_all_are_heard() -> None:
     node = lone_lb()
     node.maps.embryonic.put(FLOW.key, Record(CURRENT, 0, LONG_AGO_NS))
-    assert Verdict.PROMOTED == node.run(frames.tcp_to(FLOW, ACK)).verdict
+    assert Verdict.RECORD_HIT == node.run(frames.tcp_to(FLOW, SYN)).verdict
 
 
 def test_nothing_begins_while_the_one_that_is_not_heard_may_have_agreed_to_settle_the_slot(node: Node) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbpod.core import layout, oracle, packets
+from lbpod.core import layout, oracle_reply, packets
 from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.packets import Forward
 from lbpod.core.verdicts import Verdict
@@ -30,7 +30,7 @@ def play(node: Node, script: list[tuple[bool, int]]) -> list[str]:
             assert Verdict.DELIVERED == node.from_peer(FORWARD, frames.tcp_to(FLOW, flags)).verdict
         else:
             l4 = frames.tcp(POD, FLOW.client, 9000, FLOW.port, flags)
-            reply = oracle.tc(node.maps, frames.frame(frames.ipv4(POD, FLOW.client, TCP, l4)), NOW_NS)
+            reply = oracle_reply.tc(node.maps, frames.frame(frames.ipv4(POD, FLOW.client, TCP, l4)), NOW_NS)
             assert Verdict.REPLY == reply.verdict, "whatever is known of a flow gets its VIP back"
         seen.append("u" * (key in node.maps.unassured.rows) + "n" * (key in node.maps.nat.rows))
     return seen
@@ -62,7 +62,7 @@ def test_udp_is_assured_when_the_client_goes_on_after_an_answer(node: Node) -> N
 
     def answer() -> None:
         l4 = frames.udp(POD, UDP_FLOW.client, 9000, UDP_FLOW.port, b"answer")
-        reply = oracle.tc(node.maps, frames.frame(frames.ipv4(POD, UDP_FLOW.client, UDP, l4)), NOW_NS)
+        reply = oracle_reply.tc(node.maps, frames.frame(frames.ipv4(POD, UDP_FLOW.client, UDP, l4)), NOW_NS)
         assert Verdict.REPLY == reply.verdict
 
     for step in (ask, ask, answer, answer):
@@ -97,7 +97,7 @@ def test_a_udp_flow_that_nat_has_lost_comes_back_with_the_pods_next_word(node: N
     key = nat_key(mapped(UDP_FLOW.client), mapped(POD), UDP_FLOW.port, 9000, UDP)
     node.maps.unassured.put(key, Nat(VIP, 53, layout.NAT_ANSWERED | layout.NAT_ASSURED, NOW_NS))
     l4 = frames.udp(POD, UDP_FLOW.client, 9000, UDP_FLOW.port, b"news")
-    oracle.tc(node.maps, frames.frame(frames.ipv4(POD, UDP_FLOW.client, UDP, l4)), NOW_NS)
+    oracle_reply.tc(node.maps, frames.frame(frames.ipv4(POD, UDP_FLOW.client, UDP, l4)), NOW_NS)
     assert key in node.maps.nat.rows
 
 
@@ -111,6 +111,6 @@ def test_a_flood_evicts_its_like_and_no_silent_connection(node: Node) -> None:
             assert Verdict.DELIVERED == node.from_peer(FORWARD, packet).verdict
     assert (8, 1) == (len(node.maps.unassured), len(node.maps.nat))
     push = frames.ipv4(POD, FLOW.client, TCP, frames.tcp(POD, FLOW.client, 9000, FLOW.port, ACK))
-    pushed = oracle.tc(node.maps, frames.frame(push), NOW_NS)
+    pushed = oracle_reply.tc(node.maps, frames.frame(push), NOW_NS)
     assert Verdict.REPLY == pushed.verdict
     assert VIP[12:] == packets.source(pushed.frame[14:])

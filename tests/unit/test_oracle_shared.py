@@ -5,7 +5,7 @@ Of the steps of ``lbpod/bpf/README.md`` these are the eighth and the last; more 
 
 import pytest
 
-from lbpod.core import layout, limits, oracle
+from lbpod.core import layout, limits, oracle_reply
 from lbpod.core.maps import Nat, mapped, nat_key
 from lbpod.core.oracle import Action
 from lbpod.core.packets import Forward
@@ -143,7 +143,7 @@ def test_what_the_pod_says_counts_as_much_as_what_the_client_says(host: Node) ->
     host.run(frames.tcp_to(FLOW, ACK))
     later_ns = NOW_NS + limits.NAT_TAKEN_NS
     answer = frames.ipv4(POD, FLOW.client, 6, frames.tcp(POD, FLOW.client, 9000, FLOW.port, ACK))
-    oracle.tc(host.maps, frames.frame(answer), later_ns - 1)
+    oracle_reply.tc(host.maps, frames.frame(answer), later_ns - 1)
     assert Verdict.DROP_NAT_TAKEN == host.run(frames.tcp_to(OTHERS, SYN), now_ns=later_ns).verdict
 
 
@@ -160,6 +160,6 @@ def test_a_flow_to_another_pod_is_in_nobodys_way(host: Node) -> None:
 def test_what_nobody_serves_goes_round_in_no_circle(node: Node, protocol: int, to_vip: bool, goes_back: bool) -> None:
     target = FLOW.vip.address[12:] if to_vip else v4("198.51.100.1")
     packet = frames.frame(frames.ipv4(FLOW.client, target, protocol, bytes(20)))
-    outcome = oracle.tc(node.maps, packet, NOW_NS, goes_back=goes_back)
+    outcome = oracle_reply.tc(node.maps, packet, NOW_NS, goes_back=goes_back)
     assert (Verdict.DROP_UNSERVED if to_vip and goes_back else None) == outcome.verdict
     assert (Action.DROP if to_vip and goes_back else Action.PASS, packet) == (outcome.action, outcome.frame)
