@@ -104,6 +104,7 @@ look_for_missing() {
 	need tcpdump command -v tcpdump
 	need procps command -v sysctl
 	need redis-server command -v redis-server
+	need prometheus command -v promtool
 	[ $with_cluster = yes ] || return 0
 	need etcd-server command -v etcd
 	need containerd command -v containerd
@@ -119,7 +120,7 @@ apt_install() (
 	# No service must start here, neither now nor at the next boot: the tests start their own, in namespaces. policy-rc.d is
 	# Debian's way to say so; the machine's own is put back, also after Ctrl-C.
 	local policy=/usr/sbin/policy-rc.d service new=()
-	for service in nginx redis-server etcd containerd; do
+	for service in nginx redis-server prometheus etcd containerd; do
 		command -v $service >/dev/null || new+=($service)
 	done
 	if [ ! -e $policy ]; then
