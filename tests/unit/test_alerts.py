@@ -86,6 +86,15 @@ def test_an_operator_that_is_told_nothing_is_blind_and_one_that_stands_by_is_not
     fires(tmp_path, name, {swept: "0x60", observed: "0x60"}, {30: False})
 
 
+@judged
+def test_a_certificate_that_ends_within_a_week_is_told_of_and_a_renewed_one_is_not(tmp_path: Path) -> None:
+    day = 24 * 60
+    ends = {"holdfast_certificate_expiry_timestamp_seconds": f"{9 * day * 60}x{4 * day}"}
+    fires(tmp_path, "HoldfastCertificateEnds", ends, {day: False, 2 * day: False, 2 * day + 90: True, 4 * day: True})
+    renewed = dict.fromkeys(ends, f"{9 * day * 60}x{3 * day} {800 * day * 60}x{day}")
+    fires(tmp_path, "HoldfastCertificateEnds", renewed, {3 * day - 1: True, 3 * day + 5: False})
+
+
 def test_the_alert_and_readyz_call_it_blind_at_the_same_time() -> None:
     (rule,) = (one for one in yaml.safe_load(ALERTS.read_text()) if one["alert"] == "HoldfastOperatorBlind")
     assert f"> {BLIND_NS // 1_000_000_000} and" in rule["expr"]

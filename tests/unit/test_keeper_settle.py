@@ -94,6 +94,17 @@ def settling(node: Node) -> Bools:
     return is_settling(node.words())
 
 
+def owing() -> tuple[Cluster, Node, Node, Bools]:
+    """After every answer to a settle was lost: an owner, a backup, and the slots of which that one owes it its word."""
+    cluster = changed()
+    cluster.muted = is_owed
+    cluster.run(WINDOW_NS + 9 * SECOND_NS)
+    owner, backup = cluster["lb1"], cluster["lb2"]
+    owed = owner.owned() & backup.backed()
+    assert settling(owner)[owed].all()
+    return cluster, owner, backup, owed
+
+
 # --- When -------------------------------------------------------------------------------------------------------------
 def test_where_base_has_died_only_the_margin_has_to_pass() -> None:
     cluster = replaced()
@@ -270,12 +281,7 @@ def test_what_the_backup_has_agreed_to_is_asked_about_and_becomes_base_where_the
 
 
 def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_once_it_is_back() -> None:
-    cluster = changed()
-    cluster.muted = is_owed
-    cluster.run(WINDOW_NS + 9 * SECOND_NS)
-    owner, backup = cluster["lb1"], cluster["lb2"]
-    owed = owner.owned() & backup.backed()
-    assert settling(owner)[owed].all()
+    cluster, owner, backup, owed = owing()
     cluster.muted, cluster.blocked = is_owed, lambda *ends_body: {"lb1", "lb2"} == set(ends_body[:2])
     cluster.run(2 * OWED_NS)
     assert settling(owner)[owed].all(), "lb3 hears it: it may have sent new flows to its new base"
@@ -297,12 +303,7 @@ def test_a_backup_that_owes_an_answer_decides_while_it_may_be_there_and_again_on
 
 
 def test_a_backup_that_its_owner_alone_does_not_hear_is_asked_through_another() -> None:
-    cluster = changed()
-    cluster.muted = is_owed
-    cluster.run(WINDOW_NS + 9 * SECOND_NS)
-    owner, backup = cluster["lb1"], cluster["lb2"]
-    owed = owner.owned() & backup.backed()
-    assert settling(owner)[owed].all()
+    cluster, owner, backup, owed = owing()
     cluster.muted, cluster.blocked = lambda *_: False, lambda *ends_body: {"lb1", "lb2"} == set(ends_body[:2])
     cluster.run(2 * OWED_NS)
     assert not settling(owner)[owed].any(), "lb3 has asked"
@@ -314,11 +315,7 @@ def test_a_backup_that_its_owner_alone_does_not_hear_is_asked_through_another() 
 
 
 def test_who_cannot_ask_that_backup_either_says_so_and_nothing_changes() -> None:
-    cluster = changed()
-    cluster.muted = is_owed
-    cluster.run(WINDOW_NS + 9 * SECOND_NS)
-    owner, backup = cluster["lb1"], cluster["lb2"]
-    owed = owner.owned() & backup.backed()
+    cluster, owner, _, owed = owing()
     asked = []
 
     def blocked(sender: str, receiver: str, body: PeerCall) -> bool:
